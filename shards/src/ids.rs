@@ -1,0 +1,125 @@
+//! Newtypes for the numbers that must not be confused, and the rule that maps a key to its shard.
+//!
+//! Never holds state. The slot rule is part of the storage format: changing it needs a new data directory format.
+
+use std::fmt;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// A Raft group. On one machine group `n` is shard `n`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct GroupId(pub u32);
+
+/// Position of a batch in one shard's write-ahead log; rises by one a batch, never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Sequence(pub u64);
+
+/// Milliseconds since the Unix epoch, as given by the caller. Entry stamps never decrease within a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Millis(pub u64);
+
+/// Names one request at the router that sent it; opaque to the engine and echoed in the reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Token(pub u64);
+
+/// xxh3_64 of a whole key. It orders keys inside a shard; [`slot_of`] decides the shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct KeyHash(pub u64);
+
+/// One of [`SLOTS`] fixed parts of the key space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Slot(pub u16);
+
+/// The number of slots; fixed by the storage format.
+pub const SLOTS: u16 = 4096;
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The hash that places a key inside its shard.
+pub fn hash_of(key: &[u8]) -> KeyHash {
+    KeyHash(xxh3_64(key))
+}
+
+/// The slot of a key: the hash of its `{tag}` when it has a non-empty one, of the whole key otherwise.
+pub fn slot_of(key: &[u8]) -> Slot {
+    slot_of_hashed(key, hash_of(key))
+}
+
+/// As [`slot_of`] for a caller that already has the hash of the whole key.
+pub fn slot_of_hashed(key: &[u8], hash: KeyHash) -> Slot {
+    let placed = match tag_of(key) {
+        Some(tag) => hash_of(tag),
+        None => hash,
+    };
+    Slot((placed.0 >> 52) as u16)
+}
+
+/// The bytes between the first `{` and the next `}`, when there are any.
+fn tag_of(key: &[u8]) -> Option<&[u8]> {
+    let open = memchr::memchr(b'{', key)?;
+    let rest = &key[open + 1..];
+    let close = memchr::memchr(b'}', rest)?;
+    (close > 0).then(|| &rest[..close])
+}
+
+/// Version of a stored record: where in the history of its group it was written. Compared only for equality by clients.
+///
+/// `place` packs the entry index (upper 54 bits) and the position of the command in its entry (lower 10 bits). The epoch
+/// rises whenever history may have been lost: a restart under a floor below `always`, a restore, an unsafe recovery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Version {
+    /// Epoch of the history that wrote the record.
+    pub epoch: u32,
+    /// Entry index times 1,024 plus position in the entry.
+    pub place: u64,
+}
+
+impl Version {
+    /// The version of the command at `position` (below 1,024) in entry `index`.
+    pub fn new(epoch: u32, index: u64, position: u16) -> Self {
+        assert!(position < 1024, "a position fits ten bits");
+        assert!(index < 1 << 54, "an entry index fits 54 bits");
+        Self { epoch, place: index << 10 | u64::from(position) }
+    }
+
+    /// Reads the text that [`fmt::Display`] writes; `None` for anything else.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (epoch, place) = text.split_once('-')?;
+        let number = |part: &str| -> Option<u64> {
+            let plain = !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+            plain.then(|| u64::from_str_radix(part, 16).ok()).flatten()
+        };
+        Some(Self { epoch: u32::try_from(number(epoch)?).ok()?, place: number(place)? })
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}-{:x}", self.epoch, self.place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_share_a_slot() {
+        assert_eq!(slot_of(b"{user1}.name"), slot_of(b"x{user1}y"));
+        assert_eq!(slot_of(b"{}a"), slot_of_hashed(b"{}a", hash_of(b"{}a")));
+        assert!(slot_of(b"abc").0 < SLOTS);
+    }
+
+    #[test]
+    fn versions_survive_their_text() {
+        for version in [Version::new(0, 0, 0), Version::new(7, 1 << 40, 1023)] {
+            assert_eq!(Version::parse(&version.to_string()), Some(version));
+        }
+        for bad in ["", "1", "1-", "-1", "+1-2", "1-2-3", "g-1"] {
+            assert_eq!(Version::parse(bad), None, "{bad}");
+        }
+    }
+}

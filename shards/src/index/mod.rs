@@ -1,0 +1,1 @@
+//! Indexes over the values of one shard: full text, semantic, and by field value.

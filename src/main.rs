@@ -1,0 +1,3 @@
+//! The `strand` binary: reads the command line and hands over to the subcommand.
+
+fn main() {}
