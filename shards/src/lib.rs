@@ -12,3 +12,4 @@ pub mod ids;
 pub mod index;
 pub mod log;
 pub mod state;
+pub mod txn;

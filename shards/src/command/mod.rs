@@ -5,6 +5,10 @@
 //! rejection after commit (a condition not met, an overflow) is a result like any other. Nothing here waits or sends.
 
 pub mod answer;
+pub mod bulk;
+pub mod context;
 pub mod entry;
+pub mod incr;
 pub mod items;
 pub mod record;
+pub mod write;

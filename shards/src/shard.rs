@@ -1,0 +1,393 @@
+//! One shard: the gate between what happens and what is to be done.
+//!
+//! [`Shard::step`] takes events and the time and leaves effects; [`Shard::work`] goes on with what is unfinished, within a
+//! budget of work units. Requests are admitted, gather into the next log entry, are proposed, become durable, are
+//! applied and answered, always in that order. Reads are answered from applied state, after every write of their key
+//! that was admitted before them. The shard never reads a clock, never blocks and never answers a write before its floor
+//! allows it.
+
+mod admit;
+mod apply;
+mod expiry;
+mod outbox;
+mod pending;
+mod propose;
+mod reads;
+mod transact;
+
+use crate::command::answer::Failure;
+use crate::command::record::Malformed;
+use crate::consensus::group::{Append, ConsensusError, Group, Restored};
+use crate::effect::Effects;
+use crate::event::Event;
+use crate::ids::{GroupId, Millis, Sequence};
+use crate::state::State;
+use crate::txn::coordinator::Coordinator;
+use crate::txn::locks::Locks;
+use crate::txn::state::TxnState;
+use admit::Parked;
+use outbox::{Gated, Waiter};
+use pending::Pending;
+use propose::{Gathered, Proposed};
+use raft::prelude::Entry;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// When a write is acknowledged; one rule for a whole shard, set by the operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Floor {
+    /// When durable.
+    Always,
+    /// When applied; the log is synced behind.
+    Interval,
+    /// When applied; there is no log.
+    Off,
+}
+
+/// What an operator can set for a shard.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// Which group this is.
+    pub group: GroupId,
+    /// When writes are acknowledged.
+    pub floor: Floor,
+    /// Log batches on their way to the disk at once.
+    pub commits_in_flight_max: usize,
+    /// While a batch is on its way, an entry waits for at least so many commands.
+    pub gather_commands_min: usize,
+    /// An entry is closed at this size in bytes.
+    pub entry_bytes_max: usize,
+    /// An entry is closed at this number of commands; at most 1,024.
+    pub entry_commands_max: usize,
+    /// Writes that store are refused while the state holds as many bytes; 0 is no bound.
+    pub memory_bytes_max: u64,
+    /// Keys that one page of SCAN or one slice of DELETE_PREFIX takes at most.
+    pub page_keys_max: usize,
+    /// Bytes of values in one page at most.
+    pub page_bytes_max: usize,
+    /// Records looked at for one page at most.
+    pub page_examined_max: usize,
+}
+
+impl ShardConfig {
+    /// The defaults for a group.
+    pub fn new(group: GroupId) -> Self {
+        Self {
+            group,
+            floor: Floor::Always,
+            commits_in_flight_max: 4,
+            gather_commands_min: 64,
+            entry_bytes_max: 1 << 20,
+            entry_commands_max: 1024,
+            memory_bytes_max: 0,
+            page_keys_max: 1000,
+            page_bytes_max: 1 << 20,
+            page_examined_max: 4000,
+        }
+    }
+}
+
+/// What a shard starts from.
+#[derive(Debug, Default)]
+pub struct ShardImage {
+    /// Consensus: hard state, snapshot index and the entries after it.
+    pub group: Restored,
+    /// Keys and sessions as of the snapshot.
+    pub state: State,
+    /// Transactions as of the snapshot.
+    pub txns: TxnState,
+    /// Highest entry stamp in the snapshot.
+    pub stamp: Millis,
+    /// Epoch for new versions.
+    pub epoch: u32,
+}
+
+/// The shard cannot go on: the process stops by this name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ShardFault {
+    /// A committed entry cannot be read.
+    Entry(Malformed),
+    /// raft-rs refused its input.
+    Consensus(ConsensusError),
+}
+
+impl From<Malformed> for ShardFault {
+    fn from(malformed: Malformed) -> Self {
+        Self::Entry(malformed)
+    }
+}
+
+impl From<ConsensusError> for ShardFault {
+    fn from(error: ConsensusError) -> Self {
+        Self::Consensus(error)
+    }
+}
+
+impl std::fmt::Display for ShardFault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Entry(malformed) => write!(f, "a committed entry cannot be read: {}", malformed.0),
+            Self::Consensus(error) => write!(f, "consensus failed: {}", error.0),
+        }
+    }
+}
+
+/// Plain counters, read by whoever reports them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShardCounters {
+    /// Requests admitted.
+    pub requests: u64,
+    /// Entries proposed.
+    pub entries: u64,
+    /// Commands applied.
+    pub commands: u64,
+    /// Records removed because their time to live was over.
+    pub expired: u64,
+    /// Transactions opened here.
+    pub transactions: u64,
+    /// Bytes handed to the log.
+    pub log_bytes: u64,
+}
+
+/// One shard of the key space.
+pub struct Shard {
+    config: ShardConfig,
+    group: Group,
+    state: State,
+    txns: TxnState,
+    epoch: u32,
+    now: Millis,
+    /// Highest stamp given to an entry.
+    stamp: Millis,
+    /// Index of the last applied entry.
+    applied: u64,
+    /// Whether this leader has applied everything from before its term.
+    is_ready: bool,
+    has_log_room: bool,
+
+    gathered: Gathered,
+    /// Entries that are full and wait for their turn.
+    sealed: VecDeque<Gathered>,
+    proposed: VecDeque<Proposed>,
+    pending: Pending,
+    /// Which batch holds the entries up to an index, for batches not yet durable.
+    batches: VecDeque<(u64, Sequence)>,
+    durable: Sequence,
+
+    /// Reads that wait for an entry to be applied, by rising index.
+    reads: VecDeque<(u64, Parked)>,
+    /// Scans that wait for an entry and for the locks held when they came.
+    scans: VecDeque<(u64, u64, Parked)>,
+    /// Replies and messages that wait for a sync.
+    gated: VecDeque<(Sequence, Gated)>,
+
+    locks: Locks<admit::LockWaiter>,
+    waiting_prepares: BTreeSet<(crate::txn::TxnId, u32)>,
+    coordinator: Coordinator,
+    txn_waiters: BTreeMap<crate::ids::Version, Vec<Waiter>>,
+    /// What waiters of certain commands go on with, by [`Waiter::ticket`].
+    tickets: BTreeMap<u32, outbox::Ticket>,
+    next_ticket: u32,
+    expiry: expiry::Expiry,
+
+    counters: ShardCounters,
+    last_tick: Millis,
+    committed: Vec<Entry>,
+    appends: Vec<Append>,
+}
+
+/// Time between ticks: deadlines, resends, raft's clock.
+const TICK_MS: u64 = 50;
+
+/// What is left after [`Shard::work`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// Nothing: the shard may sleep until something happens or the next tick.
+    Nothing,
+    /// More work is ready now.
+    More,
+}
+
+impl Shard {
+    /// A shard as recovery found it. It leads nothing before [`Shard::start`].
+    pub fn restore(config: ShardConfig, image: ShardImage, now: Millis) -> Result<Self, ShardFault> {
+        assert!((1..=crate::command::entry::COMMANDS_MAX).contains(&config.entry_commands_max));
+        assert!(config.commits_in_flight_max > 0, "a log without a batch in flight never moves");
+        let ShardImage { group, state, txns, stamp, epoch } = image;
+        let applied = group.snapshot_index;
+        let durable = group.sequence;
+        let group = Group::restore(group, config.floor == Floor::Always)?;
+        let mut locks = Locks::default();
+        for (txn, intent) in txns.intents() {
+            locks.hold(txn, &intent.items);
+        }
+        let coordinator = Coordinator::new(config.group);
+        Ok(Self {
+            config,
+            group,
+            state,
+            txns,
+            epoch,
+            now,
+            stamp,
+            applied,
+            is_ready: false,
+            has_log_room: true,
+            gathered: Gathered::default(),
+            sealed: VecDeque::new(),
+            proposed: VecDeque::new(),
+            pending: Pending::default(),
+            batches: VecDeque::new(),
+            durable,
+            reads: VecDeque::new(),
+            scans: VecDeque::new(),
+            gated: VecDeque::new(),
+            locks,
+            waiting_prepares: BTreeSet::new(),
+            coordinator,
+            txn_waiters: BTreeMap::new(),
+            tickets: BTreeMap::new(),
+            next_ticket: 0,
+            expiry: expiry::Expiry::default(),
+            counters: ShardCounters::default(),
+            last_tick: now,
+            committed: Vec::new(),
+            appends: Vec::new(),
+        })
+    }
+
+    /// Starts the first election.
+    pub fn start(&mut self, now: Millis, effects: &mut Effects) -> Result<(), ShardFault> {
+        self.now = self.now.max(now);
+        self.group.campaign()?;
+        self.advance(effects)
+    }
+
+    /// Takes what happened, in order, and leaves what is to be done. Drains `events`.
+    pub fn step(&mut self, now: Millis, events: &mut Vec<Event>, effects: &mut Effects) -> Result<(), ShardFault> {
+        self.now = self.now.max(now);
+        for event in events.drain(..) {
+            match event {
+                Event::Requests { router, batch } => self.admit_batch(router, batch, effects),
+                Event::Message(message) => self.hear(message, effects),
+                Event::Durable(sequence) => self.became_durable(sequence, effects),
+                Event::LogRoom(has_room) => self.has_log_room = has_room,
+                Event::SnapshotWritten { .. } | Event::SnapshotVerified(_) | Event::Drain => {}
+            }
+        }
+        if self.now.0 - self.last_tick.0 >= TICK_MS {
+            self.last_tick = self.now;
+            self.tick(effects);
+        }
+        self.advance(effects)
+    }
+
+    /// Goes on with unfinished work for about `units` records or postings.
+    pub fn work(&mut self, now: Millis, units: usize, effects: &mut Effects) -> Result<Left, ShardFault> {
+        self.now = self.now.max(now);
+        self.expire_some(units);
+        self.advance(effects)?;
+        Ok(Left::Nothing)
+    }
+
+    /// Whether nothing is under way: every request is answered, every transaction finished.
+    pub fn is_quiet(&self) -> bool {
+        self.proposed.is_empty()
+            && self.gathered.is_empty()
+            && self.sealed.is_empty()
+            && self.gated.is_empty()
+            && self.reads.is_empty()
+            && self.scans.is_empty()
+            && self.coordinator.is_empty()
+            && self.locks.waiting() == 0
+            && self.group.in_flight() == 0
+    }
+
+    /// Whether the shard serves: it leads and has applied everything from before its term.
+    pub fn is_ready(&self) -> bool {
+        self.is_ready
+    }
+
+    /// When [`Shard::step`] wants to be called again if nothing happens before.
+    pub fn next_tick(&self) -> Millis {
+        Millis(self.last_tick.0 + TICK_MS)
+    }
+
+    /// The shard's counters.
+    pub fn counters(&self) -> &ShardCounters {
+        &self.counters
+    }
+
+    /// The state, to look at.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Term, vote and commit index, and the configuration, for the start of a log segment.
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
+    fn became_durable(&mut self, sequence: Sequence, effects: &mut Effects) {
+        assert!(sequence >= self.durable, "durability never goes back");
+        self.durable = sequence;
+        self.group.durable(sequence);
+        while self.batches.front().is_some_and(|(_, batch)| *batch <= sequence) {
+            self.batches.pop_front();
+        }
+        self.open_gate(effects);
+    }
+
+    fn tick(&mut self, effects: &mut Effects) {
+        self.group.tick();
+        self.give_up_late(effects);
+        if self.is_ready {
+            let mut actions = Vec::new();
+            self.coordinator.tick(self.now, &mut actions);
+            self.perform(actions, effects);
+            self.ask_about_old_intents(effects);
+        }
+    }
+
+    /// Proposes, collects and applies until nothing moves.
+    fn advance(&mut self, effects: &mut Effects) -> Result<(), ShardFault> {
+        loop {
+            let proposed = self.propose_some()?;
+            let mut committed = std::mem::take(&mut self.committed);
+            self.group.collect(&mut self.appends, &mut committed);
+            self.hand_over_appends(effects);
+            let moved = proposed || !committed.is_empty();
+            for entry in committed.drain(..) {
+                self.apply_entry(&entry, effects)?;
+            }
+            self.committed = committed;
+            if !moved {
+                return Ok(());
+            }
+        }
+    }
+
+    fn hand_over_appends(&mut self, effects: &mut Effects) {
+        for append in self.appends.drain(..) {
+            self.counters.log_bytes += append.entries.iter().map(|entry| entry.data.len() as u64).sum::<u64>();
+            if let Some(last) = append.entries.last() {
+                self.batches.push_back((last.index, append.sequence));
+            }
+            if self.config.floor == Floor::Off {
+                continue;
+            }
+            effects.appends.push(append);
+        }
+        if self.config.floor == Floor::Off {
+            self.batches.clear();
+            self.durable = self.group.last_sequence();
+            self.group.durable(self.durable);
+        }
+    }
+
+    fn refuse(&self, router: u8, head: &crate::batch::RequestHead, failure: Failure, effects: &mut Effects) {
+        outbox::reply_failure(effects, router, head.token, failure);
+    }
+}
+
+#[cfg(test)]
+mod tests;

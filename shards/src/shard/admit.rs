@@ -1,0 +1,355 @@
+//! Takes requests in: each is answered at once, gathers into the next entry, or waits for something named.
+//!
+//! What waits is bounded by what routers admit. A request that waits for a lock stands in that key's queue behind
+//! whatever came before it, so one connection's commands for one key keep their order.
+
+use super::outbox::{Ticket, Waiter, reply_failure};
+use super::{Floor, Shard};
+use crate::batch::{RequestBatch, RequestHead};
+use crate::command::answer::Failure;
+use crate::command::items;
+use crate::command::record::{Op, Record, fingerprint, flag};
+use crate::effect::Effects;
+use crate::ids::{KeyHash, Millis, hash_of};
+use crate::txn::coordinator::Plan;
+use crate::txn::message::{GroupMessage, Message, Open, Start};
+
+/// A request that waits, with its bytes.
+#[derive(Debug)]
+pub(super) struct Parked {
+    pub(super) router: u8,
+    pub(super) head: RequestHead,
+    pub(super) record: Box<[u8]>,
+}
+
+/// What waits for a lock.
+#[derive(Debug)]
+pub(super) enum LockWaiter {
+    /// A client's request.
+    Request(Parked),
+    /// A PREPARE of another transaction.
+    Prepare(GroupMessage),
+}
+
+/// Memory that empty batches keep when they go back to their router.
+const KEEP_BYTES: usize = 256 << 10;
+
+impl Parked {
+    fn new(router: u8, head: &RequestHead, record: &[u8]) -> Self {
+        Self { router, head: *head, record: record.into() }
+    }
+}
+
+impl Shard {
+    /// Admits every request of a batch, in order, and gives the batch back.
+    pub(super) fn admit_batch(&mut self, router: u8, mut batch: Box<RequestBatch>, effects: &mut Effects) {
+        self.counters.requests += batch.heads.len() as u64;
+        for number in 0..batch.heads.len() {
+            let head = batch.heads[number];
+            self.admit(router, &head, batch.record(&head), effects);
+        }
+        batch.clear(KEEP_BYTES);
+        effects.returned.push((router, batch));
+    }
+
+    /// Admits one request.
+    pub(super) fn admit(&mut self, router: u8, head: &RequestHead, bytes: &[u8], effects: &mut Effects) {
+        let record = match Record::decode(bytes) {
+            Ok(record) => record,
+            Err(malformed) => {
+                let text = format!("the router sent a record that cannot be read: {}", malformed.0);
+                return self.refuse(router, head, Failure::Internal(text), effects);
+            }
+        };
+        match record.op {
+            Op::Set | Op::Incr | Op::Delete | Op::Expire | Op::Persist => {
+                self.admit_write(router, head, bytes, &record, effects);
+            }
+            Op::BulkSet | Op::BulkDelete => self.admit_bulk(router, head, bytes, &record, effects),
+            Op::Remember => self.admit_unlocked(router, head, bytes, &record, effects),
+            Op::TxnStart => self.admit_transaction(router, head, bytes, &record, effects),
+            Op::DeletePrefix => self.admit_scan(router, head, bytes, effects),
+            Op::Get | Op::Exists | Op::Ttl => self.admit_read(router, head, bytes, &record, effects),
+            Op::ReadMany => self.admit_read_many(router, head, bytes, &record, effects),
+            Op::Scan | Op::Recall => self.admit_scan(router, head, bytes, effects),
+            Op::Info => self.answer_info(router, head, effects),
+            Op::Indexes | Op::SearchStats | Op::SearchHits | Op::QueryIndex | Op::CatalogChange | Op::Snapshot => {
+                let text = "this build has no such room yet";
+                self.refuse(router, head, Failure::Internal(text.to_owned()), effects);
+            }
+            Op::Expired
+            | Op::TxnOpen
+            | Op::TxnPrepare
+            | Op::TxnDecide
+            | Op::TxnFinish
+            | Op::TxnForget
+            | Op::Catalog => {
+                let text = "a router never sends what only shards propose";
+                self.refuse(router, head, Failure::Internal(text.to_owned()), effects);
+            }
+        }
+    }
+
+    /// Admits again what waited, in its order.
+    pub(super) fn admit_parked(&mut self, parked: &Parked, effects: &mut Effects) {
+        if parked.head.deadline <= self.now {
+            return reply_failure(effects, parked.router, parked.head.token, Failure::Timeout { unknown: false });
+        }
+        self.admit(parked.router, &parked.head, &parked.record, effects);
+    }
+
+    /// Whether an answer waits for the sync: asked for under a weaker floor.
+    fn waits_for_sync(&self, record: &Record<'_>) -> bool {
+        self.config.floor == Floor::Interval && record.has(flag::FSYNC)
+    }
+
+    fn admit_write(
+        &mut self,
+        router: u8,
+        head: &RequestHead,
+        bytes: &[u8],
+        record: &Record<'_>,
+        effects: &mut Effects,
+    ) {
+        if self.locks.is_held(record.key) {
+            let waiter = LockWaiter::Request(Parked::new(router, head, bytes));
+            return self.locks.wait(record.key, waiter);
+        }
+        if let Some(failure) = self.refusal_of_write(record.op, bytes.len()) {
+            return self.refuse(router, head, failure, effects);
+        }
+        let waiter = Waiter::client(router, head, self.waits_for_sync(record));
+        self.gather(bytes, waiter, Some(hash_checked(head, record)));
+    }
+
+    fn admit_bulk(
+        &mut self,
+        router: u8,
+        head: &RequestHead,
+        bytes: &[u8],
+        record: &Record<'_>,
+        effects: &mut Effects,
+    ) {
+        if let Some(key) = self.locks.first_held(record.value, None) {
+            let waiter = LockWaiter::Request(Parked::new(router, head, bytes));
+            return self.locks.wait(key, waiter);
+        }
+        if let Some(failure) = self.refusal_of_write(record.op, bytes.len()) {
+            return self.refuse(router, head, failure, effects);
+        }
+        let waiter = Waiter::client(router, head, self.waits_for_sync(record));
+        self.gather(bytes, waiter, None);
+        self.mark_items(record.value);
+    }
+
+    /// Marks every key of some items as written soon.
+    pub(super) fn mark_items(&mut self, bytes: &[u8]) {
+        for (key, _) in items::iter(bytes).map_while(Result::ok) {
+            self.pending.add(hash_of(key));
+        }
+    }
+
+    fn admit_unlocked(
+        &mut self,
+        router: u8,
+        head: &RequestHead,
+        bytes: &[u8],
+        record: &Record<'_>,
+        effects: &mut Effects,
+    ) {
+        if let Some(failure) = self.refusal_of_write(record.op, bytes.len()) {
+            return self.refuse(router, head, failure, effects);
+        }
+        let waiter = Waiter::client(router, head, self.waits_for_sync(record));
+        self.gather(bytes, waiter, None);
+    }
+
+    /// Turns a request over several groups into an OPEN in this group's log.
+    fn admit_transaction(
+        &mut self,
+        router: u8,
+        head: &RequestHead,
+        bytes: &[u8],
+        record: &Record<'_>,
+        effects: &mut Effects,
+    ) {
+        let start = match Start::decode(record.value) {
+            Ok(start) => start,
+            Err(malformed) => {
+                let text = format!("the router sent a transaction that cannot be read: {}", malformed.0);
+                return self.refuse(router, head, Failure::Internal(text), effects);
+            }
+        };
+        if let Some(failure) = self.refusal_of_write(record.op, bytes.len()) {
+            return self.refuse(router, head, failure, effects);
+        }
+        let fingerprint = record.session.map_or(0, |session| fingerprint(bytes, &session));
+        let participants = start.parts.iter().map(|(group, _)| *group).collect();
+        let mut value = Vec::new();
+        Open { kind: start.kind, fingerprint, participants }.encode(&mut value);
+        let parts = start.parts.iter().map(|(group, items)| (*group, items.to_vec())).collect();
+        let debug = record.has(flag::DEBUG);
+        let plan = Plan { kind: start.kind, debug, parts, deadline: head.deadline };
+        let mut waiter = Waiter::client(router, head, true);
+        waiter.ticket = self.ticket(Ticket::Open(plan));
+        let mut open = Record::plain(Op::TxnOpen, &[], &value);
+        open.session = record.session;
+        let mut encoded = Vec::new();
+        open.encode(&mut encoded);
+        self.counters.transactions += 1;
+        self.gather(&encoded, waiter, None);
+    }
+
+    fn admit_read(
+        &mut self,
+        router: u8,
+        head: &RequestHead,
+        bytes: &[u8],
+        record: &Record<'_>,
+        effects: &mut Effects,
+    ) {
+        let hash = hash_checked(head, record);
+        if !record.has(flag::LOCAL) {
+            if self.locks.is_held(record.key) {
+                let waiter = LockWaiter::Request(Parked::new(router, head, bytes));
+                return self.locks.wait(record.key, waiter);
+            }
+            if !self.is_ready || self.pending.may_have(hash) {
+                let horizon = self.horizon();
+                return self.reads.push_back((horizon, Parked::new(router, head, bytes)));
+            }
+            if self.is_overdue(hash, record.key) {
+                self.propose_expiry(&[record.key]);
+                let horizon = self.horizon();
+                return self.reads.push_back((horizon, Parked::new(router, head, bytes)));
+            }
+        }
+        self.answer_read(router, head, hash, record, effects);
+    }
+
+    fn admit_read_many(
+        &mut self,
+        router: u8,
+        head: &RequestHead,
+        bytes: &[u8],
+        record: &Record<'_>,
+        effects: &mut Effects,
+    ) {
+        if !record.has(flag::LOCAL) {
+            if let Some(key) = self.locks.first_held(record.value, None) {
+                let waiter = LockWaiter::Request(Parked::new(router, head, bytes));
+                return self.locks.wait(key, waiter);
+            }
+            let keys = || items::iter(record.value).map_while(Result::ok).map(|(key, _)| key);
+            let must_wait = !self.is_ready || keys().any(|key| self.pending.may_have(hash_of(key)));
+            let overdue: Vec<&[u8]> = keys().filter(|key| self.is_overdue(hash_of(key), key)).collect();
+            if !overdue.is_empty() {
+                self.propose_expiry(&overdue);
+            }
+            if must_wait || !overdue.is_empty() {
+                let horizon = self.horizon();
+                return self.reads.push_back((horizon, Parked::new(router, head, bytes)));
+            }
+        }
+        self.answer_read_many(router, head, record, effects);
+    }
+
+    /// A command that looks at many keys: it waits for everything admitted and for the locks held when it came.
+    fn admit_scan(&mut self, router: u8, head: &RequestHead, bytes: &[u8], effects: &mut Effects) {
+        let (index, locks) = (self.horizon(), self.locks.horizon());
+        if self.is_ready && index <= self.applied && self.locks.are_gone_before(locks) {
+            return self.answer_scan(router, head, bytes, effects);
+        }
+        self.scans.push_back((index, locks, Parked::new(router, head, bytes)));
+    }
+
+    /// Answers the reads that waited for the entries up to the applied one.
+    pub(super) fn release_reads(&mut self, effects: &mut Effects) {
+        if !self.is_ready {
+            return;
+        }
+        while self.reads.front().is_some_and(|(index, _)| *index <= self.applied) {
+            let Some((_, parked)) = self.reads.pop_front() else { break };
+            self.admit_parked(&parked, effects);
+        }
+        self.release_scans(effects);
+    }
+
+    fn release_scans(&mut self, effects: &mut Effects) {
+        for _ in 0..self.scans.len() {
+            let Some((index, locks, parked)) = self.scans.pop_front() else { break };
+            if index <= self.applied && self.locks.are_gone_before(locks) {
+                self.answer_scan(parked.router, &parked.head, &parked.record, effects);
+            } else {
+                self.scans.push_back((index, locks, parked));
+            }
+        }
+    }
+
+    /// Admits again what waited for the locks of a transaction.
+    pub(super) fn release_locks(&mut self, txn: crate::txn::TxnId, effects: &mut Effects) {
+        for waiter in self.locks.release(txn) {
+            match waiter {
+                LockWaiter::Request(parked) => self.admit_parked(&parked, effects),
+                LockWaiter::Prepare(message) => {
+                    if let Message::Prepare { txn, attempt, .. } = &message.body {
+                        self.waiting_prepares.remove(&(*txn, *attempt));
+                    }
+                    self.hear(message, effects);
+                }
+            }
+        }
+        self.release_scans(effects);
+    }
+
+    /// Answers the waiting requests whose clients have stopped waiting; none of them was proposed.
+    pub(super) fn give_up_parked(&mut self, effects: &mut Effects) {
+        let now = self.now;
+        let is_over = |deadline: Millis| deadline <= now;
+        let mut late: Vec<(u8, crate::ids::Token)> = Vec::new();
+        self.reads.retain(|(_, parked)| keep_or_note(parked, now, &mut late));
+        self.scans.retain(|(_, _, parked)| keep_or_note(parked, now, &mut late));
+        let taken = self.locks.take_waiting(|waiter| match waiter {
+            LockWaiter::Request(parked) => is_over(parked.head.deadline),
+            LockWaiter::Prepare(message) => {
+                matches!(&message.body, Message::Prepare { deadline, .. } if is_over(*deadline))
+            }
+        });
+        for waiter in taken {
+            match waiter {
+                LockWaiter::Request(parked) => late.push((parked.router, parked.head.token)),
+                LockWaiter::Prepare(message) => self.refuse_prepare(&message, effects),
+            }
+        }
+        for (router, token) in late {
+            reply_failure(effects, router, token, Failure::Timeout { unknown: false });
+        }
+    }
+
+    fn refusal_of_write(&self, op: Op, bytes: usize) -> Option<Failure> {
+        if !self.has_log_room {
+            return Some(Failure::DiskFull);
+        }
+        let stores = matches!(op, Op::Set | Op::Incr | Op::BulkSet | Op::TxnStart);
+        let bound = self.config.memory_bytes_max;
+        if stores && bound > 0 && self.state.keys.bytes() as u64 + bytes as u64 > bound {
+            return Some(Failure::OutOfMemory);
+        }
+        None
+    }
+}
+
+/// Keeps a request that is in time; notes whom to answer of one that is not.
+fn keep_or_note(parked: &Parked, now: Millis, late: &mut Vec<(u8, crate::ids::Token)>) -> bool {
+    let in_time = parked.head.deadline > now;
+    if !in_time {
+        late.push((parked.router, parked.head.token));
+    }
+    in_time
+}
+
+/// The hash that the router sent, which must be that of the key: a wrong one would hide a record for ever.
+fn hash_checked(head: &RequestHead, record: &Record<'_>) -> KeyHash {
+    debug_assert_eq!(head.hash, hash_of(record.key), "the router hashes the whole key");
+    head.hash
+}

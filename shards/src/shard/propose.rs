@@ -1,0 +1,89 @@
+//! Gathers commands into entries and proposes them: group commit without a timer.
+//!
+//! While batches are on their way to the disk the next entry gathers; it is proposed when the log has room for another
+//! batch. So an idle shard commits at once, and a busy one pays for consensus and sync once for many commands.
+
+use super::outbox::Waiter;
+use super::{Floor, Shard, ShardFault};
+use crate::command::entry::EntryBuilder;
+use crate::ids::KeyHash;
+
+/// Commands that will be one entry, with who waits for each.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    entry: EntryBuilder,
+    pub(super) waiters: Vec<Waiter>,
+}
+
+/// An entry on its way.
+#[derive(Debug)]
+pub(super) struct Proposed {
+    /// Its index.
+    pub(super) index: u64,
+    /// The term in which it was proposed.
+    pub(super) term: u64,
+    /// Who waits, by position in the entry.
+    pub(super) waiters: Vec<Waiter>,
+}
+
+impl Gathered {
+    /// Whether nothing has gathered.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiters.is_empty()
+    }
+}
+
+impl Shard {
+    /// Adds an encoded record to the next entry. `hash` of the key marks a write of it as pending.
+    pub(super) fn gather(&mut self, record: &[u8], waiter: Waiter, hash: Option<KeyHash>) {
+        let entry = &self.gathered.entry;
+        let is_full = entry.count() >= self.config.entry_commands_max
+            || entry.length() + record.len() > self.config.entry_bytes_max;
+        if is_full && !self.gathered.is_empty() {
+            self.sealed.push_back(std::mem::take(&mut self.gathered));
+        }
+        self.gathered.entry.push(record);
+        self.gathered.waiters.push(waiter);
+        if let Some(hash) = hash {
+            self.pending.add(hash);
+        }
+    }
+
+    /// The index that everything admitted so far will have been applied at.
+    pub(super) fn horizon(&self) -> u64 {
+        let unproposed = self.sealed.len() as u64 + u64::from(!self.gathered.is_empty());
+        self.group.last_index() + unproposed
+    }
+
+    /// Proposes what may be proposed now; whether anything was.
+    pub(super) fn propose_some(&mut self) -> Result<bool, ShardFault> {
+        let mut any = false;
+        while self.may_propose() {
+            let gathered = self.sealed.pop_front().unwrap_or_else(|| std::mem::take(&mut self.gathered));
+            self.stamp = self.stamp.max(self.now);
+            let Gathered { entry, waiters } = gathered;
+            let data = entry.finish(self.epoch, self.stamp);
+            let index = self.group.propose(data)?;
+            self.proposed.push_back(Proposed { index, term: self.group.term(), waiters });
+            self.counters.entries += 1;
+            any = true;
+        }
+        Ok(any)
+    }
+
+    fn may_propose(&self) -> bool {
+        if !self.is_ready || (self.sealed.is_empty() && self.gathered.is_empty()) {
+            return false;
+        }
+        if self.config.floor != Floor::Always {
+            // Nothing waits for the disk, so there is no reason to gather beyond one step.
+            return self.group.in_flight() < UNSYNCED_BATCHES_MAX;
+        }
+        let in_flight = self.group.in_flight();
+        let is_worth_it = !self.sealed.is_empty() || self.gathered.waiters.len() >= self.config.gather_commands_min;
+        in_flight == 0 || (in_flight < self.config.commits_in_flight_max && is_worth_it)
+    }
+}
+
+/// Most batches handed to a log that is synced behind, so that a disk that stands still stops the writes at last.
+const UNSYNCED_BATCHES_MAX: usize = 65_536;

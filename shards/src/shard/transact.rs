@@ -1,0 +1,297 @@
+//! Transactions as seen by a shard: its part as a participant, and the ways between its coordinator and its log.
+
+use super::admit::LockWaiter;
+use super::apply::{finish_intent, known, remember};
+use super::outbox::{NO_TICKET, Ticket, Waiter, reply};
+use super::{Shard, ShardFault};
+use crate::batch::ReplyKind;
+use crate::command::answer::{Failure, Outcome};
+use crate::command::context::is_over;
+use crate::command::items;
+use crate::command::record::{Malformed, Op, Record, flag};
+use crate::effect::Effects;
+use crate::ids::{GroupId, Millis, Version, hash_of};
+use crate::txn::coordinator::Action;
+use crate::txn::message::{Decide, Finish, GroupMessage, Message, Open, Prepare};
+use crate::txn::state::{Intent, Origin, PrepareOutcome};
+use crate::txn::{Kind, TxnId};
+
+/// An intent that has waited so long makes its participant ask, in ms.
+const ASK_AFTER_MS: u64 = 1000;
+
+impl Shard {
+    /// Another group, or this one in its other role, says something.
+    pub(super) fn hear(&mut self, message: GroupMessage, effects: &mut Effects) {
+        assert_eq!(message.to, self.config.group, "messages come to the group that they are for");
+        if !self.is_ready {
+            // The sender says it again.
+            return;
+        }
+        match &message.body {
+            Message::Prepare { .. } => self.hear_prepare(message, effects),
+            Message::Finish { txn, commit } => self.hear_finish(message.from, *txn, *commit, effects),
+            Message::Ask { txn } => {
+                let mut actions = Vec::new();
+                let record = self.txns.record(txn.opened);
+                self.coordinator.asked(message.from, *txn, record, &mut actions);
+                self.perform(actions, effects);
+            }
+            Message::Prepared { .. } | Message::Refused { .. } | Message::Finished { .. } => {
+                let mut actions = Vec::new();
+                self.coordinator.answer(message.from, message.body, self.now, &mut actions);
+                self.perform(actions, effects);
+            }
+        }
+    }
+
+    /// Does what the coordinator decided.
+    pub(super) fn perform(&mut self, actions: Vec<Action>, effects: &mut Effects) {
+        for action in actions {
+            match action {
+                Action::Send(to, body) => self.tell(to, body, effects),
+                Action::Decide(decide) => {
+                    let mut value = Vec::new();
+                    decide.encode(&mut value);
+                    self.gather_internal(Op::TxnDecide, &value);
+                }
+                Action::Forget(txn) => {
+                    let mut value = Vec::new();
+                    txn.encode(&mut value);
+                    self.gather_internal(Op::TxnForget, &value);
+                }
+                Action::Values(txn, values) => {
+                    let outcome = Outcome::Members(ReplyKind::Part, values);
+                    for waiter in self.txn_waiters.remove(&txn.opened).unwrap_or_default() {
+                        if !waiter.is_silent {
+                            reply(effects, waiter.router, waiter.token, &outcome);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks the coordinators of intents that nobody has finished for long.
+    pub(super) fn ask_about_old_intents(&mut self, effects: &mut Effects) {
+        let now = self.now.0;
+        let old: Vec<TxnId> = self
+            .txns
+            .intents()
+            .filter(|(_, intent)| now.saturating_sub(intent.since.0) >= ASK_AFTER_MS)
+            .map(|(txn, _)| txn)
+            .collect();
+        for txn in old {
+            self.tell(txn.group, Message::Ask { txn }, effects);
+        }
+    }
+
+    /// Refuses a PREPARE that waited too long for its locks.
+    pub(super) fn refuse_prepare(&mut self, message: &GroupMessage, effects: &mut Effects) {
+        if let Message::Prepare { txn, attempt, .. } = &message.body {
+            self.waiting_prepares.remove(&(*txn, *attempt));
+            self.tell(message.from, Message::Refused { txn: *txn, attempt: *attempt }, effects);
+        }
+    }
+
+    fn tell(&mut self, to: GroupId, body: Message, effects: &mut Effects) {
+        let message = GroupMessage { from: self.config.group, to, body };
+        self.send_behind_sync(message, effects);
+    }
+
+    fn gather_internal(&mut self, op: Op, value: &[u8]) {
+        let mut bytes = Vec::new();
+        Record::plain(op, &[], value).encode(&mut bytes);
+        self.gather(&bytes, Waiter::nobody(), None);
+    }
+
+    fn hear_prepare(&mut self, message: GroupMessage, effects: &mut Effects) {
+        let Message::Prepare { txn, attempt, wait, kind, debug, items, deadline } = &message.body else { return };
+        let (txn, attempt) = (*txn, *attempt);
+        if let Some(intent) = self.txns.intent(txn)
+            && intent.attempt == attempt
+        {
+            let answer = self.prepared(txn, attempt, &intent.clone());
+            return self.tell(message.from, answer, effects);
+        }
+        if self.locks.holds(txn) || self.waiting_prepares.contains(&(txn, attempt)) {
+            // Said again while the first is on its way.
+            return;
+        }
+        if let Some(key) = self.locks.first_held(items, Some(txn)) {
+            if *wait && *deadline > self.now {
+                self.waiting_prepares.insert((txn, attempt));
+                let key = key.to_vec();
+                return self.locks.wait(&key, LockWaiter::Prepare(message));
+            }
+            return self.refuse_prepare(&message, effects);
+        }
+        self.locks.hold(txn, items);
+        let mut value = Vec::new();
+        Prepare { txn, attempt, kind: *kind, items }.encode(&mut value);
+        let mut record = Record::plain(Op::TxnPrepare, &[], &value);
+        if *debug {
+            record.flags |= flag::DEBUG;
+        }
+        let mut bytes = Vec::new();
+        record.encode(&mut bytes);
+        self.gather(&bytes, Waiter::nobody(), None);
+    }
+
+    fn hear_finish(&mut self, from: GroupId, txn: TxnId, commit: Option<Version>, effects: &mut Effects) {
+        let is_waiting = |waiter: &LockWaiter| {
+            matches!(waiter, LockWaiter::Prepare(m) if matches!(&m.body, Message::Prepare { txn: t, .. } if *t == txn))
+        };
+        self.locks.take_waiting(is_waiting);
+        self.waiting_prepares.retain(|(waiting, _)| *waiting != txn);
+        if self.locks.holds(txn) {
+            let mut value = Vec::new();
+            Finish { txn, commit }.encode(&mut value);
+            self.gather_internal(Op::TxnFinish, &value);
+        } else {
+            self.tell(from, Message::Finished { txn }, effects);
+        }
+    }
+
+    /// What a participant says of its intent.
+    fn prepared(&self, txn: TxnId, attempt: u32, intent: &Intent) -> Message {
+        let mut count = 0;
+        let mut values = Vec::new();
+        for (key, _) in items::iter(&intent.items).map_while(Result::ok) {
+            // Locked keys change for nobody, so what is counted here still holds when the intent is applied; an expiry
+            // waits for the lock too, but its record counts as gone from its time on.
+            let found = self.state.keys.get(hash_of(key), key).filter(|found| !is_over(found.expires_at, self.stamp));
+            count += i64::from(intent.kind == Kind::Set || found.is_some());
+            if intent.kind == Kind::Read {
+                items::push(&mut values, key, found.map_or(&[][..], |found| found.value));
+            }
+        }
+        Message::Prepared { txn, attempt, place: intent.place, count, values }
+    }
+
+    pub(super) fn apply_open(
+        &mut self,
+        record: &Record<'_>,
+        version: Version,
+        _stamp: Millis,
+        waiter: Waiter,
+        effects: &mut Effects,
+    ) -> Result<(), ShardFault> {
+        let open = Open::decode(record.value)?;
+        let plan = match waiter.ticket {
+            NO_TICKET => None,
+            number => self.tickets.remove(&number),
+        };
+        let needed = self.sequence_of(self.applied_or_applying());
+        if let Some(session) = record.session {
+            if let Some(outcome) = known(&self.state, session.client, session.seq, open.fingerprint) {
+                self.answer(&waiter, needed, &outcome, effects);
+                return Ok(());
+            }
+            if let Some((opened, running)) = self.txns.open_for(session.client, session.seq) {
+                if running.fingerprint == open.fingerprint {
+                    self.txn_waiters.entry(opened).or_default().push(waiter);
+                } else {
+                    self.answer(&waiter, needed, &Outcome::Failed(Failure::SeqReused), effects);
+                }
+                return Ok(());
+            }
+        }
+        let origin = record.session.map(|session| Origin {
+            client: session.client.to_vec(),
+            seq: session.seq,
+            acked: session.acked,
+        });
+        self.txns.open(version, open, origin);
+        if let Some(Ticket::Open(plan)) = plan {
+            self.txn_waiters.insert(version, vec![waiter]);
+            let mut actions = Vec::new();
+            self.coordinator.opened(version, plan, self.now, &mut actions);
+            self.perform(actions, effects);
+        }
+        Ok(())
+    }
+
+    pub(super) fn apply_prepare(
+        &mut self,
+        record: &Record<'_>,
+        version: Version,
+        stamp: Millis,
+        is_own: bool,
+        effects: &mut Effects,
+    ) -> Result<(), ShardFault> {
+        let prepare = Prepare::decode(record.value)?;
+        let (txn, attempt) = (prepare.txn, prepare.attempt);
+        let outcome = self.txns.prepare(version, stamp, &prepare, record.has(flag::DEBUG))?;
+        match outcome {
+            PrepareOutcome::Installed => {
+                self.locks.hold(txn, prepare.items);
+                if is_own {
+                    let intent = self.txns.intent(txn).expect("just installed").clone();
+                    let answer = self.prepared(txn, attempt, &intent);
+                    self.tell(txn.group, answer, effects);
+                }
+            }
+            PrepareOutcome::Locked if is_own => {
+                unreachable!("a leader proposes a PREPARE only when it has reserved its keys")
+            }
+            PrepareOutcome::Locked => {}
+        }
+        Ok(())
+    }
+
+    pub(super) fn apply_decide(
+        &mut self,
+        record: &Record<'_>,
+        stamp: Millis,
+        effects: &mut Effects,
+    ) -> Result<(), ShardFault> {
+        let decide = Decide::decode(record.value)?;
+        let opened = decide.txn.opened;
+        let Some(decided) = self.txns.decide(&decide) else { return Ok(()) };
+        let (origin, fingerprint) = (decided.origin.clone(), decided.fingerprint);
+        let outcome = if decide.commit {
+            Outcome::Integer(decide.result)
+        } else {
+            Outcome::Failed(Failure::Timeout { unknown: false })
+        };
+        if let (Some(origin), true) = (origin, decide.commit) {
+            remember(&mut self.state, &origin.client, origin.seq, origin.acked, fingerprint, stamp, &outcome);
+        }
+        let needed = self.sequence_of(self.applied_or_applying());
+        for waiter in self.txn_waiters.remove(&opened).unwrap_or_default() {
+            self.answer(&waiter, needed, &outcome, effects);
+        }
+        let mut actions = Vec::new();
+        self.coordinator.decided(opened, decide.commit, self.now, &mut actions);
+        self.perform(actions, effects);
+        Ok(())
+    }
+
+    pub(super) fn apply_finish(
+        &mut self,
+        record: &Record<'_>,
+        version: Version,
+        stamp: Millis,
+        effects: &mut Effects,
+    ) -> Result<(), ShardFault> {
+        let finish = Finish::decode(record.value)?;
+        if let Some(intent) = self.txns.finish(&finish) {
+            finish_intent(&mut self.state, &intent, version, stamp)?;
+        }
+        self.release_locks(finish.txn, effects);
+        if self.is_ready {
+            self.tell(finish.txn.group, Message::Finished { txn: finish.txn }, effects);
+        }
+        Ok(())
+    }
+
+    pub(super) fn apply_forget(&mut self, record: &Record<'_>) -> Result<(), ShardFault> {
+        let mut rest = record.value;
+        let txn = TxnId::decode(&mut rest)?;
+        if !rest.is_empty() {
+            return Err(Malformed("bytes after a transaction's id").into());
+        }
+        self.txns.forget(txn.opened);
+        Ok(())
+    }
+}

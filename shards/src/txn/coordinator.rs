@@ -1,0 +1,451 @@
+//! Drives the transactions of one coordinator group: what its leader does with each answer.
+//!
+//! Pure decisions: answers and applied entries go in, [`Action`]s come out. Nothing here survives a change of leader; the
+//! new leader starts from the records ([`Coordinator::take_over`]), aborts what is pending and finishes what is decided.
+//!
+//! A first try prepares everywhere at once and is refused on a lock. Later tries prepare one group after the other in
+//! ascending order and wait for locks, so that no cycle of waiting can form.
+
+use super::message::{Decide, Message};
+use super::state::{Record, Status};
+use super::{Kind, TxnId};
+use crate::ids::{GroupId, Millis, Version};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What the leader shall do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send a message to a participant.
+    Send(GroupId, Message),
+    /// Propose the decision.
+    Decide(Decide),
+    /// Propose to forget a transaction.
+    Forget(TxnId),
+    /// The values that a read has gathered, as items, for those who wait for it.
+    Values(TxnId, Vec<u8>),
+}
+
+/// What a transaction is to do, as its client asked.
+#[derive(Debug)]
+pub struct Plan {
+    /// What is done.
+    pub kind: Kind,
+    /// The debug fault mode was asked for.
+    pub debug: bool,
+    /// Items of each participant, ascending.
+    pub parts: Vec<(GroupId, Vec<u8>)>,
+    /// When the client stops waiting.
+    pub deadline: Millis,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// Waits for the answers to a PREPARE.
+    Preparing,
+    /// Waits until the participants have dropped the intents of a refused try.
+    BackingOut(BTreeSet<GroupId>),
+    /// A DECIDE is proposed.
+    Deciding,
+    /// Waits until every participant has finished.
+    Finishing { waiting: BTreeSet<GroupId>, commit: BTreeMap<GroupId, Version> },
+}
+
+#[derive(Debug)]
+struct Drive {
+    plan: Plan,
+    attempt: u32,
+    prepared: BTreeMap<GroupId, Prepared>,
+    refused: BTreeSet<GroupId>,
+    stage: Stage,
+    /// When messages were last sent, to send them again.
+    sent_at: Millis,
+}
+
+#[derive(Debug)]
+struct Prepared {
+    place: Version,
+    count: i64,
+    values: Vec<u8>,
+}
+
+/// How long an unanswered message waits before it is sent again, in ms. Links inside one process lose nothing.
+const RESEND_AFTER_MS: u64 = 500;
+
+/// The transactions that this leader drives.
+#[derive(Debug)]
+pub struct Coordinator {
+    group: GroupId,
+    drives: BTreeMap<Version, Drive>,
+}
+
+impl Coordinator {
+    /// Drives nothing yet.
+    pub fn new(group: GroupId) -> Self {
+        Self { group, drives: BTreeMap::new() }
+    }
+
+    /// Number of transactions under way.
+    pub fn len(&self) -> usize {
+        self.drives.len()
+    }
+
+    /// Whether nothing is under way.
+    pub fn is_empty(&self) -> bool {
+        self.drives.is_empty()
+    }
+
+    /// Begins where an earlier leader left: aborts what is pending, finishes what is decided.
+    pub fn take_over<'a>(
+        &mut self,
+        records: impl Iterator<Item = (Version, &'a Record)>,
+        now: Millis,
+        actions: &mut Vec<Action>,
+    ) {
+        for (opened, record) in records {
+            let parts = record.participants.iter().map(|group| (*group, Vec::new())).collect();
+            let plan = Plan { kind: record.kind, debug: false, parts, deadline: now };
+            let drive = Drive::new(plan, now);
+            self.drives.insert(opened, drive);
+            match &record.status {
+                Status::Pending => self.abort(opened, actions),
+                Status::Aborted => self.decided(opened, false, now, actions),
+                Status::Committed(prepares) => {
+                    let drive = self.drives.get_mut(&opened).expect("just inserted");
+                    for (group, place) in prepares {
+                        let prepared = Prepared { place: *place, count: 0, values: Vec::new() };
+                        drive.prepared.insert(*group, prepared);
+                    }
+                    self.decided(opened, true, now, actions);
+                }
+            }
+        }
+    }
+
+    /// The OPEN is applied: prepares everywhere.
+    pub fn opened(&mut self, opened: Version, plan: Plan, now: Millis, actions: &mut Vec<Action>) {
+        let txn = TxnId { group: self.group, opened };
+        let drive = Drive::new(plan, now);
+        for number in 0..drive.plan.parts.len() {
+            actions.push(drive.prepare(txn, number));
+        }
+        assert!(self.drives.insert(opened, drive).is_none(), "a version opens one transaction");
+    }
+
+    /// A participant answers.
+    pub fn answer(&mut self, from: GroupId, message: Message, now: Millis, actions: &mut Vec<Action>) {
+        match message {
+            Message::Prepared { txn, attempt, place, count, values } => {
+                let prepared = Prepared { place, count, values };
+                self.prepared(txn, from, attempt, prepared, now, actions);
+            }
+            Message::Refused { txn, attempt } => self.refused(txn, from, attempt, actions),
+            Message::Finished { txn } => self.finished(txn, from, now, actions),
+            Message::Prepare { .. } | Message::Finish { .. } | Message::Ask { .. } => {
+                unreachable!("the shard gives a coordinator only what participants say to it")
+            }
+        }
+    }
+
+    /// The DECIDE is applied, or a record is found decided.
+    pub fn decided(&mut self, opened: Version, commit: bool, now: Millis, actions: &mut Vec<Action>) {
+        let Some(drive) = self.drives.get_mut(&opened) else { return };
+        let txn = TxnId { group: self.group, opened };
+        let places = |(group, prepared): (&GroupId, &Prepared)| (*group, prepared.place);
+        let commit = if commit { drive.prepared.iter().map(places).collect() } else { BTreeMap::new() };
+        let waiting: BTreeSet<GroupId> = drive.plan.parts.iter().map(|(group, _)| *group).collect();
+        drive.stage = Stage::Finishing { waiting, commit };
+        drive.sent_at = now;
+        drive.send_finishes(txn, actions);
+        // The values are in the participants' intents now.
+        for (_, items) in &mut drive.plan.parts {
+            *items = Vec::new();
+        }
+    }
+
+    /// A participant asks what became of a transaction that is no longer recorded or not driven.
+    pub fn asked(&mut self, from: GroupId, txn: TxnId, record: Option<&Record>, actions: &mut Vec<Action>) {
+        match record {
+            // Forgotten only after every participant finished, so an intent that is left belongs to an aborted one.
+            None => actions.push(Action::Send(from, Message::Finish { txn, commit: None })),
+            Some(record) => match &record.status {
+                Status::Pending if self.drives.contains_key(&txn.opened) => {}
+                Status::Pending => self.abort(txn.opened, actions),
+                Status::Aborted => actions.push(Action::Send(from, Message::Finish { txn, commit: None })),
+                Status::Committed(prepares) => {
+                    let commit = prepares.iter().find(|(group, _)| *group == from).map(|(_, place)| *place);
+                    actions.push(Action::Send(from, Message::Finish { txn, commit }));
+                }
+            },
+        }
+    }
+
+    /// Gives up what is past its deadline and says again what found no answer.
+    pub fn tick(&mut self, now: Millis, actions: &mut Vec<Action>) {
+        let mut late = Vec::new();
+        for (opened, drive) in &mut self.drives {
+            let txn = TxnId { group: self.group, opened: *opened };
+            let undecided = matches!(drive.stage, Stage::Preparing | Stage::BackingOut(_));
+            if undecided && drive.plan.deadline <= now {
+                late.push(*opened);
+            } else if now.0.saturating_sub(drive.sent_at.0) >= RESEND_AFTER_MS {
+                drive.sent_at = now;
+                drive.send_again(txn, actions);
+            }
+        }
+        for opened in late {
+            self.abort(opened, actions);
+        }
+    }
+
+    fn prepared(
+        &mut self,
+        txn: TxnId,
+        from: GroupId,
+        attempt: u32,
+        prepared: Prepared,
+        now: Millis,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(drive) = self.drives.get_mut(&txn.opened) else { return };
+        if attempt != drive.attempt || !matches!(drive.stage, Stage::Preparing) {
+            return;
+        }
+        let again = drive.prepared.insert(from, prepared).is_some();
+        let done = drive.prepared.len();
+        if done + drive.refused.len() == drive.plan.parts.len() && !drive.refused.is_empty() {
+            drive.back_out(txn, actions);
+        } else if done == drive.plan.parts.len() {
+            drive.decide(txn, actions);
+        } else if drive.attempt > 1 && !again {
+            drive.sent_at = now;
+            actions.push(drive.prepare(txn, done));
+        }
+    }
+
+    fn refused(&mut self, txn: TxnId, from: GroupId, attempt: u32, actions: &mut Vec<Action>) {
+        let Some(drive) = self.drives.get_mut(&txn.opened) else { return };
+        if attempt != drive.attempt || !matches!(drive.stage, Stage::Preparing) {
+            return;
+        }
+        drive.refused.insert(from);
+        // A waiting try is refused only when its deadline has passed: the tick aborts it.
+        if drive.attempt == 1 && drive.prepared.len() + drive.refused.len() == drive.plan.parts.len() {
+            drive.back_out(txn, actions);
+        }
+    }
+
+    fn finished(&mut self, txn: TxnId, from: GroupId, now: Millis, actions: &mut Vec<Action>) {
+        let Some(drive) = self.drives.get_mut(&txn.opened) else { return };
+        match &mut drive.stage {
+            Stage::BackingOut(waiting) => {
+                waiting.remove(&from);
+                if waiting.is_empty() {
+                    drive.stage = Stage::Preparing;
+                    drive.attempt += 1;
+                    drive.prepared.clear();
+                    drive.refused.clear();
+                    drive.sent_at = now;
+                    actions.push(drive.prepare(txn, 0));
+                }
+            }
+            Stage::Finishing { waiting, .. } => {
+                waiting.remove(&from);
+                if waiting.is_empty() {
+                    self.drives.remove(&txn.opened);
+                    actions.push(Action::Forget(txn));
+                }
+            }
+            Stage::Preparing | Stage::Deciding => {}
+        }
+    }
+
+    fn abort(&mut self, opened: Version, actions: &mut Vec<Action>) {
+        let txn = TxnId { group: self.group, opened };
+        if let Some(drive) = self.drives.get_mut(&opened) {
+            drive.stage = Stage::Deciding;
+        }
+        actions.push(Action::Decide(Decide { txn, commit: false, result: 0, prepares: Vec::new() }));
+    }
+}
+
+impl Drive {
+    fn new(plan: Plan, now: Millis) -> Self {
+        let (prepared, refused) = (BTreeMap::new(), BTreeSet::new());
+        Self { plan, attempt: 1, prepared, refused, stage: Stage::Preparing, sent_at: now }
+    }
+
+    fn prepare(&self, txn: TxnId, number: usize) -> Action {
+        let (group, items) = &self.plan.parts[number];
+        let message = Message::Prepare {
+            txn,
+            attempt: self.attempt,
+            wait: self.attempt > 1,
+            kind: self.plan.kind,
+            debug: self.plan.debug,
+            items: items.clone(),
+            deadline: self.plan.deadline,
+        };
+        Action::Send(*group, message)
+    }
+
+    fn back_out(&mut self, txn: TxnId, actions: &mut Vec<Action>) {
+        self.stage = Stage::BackingOut(self.plan.parts.iter().map(|(group, _)| *group).collect());
+        self.send_finishes(txn, actions);
+    }
+
+    /// Tells each participant that has not answered to apply what is decided for it, or to drop what it has.
+    fn send_finishes(&self, txn: TxnId, actions: &mut Vec<Action>) {
+        let nothing = BTreeMap::new();
+        let (waiting, commit) = match &self.stage {
+            Stage::Finishing { waiting, commit } => (waiting, commit),
+            Stage::BackingOut(waiting) => (waiting, &nothing),
+            Stage::Preparing | Stage::Deciding => return,
+        };
+        for group in waiting {
+            let message = Message::Finish { txn, commit: commit.get(group).copied() };
+            actions.push(Action::Send(*group, message));
+        }
+    }
+
+    fn decide(&mut self, txn: TxnId, actions: &mut Vec<Action>) {
+        self.stage = Stage::Deciding;
+        if self.plan.kind == Kind::Read {
+            let mut values = Vec::new();
+            for prepared in self.prepared.values_mut() {
+                values.append(&mut prepared.values);
+            }
+            actions.push(Action::Values(txn, values));
+        }
+        let result = self.prepared.values().map(|prepared| prepared.count).sum();
+        let prepares = self.prepared.iter().map(|(group, prepared)| (*group, prepared.place)).collect();
+        // A read has nothing to apply: its locks are dropped like those of an aborted transaction.
+        let commit = self.plan.kind != Kind::Read;
+        actions.push(Action::Decide(Decide { txn, commit, result, prepares }));
+    }
+
+    fn send_again(&self, txn: TxnId, actions: &mut Vec<Action>) {
+        match &self.stage {
+            Stage::Preparing if self.attempt == 1 => {
+                for (number, (group, _)) in self.plan.parts.iter().enumerate() {
+                    if !self.prepared.contains_key(group) && !self.refused.contains(group) {
+                        actions.push(self.prepare(txn, number));
+                    }
+                }
+            }
+            // The one participant that is next: a repeated PREPARE that waits already is recognised there.
+            Stage::Preparing => actions.push(self.prepare(txn, self.prepared.len())),
+            Stage::BackingOut(_) | Stage::Finishing { .. } => self.send_finishes(txn, actions),
+            Stage::Deciding => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Millis = Millis(1000);
+
+    fn plan(kind: Kind) -> Plan {
+        let parts = vec![(GroupId(0), b"x".to_vec()), (GroupId(2), b"y".to_vec())];
+        Plan { kind, debug: false, parts, deadline: Millis(9000) }
+    }
+
+    fn txn() -> TxnId {
+        TxnId { group: GroupId(0), opened: Version::new(0, 5, 0) }
+    }
+
+    fn prepared(attempt: u32, index: u64) -> Message {
+        let place = Version::new(0, index, 0);
+        Message::Prepared { txn: txn(), attempt, place, count: 1, values: vec![index as u8] }
+    }
+
+    #[test]
+    fn the_straight_way() {
+        let mut coordinator = Coordinator::new(GroupId(0));
+        let mut actions = Vec::new();
+        coordinator.opened(txn().opened, plan(Kind::Set), NOW, &mut actions);
+        assert_eq!(actions.len(), 2);
+        actions.clear();
+        coordinator.answer(GroupId(2), prepared(1, 7), NOW, &mut actions);
+        assert!(actions.is_empty());
+        coordinator.answer(GroupId(0), prepared(1, 8), NOW, &mut actions);
+        let prepares = vec![(GroupId(0), Version::new(0, 8, 0)), (GroupId(2), Version::new(0, 7, 0))];
+        assert_eq!(actions, [Action::Decide(Decide { txn: txn(), commit: true, result: 2, prepares })]);
+        actions.clear();
+        coordinator.decided(txn().opened, true, NOW, &mut actions);
+        let finish = |group, index| {
+            let commit = Some(Version::new(0, index, 0));
+            Action::Send(GroupId(group), Message::Finish { txn: txn(), commit })
+        };
+        assert_eq!(actions, [finish(0, 8), finish(2, 7)]);
+        actions.clear();
+        coordinator.answer(GroupId(0), Message::Finished { txn: txn() }, NOW, &mut actions);
+        coordinator.answer(GroupId(0), Message::Finished { txn: txn() }, NOW, &mut actions);
+        assert!(actions.is_empty());
+        coordinator.answer(GroupId(2), Message::Finished { txn: txn() }, NOW, &mut actions);
+        assert_eq!(actions, [Action::Forget(txn())]);
+        assert!(coordinator.is_empty());
+    }
+
+    #[test]
+    fn a_refused_try_backs_out_and_goes_in_order() {
+        let mut coordinator = Coordinator::new(GroupId(0));
+        let mut actions = Vec::new();
+        coordinator.opened(txn().opened, plan(Kind::Read), NOW, &mut actions);
+        actions.clear();
+        coordinator.answer(GroupId(0), Message::Refused { txn: txn(), attempt: 1 }, NOW, &mut actions);
+        coordinator.answer(GroupId(2), prepared(1, 7), NOW, &mut actions);
+        assert_eq!(actions.len(), 2, "both are told to drop: {actions:?}");
+        actions.clear();
+        coordinator.answer(GroupId(2), Message::Finished { txn: txn() }, NOW, &mut actions);
+        coordinator.answer(GroupId(0), Message::Finished { txn: txn() }, NOW, &mut actions);
+        assert!(matches!(actions[..], [Action::Send(GroupId(0), Message::Prepare { wait: true, attempt: 2, .. })]));
+        actions.clear();
+        coordinator.answer(GroupId(2), prepared(1, 7), NOW, &mut actions);
+        assert!(actions.is_empty(), "an answer to the first try counts no more");
+        coordinator.answer(GroupId(0), prepared(2, 9), NOW, &mut actions);
+        assert!(matches!(actions[..], [Action::Send(GroupId(2), Message::Prepare { .. })]));
+        actions.clear();
+        coordinator.answer(GroupId(2), prepared(2, 10), NOW, &mut actions);
+        assert_eq!(actions[0], Action::Values(txn(), vec![9, 10]));
+        assert!(matches!(&actions[1], Action::Decide(decide) if !decide.commit));
+    }
+
+    #[test]
+    fn late_ones_abort_and_unknown_ones_are_aborted() {
+        let mut coordinator = Coordinator::new(GroupId(0));
+        let mut actions = Vec::new();
+        coordinator.opened(txn().opened, plan(Kind::Set), NOW, &mut actions);
+        actions.clear();
+        coordinator.tick(Millis(1600), &mut actions);
+        assert_eq!(actions.len(), 2, "said again");
+        actions.clear();
+        coordinator.tick(Millis(9000), &mut actions);
+        assert!(matches!(&actions[..], [Action::Decide(decide)] if !decide.commit));
+        actions.clear();
+        coordinator.asked(GroupId(2), txn(), None, &mut actions);
+        assert_eq!(actions, [Action::Send(GroupId(2), Message::Finish { txn: txn(), commit: None })]);
+    }
+
+    #[test]
+    fn a_new_leader_aborts_the_pending_and_finishes_the_decided() {
+        let record = |status| Record {
+            kind: Kind::Set,
+            fingerprint: 0,
+            participants: vec![GroupId(0), GroupId(2)],
+            origin: None,
+            status,
+        };
+        let place = Version::new(0, 4, 0);
+        let pending = record(Status::Pending);
+        let committed = record(Status::Committed(vec![(GroupId(0), place), (GroupId(2), place)]));
+        let records = [(Version::new(0, 1, 0), &pending), (Version::new(0, 2, 0), &committed)];
+        let mut coordinator = Coordinator::new(GroupId(0));
+        let mut actions = Vec::new();
+        coordinator.take_over(records.into_iter(), NOW, &mut actions);
+        assert!(matches!(&actions[0], Action::Decide(decide) if !decide.commit));
+        let finish = Message::Finish { txn: TxnId { group: GroupId(0), opened: records[1].0 }, commit: Some(place) };
+        assert_eq!(actions[1..], [Action::Send(GroupId(0), finish.clone()), Action::Send(GroupId(2), finish)]);
+    }
+}
