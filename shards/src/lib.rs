@@ -8,8 +8,11 @@
 pub mod batch;
 pub mod command;
 pub mod consensus;
+pub mod effect;
+pub mod event;
 pub mod ids;
 pub mod index;
 pub mod log;
+pub mod shard;
 pub mod state;
 pub mod txn;

@@ -160,6 +160,8 @@ pub struct Shard {
     stamp: Millis,
     /// Index of the last applied entry.
     applied: u64,
+    /// Index of the entry that is being applied, or of the last one that was.
+    applying: u64,
     /// Whether this leader has applied everything from before its term.
     is_ready: bool,
     has_log_room: bool,
@@ -230,6 +232,7 @@ impl Shard {
             now,
             stamp,
             applied,
+            applying: applied,
             is_ready: false,
             has_log_room: true,
             gathered: Gathered::default(),

@@ -34,6 +34,7 @@ impl Shard {
     /// Applies one entry and answers who waited for it.
     pub(super) fn apply_entry(&mut self, entry: &Entry, effects: &mut Effects) -> Result<(), ShardFault> {
         assert_eq!(entry.index, self.applied + 1, "entries are applied in order, each once");
+        self.applying = entry.index;
         let waiters = self.waiters_of(entry);
         let is_own = waiters.is_some();
         if !entry.data.is_empty() {
@@ -55,11 +56,6 @@ impl Shard {
         }
         self.release_reads(effects);
         Ok(())
-    }
-
-    /// The entry that is being applied, or the last one that was.
-    pub(super) fn applied_or_applying(&self) -> u64 {
-        self.applied + 1
     }
 
     /// The waiters of an entry that this leader proposed.

@@ -100,7 +100,7 @@ impl Shard {
 
     /// Sends a message once everything applied so far is durable: no step of a transaction runs ahead of its sync.
     pub(super) fn send_behind_sync(&mut self, message: GroupMessage, effects: &mut Effects) {
-        let needed = self.sequence_of(self.applied_or_applying());
+        let needed = self.sequence_of(self.applying);
         if needed <= self.durable {
             effects.messages.push(message);
         } else {

@@ -181,7 +181,7 @@ impl Shard {
             NO_TICKET => None,
             number => self.tickets.remove(&number),
         };
-        let needed = self.sequence_of(self.applied_or_applying());
+        let needed = self.sequence_of(self.applying);
         if let Some(session) = record.session {
             if let Some(outcome) = known(&self.state, session.client, session.seq, open.fingerprint) {
                 self.answer(&waiter, needed, &outcome, effects);
@@ -257,7 +257,7 @@ impl Shard {
         if let (Some(origin), true) = (origin, decide.commit) {
             remember(&mut self.state, &origin.client, origin.seq, origin.acked, fingerprint, stamp, &outcome);
         }
-        let needed = self.sequence_of(self.applied_or_applying());
+        let needed = self.sequence_of(self.applying);
         for waiter in self.txn_waiters.remove(&opened).unwrap_or_default() {
             self.answer(&waiter, needed, &outcome, effects);
         }
