@@ -9,4 +9,5 @@ pub mod batch;
 pub mod ids;
 pub mod index;
 pub mod log;
+pub mod snapshot;
 pub mod state;
