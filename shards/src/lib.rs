@@ -14,5 +14,6 @@ pub mod ids;
 pub mod index;
 pub mod log;
 pub mod shard;
+pub mod snapshot;
 pub mod state;
 pub mod txn;
