@@ -266,7 +266,12 @@ impl Shard {
     }
 
     /// Takes what happened, in order, and leaves what is to be done. Drains `events`.
-    pub fn step(&mut self, now: Millis, events: &mut Vec<Event>, effects: &mut Effects) -> Result<(), ShardFault> {
+    pub fn step(
+        &mut self,
+        now: Millis,
+        events: &mut Vec<Event>,
+        effects: &mut Effects,
+    ) -> Result<(), ShardFault> {
         self.now = self.now.max(now);
         for event in events.drain(..) {
             match event {
@@ -371,7 +376,8 @@ impl Shard {
 
     fn hand_over_appends(&mut self, effects: &mut Effects) {
         for append in self.appends.drain(..) {
-            self.counters.log_bytes += append.entries.iter().map(|entry| entry.data.len() as u64).sum::<u64>();
+            self.counters.log_bytes +=
+                append.entries.iter().map(|entry| entry.data.len() as u64).sum::<u64>();
             if let Some(last) = append.entries.last() {
                 self.batches.push_back((last.index, append.sequence));
             }

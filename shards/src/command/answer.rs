@@ -128,7 +128,11 @@ fn write_failure(failure: &Failure, out: &mut Vec<u8>) {
             }
         }
         Failure::WrongType => {
-            error(out, Code::WrongType, "the value is no integer, so nothing can be added to it; SET it to an integer first");
+            error(
+                out,
+                Code::WrongType,
+                "the value is no integer, so nothing can be added to it; SET it to an integer first",
+            );
         }
         Failure::Overflow => {
             error(out, Code::Overflow, "the sum is beyond 64 bits; the value is unchanged");
@@ -138,11 +142,13 @@ fn write_failure(failure: &Failure, out: &mut Vec<u8>) {
             error(out, Code::Conflict, text);
         }
         Failure::SeqExpired => {
-            let text = "the reply of this seq is remembered no longer; read the keys to see what became of it";
+            let text =
+                "the reply of this seq is remembered no longer; read the keys to see what became of it";
             error(out, Code::SeqExpired, text);
         }
         Failure::SessionsFull => {
-            let text = "too many clients are remembered for retries; try again later or leave out client and seq";
+            let text =
+                "too many clients are remembered for retries; try again later or leave out client and seq";
             error(out, Code::Overloaded, text);
         }
         Failure::Timeout { unknown: true } => {
@@ -162,8 +168,12 @@ fn write_failure(failure: &Failure, out: &mut Vec<u8>) {
             error(out, Code::OutOfMemory, "the memory bound is reached; delete keys or raise memory.max_mib");
         }
         Failure::Overloaded(text) => error(out, Code::Overloaded, text),
-        Failure::NotLeader => error(out, Code::NotLeader, "this node does not lead the key's group; ask the leader"),
-        Failure::ShuttingDown => error(out, Code::ShuttingDown, "the server is stopping; connect again later"),
+        Failure::NotLeader => {
+            error(out, Code::NotLeader, "this node does not lead the key's group; ask the leader")
+        }
+        Failure::ShuttingDown => {
+            error(out, Code::ShuttingDown, "the server is stopping; connect again later")
+        }
         Failure::NoSuchIndex(text) => error(out, Code::NoSuchIndex, text),
         Failure::IndexExists(text) => error(out, Code::IndexExists, text),
         Failure::BadRequest(text) => error(out, Code::BadRequest, text),

@@ -39,7 +39,11 @@ impl Context<'_> {
             let old = self.keys.get(hash, key).map(|record| record.value.to_vec());
             self.observer.changed(key, old.as_deref(), Some(value));
         }
-        let flags = if debug && draws_fault(self.version, hash) { RecordFlags::DEBUG_FAULT } else { RecordFlags::NONE };
+        let flags = if debug && draws_fault(self.version, hash) {
+            RecordFlags::DEBUG_FAULT
+        } else {
+            RecordFlags::NONE
+        };
         self.keys.set(hash, key, Content { value, version: self.version, expires_at, flags });
     }
 

@@ -103,7 +103,11 @@ impl<'a> Entry<'a> {
     /// The bytes of the next command; `None` after the last.
     pub fn next_record(&mut self) -> Result<Option<&'a [u8]>, Malformed> {
         if self.left == 0 {
-            return if self.rest.is_empty() { Ok(None) } else { Err(Malformed("bytes after the last command")) };
+            return if self.rest.is_empty() {
+                Ok(None)
+            } else {
+                Err(Malformed("bytes after the last command"))
+            };
         }
         self.left -= 1;
         let length = take_u32(&mut self.rest)? as usize;
@@ -126,7 +130,8 @@ mod tests {
         assert_eq!(entry.next_record(), Ok(Some(&b"one"[..])));
         assert_eq!(entry.next_record(), Ok(Some(&b""[..])));
         assert_eq!(entry.next_record(), Ok(None));
-        let golden = [1, 0, 2, 0, 3, 0, 0, 0, 99, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, b'o', b'n', b'e', 0, 0, 0, 0];
+        let golden =
+            [1, 0, 2, 0, 3, 0, 0, 0, 99, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, b'o', b'n', b'e', 0, 0, 0, 0];
         assert_eq!(data, golden);
     }
 

@@ -91,9 +91,36 @@ impl Op {
     pub fn from_number(number: u8) -> Option<Self> {
         use Op::*;
         const ALL: &[Op] = &[
-            Set, Delete, Incr, Expire, Persist, BulkSet, BulkDelete, Expired, TxnOpen, TxnPrepare, TxnDecide, TxnFinish,
-            TxnForget, Catalog, Remember, Get, Exists, Ttl, ReadMany, Scan, Recall, Info, Indexes, SearchStats,
-            SearchHits, QueryIndex, TxnStart, DeletePrefix, Snapshot, CatalogChange,
+            Set,
+            Delete,
+            Incr,
+            Expire,
+            Persist,
+            BulkSet,
+            BulkDelete,
+            Expired,
+            TxnOpen,
+            TxnPrepare,
+            TxnDecide,
+            TxnFinish,
+            TxnForget,
+            Catalog,
+            Remember,
+            Get,
+            Exists,
+            Ttl,
+            ReadMany,
+            Scan,
+            Recall,
+            Info,
+            Indexes,
+            SearchStats,
+            SearchHits,
+            QueryIndex,
+            TxnStart,
+            DeletePrefix,
+            Snapshot,
+            CatalogChange,
         ];
         // A plain match on the common numbers would be no faster: the compiler turns this into a jump table or a scan of
         // thirty bytes, and the first few cover the traffic.
@@ -362,7 +389,15 @@ mod tests {
             Some(Condition::Value(b"[1]")),
         ] {
             let op = Op::Set;
-            check(Record { op, flags: flag::DEBUG, argument: Some(5), condition, key: b"key", value: b"1", session });
+            check(Record {
+                op,
+                flags: flag::DEBUG,
+                argument: Some(5),
+                condition,
+                key: b"key",
+                value: b"1",
+                session,
+            });
         }
     }
 

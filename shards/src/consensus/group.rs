@@ -67,7 +67,15 @@ impl Group {
     /// Restores a group. With `wait_for_sync` entries commit when durable, without when handed to the log.
     pub fn restore(restored: Restored, wait_for_sync: bool) -> Result<Self, ConsensusError> {
         let election_ticks = 10;
-        let Restored { replica, mut hard_state, conf_state, snapshot_index, snapshot_term, entries, sequence } = restored;
+        let Restored {
+            replica,
+            mut hard_state,
+            conf_state,
+            snapshot_index,
+            snapshot_term,
+            entries,
+            sequence,
+        } = restored;
         assert!(conf_state.voters.contains(&replica), "the replica is a voter of its group");
         hard_state.commit = hard_state.commit.max(snapshot_index);
         let mut store = EntryStore::new(hard_state, conf_state, snapshot_index, snapshot_term);
@@ -87,7 +95,8 @@ impl Group {
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let node = RawNode::new(&config, store, &logger)?;
         let next_sequence = Sequence(sequence.0 + 1);
-        let mut group = Self { node, unpersisted: VecDeque::new(), next_sequence, wait_for_sync, election_ticks };
+        let mut group =
+            Self { node, unpersisted: VecDeque::new(), next_sequence, wait_for_sync, election_ticks };
         group.steady_election_timeout();
         Ok(group)
     }
@@ -106,7 +115,8 @@ impl Group {
 
     /// Whether this replica is the only voter, so that what it has applied is all there is.
     pub fn is_alone(&self) -> bool {
-        self.node.store().conf_state().voters.len() == 1 && self.node.store().conf_state().voters_outgoing.is_empty()
+        self.node.store().conf_state().voters.len() == 1
+            && self.node.store().conf_state().voters_outgoing.is_empty()
     }
 
     /// The current term.

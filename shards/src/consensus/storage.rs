@@ -19,7 +19,12 @@ pub struct EntryStore {
 
 impl EntryStore {
     /// A log whose entries up to `truncated_index` (of term `truncated_term`) are in the state already.
-    pub fn new(hard_state: HardState, conf_state: ConfState, truncated_index: u64, truncated_term: u64) -> Self {
+    pub fn new(
+        hard_state: HardState,
+        conf_state: ConfState,
+        truncated_index: u64,
+        truncated_term: u64,
+    ) -> Self {
         Self { hard_state, conf_state, truncated_index, truncated_term, entries: VecDeque::new() }
     }
 

@@ -73,7 +73,12 @@ impl Shard {
             Op::ReadMany => self.admit_read_many(router, head, bytes, &record, effects),
             Op::Scan | Op::Recall => self.admit_scan(router, head, bytes, effects),
             Op::Info => self.answer_info(router, head, effects),
-            Op::Indexes | Op::SearchStats | Op::SearchHits | Op::QueryIndex | Op::CatalogChange | Op::Snapshot => {
+            Op::Indexes
+            | Op::SearchStats
+            | Op::SearchHits
+            | Op::QueryIndex
+            | Op::CatalogChange
+            | Op::Snapshot => {
                 let text = "this build has no such room yet";
                 self.refuse(router, head, Failure::Internal(text.to_owned()), effects);
             }
@@ -93,7 +98,12 @@ impl Shard {
     /// Admits again what waited, in its order.
     pub(super) fn admit_parked(&mut self, parked: &Parked, effects: &mut Effects) {
         if parked.head.deadline <= self.now {
-            return reply_failure(effects, parked.router, parked.head.token, Failure::Timeout { unknown: false });
+            return reply_failure(
+                effects,
+                parked.router,
+                parked.head.token,
+                Failure::Timeout { unknown: false },
+            );
         }
         self.admit(parked.router, &parked.head, &parked.record, effects);
     }

@@ -208,7 +208,8 @@ impl Shard {
         if let Some(known) = known(&self.state, session.client, session.seq, print) {
             return Ok(known);
         }
-        let (kind, body) = record.value.split_first().ok_or(Malformed("a reply to remember without a kind"))?;
+        let (kind, body) =
+            record.value.split_first().ok_or(Malformed("a reply to remember without a kind"))?;
         let kind = if *kind == 0 { ReplyKind::Success } else { ReplyKind::Error };
         let outcome = Outcome::Members(kind, body.to_vec());
         remember(&mut self.state, session.client, session.seq, session.acked, print, stamp, &outcome);
@@ -238,7 +239,13 @@ impl Shard {
             let record = Record::decode(bytes)?;
             let (start, length) = (0, bytes.len() as u32);
             let hash = hash_of(record.key);
-            let head = crate::batch::RequestHead { token: waiter.token, hash, deadline: waiter.deadline, start, length };
+            let head = crate::batch::RequestHead {
+                token: waiter.token,
+                hash,
+                deadline: waiter.deadline,
+                start,
+                length,
+            };
             self.admit(waiter.router, &head, bytes, effects);
         }
         Ok(())

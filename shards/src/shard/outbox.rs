@@ -85,7 +85,13 @@ pub(super) fn reply_failure(effects: &mut Effects, router: u8, token: Token, fai
 
 impl Shard {
     /// Answers a waiter, behind `needed` when its answer waits for a sync.
-    pub(super) fn answer(&mut self, waiter: &Waiter, needed: Sequence, outcome: &Outcome, effects: &mut Effects) {
+    pub(super) fn answer(
+        &mut self,
+        waiter: &Waiter,
+        needed: Sequence,
+        outcome: &Outcome,
+        effects: &mut Effects,
+    ) {
         if waiter.is_silent {
             return;
         }
@@ -117,7 +123,9 @@ impl Shard {
             match gated {
                 Gated::Reply { waiter, kind, body } => {
                     if !waiter.is_silent {
-                        effects.replies_to(waiter.router).push(waiter.token, kind, |out| out.extend_from_slice(&body));
+                        effects
+                            .replies_to(waiter.router)
+                            .push(waiter.token, kind, |out| out.extend_from_slice(&body));
                     }
                 }
                 Gated::Message(message) => effects.messages.push(message),

@@ -80,7 +80,8 @@ impl Shard {
             return self.group.in_flight() < UNSYNCED_BATCHES_MAX;
         }
         let in_flight = self.group.in_flight();
-        let is_worth_it = !self.sealed.is_empty() || self.gathered.waiters.len() >= self.config.gather_commands_min;
+        let is_worth_it =
+            !self.sealed.is_empty() || self.gathered.waiters.len() >= self.config.gather_commands_min;
         in_flight == 0 || (in_flight < self.config.commits_in_flight_max && is_worth_it)
     }
 }

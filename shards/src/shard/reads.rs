@@ -88,7 +88,13 @@ impl Shard {
     }
 
     /// SCAN, DELETE_PREFIX and RECALL, which see everything admitted before them.
-    pub(super) fn answer_scan(&mut self, router: u8, head: &RequestHead, bytes: &[u8], effects: &mut Effects) {
+    pub(super) fn answer_scan(
+        &mut self,
+        router: u8,
+        head: &RequestHead,
+        bytes: &[u8],
+        effects: &mut Effects,
+    ) {
         let Ok(record) = Record::decode(bytes) else {
             let failure = Failure::Internal("a request changed while it waited".to_owned());
             return reply_failure(effects, router, head.token, failure);
@@ -104,7 +110,8 @@ impl Shard {
     /// key. The request's value holds such a cursor or nothing.
     fn scan_page(&mut self, router: u8, head: &RequestHead, record: &Record<'_>, effects: &mut Effects) {
         let Some(from) = read_cursor(record.value) else {
-            let failure = Failure::BadRequest("the cursor is not one that SCAN gave out; begin without one".to_owned());
+            let failure =
+                Failure::BadRequest("the cursor is not one that SCAN gave out; begin without one".to_owned());
             return reply_failure(effects, router, head.token, failure);
         };
         let asked = usize::try_from(record.argument.unwrap_or(100)).unwrap_or(usize::MAX);
@@ -132,7 +139,13 @@ impl Shard {
     }
 
     /// Removes the keys with a prefix that one page finds; answers {cursor, count u64} once that is applied.
-    fn delete_prefix_slice(&mut self, router: u8, head: &RequestHead, record: &Record<'_>, effects: &mut Effects) {
+    fn delete_prefix_slice(
+        &mut self,
+        router: u8,
+        head: &RequestHead,
+        record: &Record<'_>,
+        effects: &mut Effects,
+    ) {
         let Some(from) = read_cursor(record.value) else {
             let failure = Failure::Internal("the router lost its place in a DELETE_PREFIX".to_owned());
             return reply_failure(effects, router, head.token, failure);
@@ -142,11 +155,16 @@ impl Shard {
         }
         let mut found = Vec::new();
         let (limit, budget) = (self.config.page_keys_max, self.config.page_examined_max);
-        let page = self.state.keys.scan(&from, record.key, limit, budget, |hit| items::push(&mut found, hit.key, &[]));
+        let page = self
+            .state
+            .keys
+            .scan(&from, record.key, limit, budget, |hit| items::push(&mut found, hit.key, &[]));
         let mut cursor = Vec::new();
         write_cursor(&mut cursor, page.next.as_ref());
         if found.is_empty() {
-            return effects.replies_to(router).push(head.token, ReplyKind::Part, |out| write_slice(out, &cursor, 0));
+            return effects
+                .replies_to(router)
+                .push(head.token, ReplyKind::Part, |out| write_slice(out, &cursor, 0));
         }
         if let Some(key) = self.locks.first_held(&found, None) {
             let mut bytes = Vec::new();

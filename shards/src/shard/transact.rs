@@ -105,7 +105,9 @@ impl Shard {
     }
 
     fn hear_prepare(&mut self, message: GroupMessage, effects: &mut Effects) {
-        let Message::Prepare { txn, attempt, wait, kind, debug, items, deadline } = &message.body else { return };
+        let Message::Prepare { txn, attempt, wait, kind, debug, items, deadline } = &message.body else {
+            return;
+        };
         let (txn, attempt) = (*txn, *attempt);
         if let Some(intent) = self.txns.intent(txn)
             && intent.attempt == attempt
@@ -138,9 +140,7 @@ impl Shard {
     }
 
     fn hear_finish(&mut self, from: GroupId, txn: TxnId, commit: Option<Version>, effects: &mut Effects) {
-        let is_waiting = |waiter: &LockWaiter| {
-            matches!(waiter, LockWaiter::Prepare(m) if matches!(&m.body, Message::Prepare { txn: t, .. } if *t == txn))
-        };
+        let is_waiting = |waiter: &LockWaiter| matches!(waiter, LockWaiter::Prepare(m) if matches!(&m.body, Message::Prepare { txn: t, .. } if *t == txn));
         self.locks.take_waiting(is_waiting);
         self.waiting_prepares.retain(|(waiting, _)| *waiting != txn);
         if self.locks.holds(txn) {
@@ -159,7 +159,8 @@ impl Shard {
         for (key, _) in items::iter(&intent.items).map_while(Result::ok) {
             // Locked keys change for nobody, so what is counted here still holds when the intent is applied; an expiry
             // waits for the lock too, but its record counts as gone from its time on.
-            let found = self.state.keys.get(hash_of(key), key).filter(|found| !is_over(found.expires_at, self.stamp));
+            let found =
+                self.state.keys.get(hash_of(key), key).filter(|found| !is_over(found.expires_at, self.stamp));
             count += i64::from(intent.kind == Kind::Set || found.is_some());
             if intent.kind == Kind::Read {
                 items::push(&mut values, key, found.map_or(&[][..], |found| found.value));

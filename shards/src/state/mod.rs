@@ -20,7 +20,7 @@ pub(crate) mod model_tests;
 pub use cut::CutTotals;
 pub use digest::{Digest, SessionDigest};
 pub use keyspace::{KeySpace, TableLimits};
-pub use record::{Record, RecordFlags};
+pub use record::{Content, Record, RecordFlags};
 pub use scan::{OverduePage, Position, ScanPage};
 pub use session_cut::SessionTotals;
 pub use sessions::{Check, Refusal, Reply, SessionLimits, Sessions};

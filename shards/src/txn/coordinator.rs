@@ -400,7 +400,10 @@ mod tests {
         actions.clear();
         coordinator.answer(GroupId(2), Message::Finished { txn: txn() }, NOW, &mut actions);
         coordinator.answer(GroupId(0), Message::Finished { txn: txn() }, NOW, &mut actions);
-        assert!(matches!(actions[..], [Action::Send(GroupId(0), Message::Prepare { wait: true, attempt: 2, .. })]));
+        assert!(matches!(
+            actions[..],
+            [Action::Send(GroupId(0), Message::Prepare { wait: true, attempt: 2, .. })]
+        ));
         actions.clear();
         coordinator.answer(GroupId(2), prepared(1, 7), NOW, &mut actions);
         assert!(actions.is_empty(), "an answer to the first try counts no more");
@@ -445,7 +448,11 @@ mod tests {
         let mut actions = Vec::new();
         coordinator.take_over(records.into_iter(), NOW, &mut actions);
         assert!(matches!(&actions[0], Action::Decide(decide) if !decide.commit));
-        let finish = Message::Finish { txn: TxnId { group: GroupId(0), opened: records[1].0 }, commit: Some(place) };
-        assert_eq!(actions[1..], [Action::Send(GroupId(0), finish.clone()), Action::Send(GroupId(2), finish)]);
+        let finish =
+            Message::Finish { txn: TxnId { group: GroupId(0), opened: records[1].0 }, commit: Some(place) };
+        assert_eq!(
+            actions[1..],
+            [Action::Send(GroupId(0), finish.clone()), Action::Send(GroupId(2), finish)]
+        );
     }
 }

@@ -116,7 +116,8 @@ impl TxnState {
     pub fn open_for(&self, client: &[u8], seq: u64) -> Option<(Version, &Record)> {
         self.records().find(|(_, record)| {
             let pending = record.status == Status::Pending;
-            pending && record.origin.as_ref().is_some_and(|origin| origin.client == client && origin.seq == seq)
+            pending
+                && record.origin.as_ref().is_some_and(|origin| origin.client == client && origin.seq == seq)
         })
     }
 
@@ -160,7 +161,8 @@ impl TxnState {
         if record.status != Status::Pending {
             return None;
         }
-        record.status = if decide.commit { Status::Committed(decide.prepares.clone()) } else { Status::Aborted };
+        record.status =
+            if decide.commit { Status::Committed(decide.prepares.clone()) } else { Status::Aborted };
         Some(record)
     }
 

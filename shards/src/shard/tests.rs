@@ -1,0 +1,501 @@
+//! Shards in a world of their own: a log that becomes durable when the test says so, messages that arrive when it pumps.
+
+use super::*;
+use crate::batch::{ReplyKind, RequestBatch, RequestHead};
+use crate::command::items;
+use crate::command::record::{Condition, Op, Record, Session, flag};
+use crate::ids::{Token, hash_of};
+use crate::txn::Kind;
+use crate::txn::message::{GroupMessage, Start};
+use raft::prelude::{ConfState, HardState};
+use std::collections::BTreeMap;
+
+/// One shard with its disk.
+struct Strand {
+    shard: Shard,
+    config: ShardConfig,
+    /// Everything handed to the log; a crash keeps what is durable.
+    log: Vec<Append>,
+    durable: usize,
+    replies: BTreeMap<u64, (ReplyKind, String)>,
+}
+
+struct World {
+    strands: Vec<Strand>,
+    messages: Vec<GroupMessage>,
+    now: Millis,
+    next_token: u64,
+}
+
+fn image(log: &[Append]) -> ShardImage {
+    let mut group = Restored {
+        replica: 1,
+        conf_state: ConfState { voters: vec![1], ..ConfState::default() },
+        ..Restored::default()
+    };
+    for append in log {
+        group.hard_state = append.hard_state.clone();
+        group.entries.extend(append.entries.iter().cloned());
+        group.sequence = append.sequence;
+    }
+    // A commit index beyond what survived would be a broken promise; raft's is never ahead of the log.
+    let hard_state = HardState { commit: 0, ..group.hard_state.clone() };
+    group.hard_state = hard_state;
+    ShardImage { group, ..ShardImage::default() }
+}
+
+impl World {
+    fn new(count: u32, floor: Floor) -> Self {
+        let now = Millis(1_000_000);
+        let strands = (0..count)
+            .map(|number| {
+                let config = ShardConfig { floor, ..ShardConfig::new(GroupId(number)) };
+                let shard = Shard::restore(config.clone(), image(&[]), now).unwrap();
+                Strand { shard, config, log: Vec::new(), durable: 0, replies: BTreeMap::new() }
+            })
+            .collect();
+        let mut world = Self { strands, messages: Vec::new(), now, next_token: 1 };
+        for number in 0..count as usize {
+            world.start(number);
+        }
+        world.settle();
+        world
+    }
+
+    fn start(&mut self, number: usize) {
+        let mut effects = Effects::default();
+        self.strands[number].shard.start(self.now, &mut effects).unwrap();
+        self.take(number, effects);
+    }
+
+    fn step(&mut self, number: usize, event: Option<Event>) {
+        let mut effects = Effects::default();
+        let mut events: Vec<Event> = event.into_iter().collect();
+        self.strands[number].shard.step(self.now, &mut events, &mut effects).unwrap();
+        self.take(number, effects);
+    }
+
+    fn take(&mut self, number: usize, effects: Effects) {
+        let strand = &mut self.strands[number];
+        strand.log.extend(effects.appends);
+        self.messages.extend(effects.messages);
+        for batch in effects.replies {
+            for head in &batch.heads {
+                let mut body = batch.body(head).to_vec();
+                if let Some(shared) = batch.shared.get(head.shared as usize) {
+                    body.extend_from_slice(shared);
+                }
+                let text = match head.kind {
+                    ReplyKind::Part => format!("{body:?}"),
+                    _ => String::from_utf8(body).unwrap(),
+                };
+                let before = strand.replies.insert(head.token.0, (head.kind, text));
+                assert!(before.is_none(), "one reply a request");
+            }
+        }
+    }
+
+    fn send(&mut self, number: usize, record: &Record<'_>) -> u64 {
+        let token = self.next_token;
+        self.next_token += 1;
+        let mut batch = Box::<RequestBatch>::default();
+        record.encode(&mut batch.bytes);
+        let length = batch.bytes.len() as u32;
+        let deadline = Millis(self.now.0 + 5000);
+        batch.heads.push(RequestHead {
+            token: Token(token),
+            hash: hash_of(record.key),
+            deadline,
+            start: 0,
+            length,
+        });
+        self.step(number, Some(Event::Requests { router: 0, batch }));
+        token
+    }
+
+    fn sync(&mut self, number: usize) {
+        let strand = &mut self.strands[number];
+        strand.durable = strand.log.len();
+        if let Some(last) = strand.log.last() {
+            let sequence = last.sequence;
+            self.step(number, Some(Event::Durable(sequence)));
+        }
+    }
+
+    /// Syncs and delivers until nothing moves.
+    fn settle(&mut self) {
+        for _ in 0..1000 {
+            let messages = std::mem::take(&mut self.messages);
+            let mut moved = !messages.is_empty();
+            for message in messages {
+                self.step(message.to.0 as usize, Some(Event::Message(message)));
+            }
+            for number in 0..self.strands.len() {
+                if self.strands[number].durable < self.strands[number].log.len() {
+                    self.sync(number);
+                    moved = true;
+                }
+            }
+            if !moved {
+                return;
+            }
+        }
+        panic!("the world does not come to rest");
+    }
+
+    fn crash(&mut self, number: usize) {
+        let strand = &mut self.strands[number];
+        strand.log.truncate(strand.durable);
+        strand.shard = Shard::restore(strand.config.clone(), image(&strand.log), self.now).unwrap();
+        strand.replies.clear();
+        self.messages.retain(|message| message.to.0 as usize != number && message.from.0 as usize != number);
+        self.start(number);
+    }
+
+    fn reply(&self, number: usize, token: u64) -> Option<&str> {
+        self.strands[number].replies.get(&token).map(|(_, text)| text.as_str())
+    }
+
+    fn ask(&mut self, number: usize, record: &Record<'_>) -> String {
+        let token = self.send(number, record);
+        self.settle();
+        self.reply(number, token).expect("an answer").to_owned()
+    }
+
+    fn get(&mut self, number: usize, key: &str) -> String {
+        self.ask(number, &Record::plain(Op::Get, key.as_bytes(), b""))
+    }
+}
+
+fn set<'a>(key: &'a str, value: &'a str) -> Record<'a> {
+    Record::plain(Op::Set, key.as_bytes(), value.as_bytes())
+}
+
+fn items_of(pairs: &[(&str, &str)]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (key, value) in pairs {
+        items::push(&mut bytes, key.as_bytes(), value.as_bytes());
+    }
+    bytes
+}
+
+fn start_txn(kind: Kind, parts: &[(u32, &[u8])]) -> Vec<u8> {
+    let mut value = Vec::new();
+    let parts = parts.iter().map(|(group, items)| (GroupId(*group), *items)).collect();
+    Start { kind, parts }.encode(&mut value);
+    value
+}
+
+const ABSENT: &str = "\"result\":null,\"found\":false";
+
+#[test]
+fn a_write_is_answered_when_durable_and_not_before() {
+    let mut world = World::new(1, Floor::Always);
+    let token = world.send(0, &set("a", "1"));
+    assert_eq!(world.reply(0, token), None);
+    let read = world.send(0, &Record::plain(Op::Get, b"a", b""));
+    let other = world.send(0, &Record::plain(Op::Get, b"b", b""));
+    assert_eq!(world.reply(0, read), None, "a read waits for the write of its key");
+    assert_eq!(world.reply(0, other), Some(ABSENT), "and for no other");
+    world.sync(0);
+    assert_eq!(world.strands[0].replies[&token], (ReplyKind::Ok, String::new()));
+    assert_eq!(world.reply(0, read), Some("\"result\":1"));
+}
+
+#[test]
+fn commands_gather_while_a_batch_is_on_its_way() {
+    let mut world = World::new(1, Floor::Always);
+    let before = world.strands[0].log.len();
+    for number in 0..20 {
+        world.send(0, &set("a", &number.to_string()));
+    }
+    assert_eq!(world.strands[0].log.len(), before + 1);
+    world.settle();
+    assert_eq!(world.strands[0].log.len(), before + 2);
+    assert_eq!(world.get(0, "a"), "\"result\":19");
+}
+
+#[test]
+fn one_connection_reads_its_writes_in_order() {
+    let mut world = World::new(1, Floor::Always);
+    let mut reads = Vec::new();
+    for number in 0..5 {
+        world.send(0, &set("a", &number.to_string()));
+        reads.push(world.send(0, &Record::plain(Op::Get, b"a", b"")));
+        if number == 2 {
+            world.sync(0);
+        }
+    }
+    world.settle();
+    // Reads between writes of one entry see the entry whole: they took effect after the write before them.
+    for (number, read) in reads.iter().enumerate() {
+        let text = world.reply(0, *read).unwrap();
+        let seen: usize = text.trim_start_matches("\"result\":").parse().unwrap();
+        assert!(seen >= number, "{text}");
+    }
+}
+
+#[test]
+fn integers_conditions_and_times() {
+    let mut world = World::new(1, Floor::Always);
+    let incr = |amount: i64| Record { argument: Some(amount as u64), ..Record::plain(Op::Incr, b"n", b"") };
+    assert_eq!(world.ask(0, &incr(5)), "\"result\":5");
+    assert_eq!(world.ask(0, &incr(-7)), "\"result\":-2");
+    assert!(world.ask(0, &incr(i64::MIN)).contains("OVERFLOW"));
+    world.ask(0, &set("s", "\"x\""));
+    let bad = Record { argument: Some(1), ..Record::plain(Op::Incr, b"s", b"") };
+    assert!(world.ask(0, &bad).contains("WRONG_TYPE"));
+
+    let absent = Record { condition: Some(Condition::Absent), ..set("s", "2") };
+    let answer = world.ask(0, &absent);
+    assert!(answer.contains("CONFLICT") && answer.contains("\"version\":\""), "{answer}");
+    let value = Record { condition: Some(Condition::Value(b"\"x\"")), ..set("s", "3") };
+    world.ask(0, &value);
+    let versioned = Record { flags: flag::WITH_VERSION, ..Record::plain(Op::Get, b"s", b"") };
+    let answer = world.ask(0, &versioned);
+    assert!(answer.ends_with("\"result\":3"), "{answer}");
+    let version = crate::ids::Version::parse(answer.split('"').nth(3).unwrap()).unwrap();
+    let right = Record { condition: Some(Condition::Version(version)), ..set("s", "4") };
+    assert_eq!(world.ask(0, &right), "");
+    assert!(world.ask(0, &right).contains("CONFLICT"), "the version moved");
+
+    let mortal = Record { argument: Some(100), ..set("t", "1") };
+    world.ask(0, &mortal);
+    assert_eq!(world.ask(0, &Record::plain(Op::Ttl, b"t", b"")), "\"result\":100");
+    assert_eq!(world.ask(0, &Record::plain(Op::Persist, b"t", b"")), "\"result\":true");
+    assert_eq!(world.ask(0, &Record::plain(Op::Ttl, b"t", b"")), "\"result\":-1");
+    let expire = Record { argument: Some(100), ..Record::plain(Op::Expire, b"t", b"") };
+    assert_eq!(world.ask(0, &expire), "\"result\":true");
+    world.now.0 += 100;
+    assert_eq!(world.get(0, "t"), ABSENT);
+    assert_eq!(world.strands[0].shard.state().keys.len(), 2, "the read had it removed");
+    assert_eq!(world.ask(0, &Record::plain(Op::Ttl, b"t", b"")), "\"result\":-2");
+}
+
+#[test]
+fn overdue_records_go_without_being_read() {
+    let mut world = World::new(1, Floor::Always);
+    for number in 0..50 {
+        let key = format!("k{number}");
+        world.ask(0, &Record { argument: Some(10), ..set(&key, "1") });
+    }
+    world.now.0 += 1000;
+    let mut effects = Effects::default();
+    let now = world.now;
+    world.strands[0].shard.work(now, 1000, &mut effects).unwrap();
+    world.take(0, effects);
+    world.settle();
+    assert_eq!(world.strands[0].shard.state().keys.len(), 0);
+}
+
+#[test]
+fn a_retry_applies_once_through_a_restart() {
+    let mut world = World::new(1, Floor::Always);
+    let session = Some(Session { client: b"c", seq: 1, acked: 0 });
+    let incr = Record { argument: Some(1), session, ..Record::plain(Op::Incr, b"n", b"") };
+    assert_eq!(world.ask(0, &incr), "\"result\":1");
+    assert_eq!(world.ask(0, &incr), "\"result\":1");
+    world.crash(0);
+    world.settle();
+    assert_eq!(world.ask(0, &incr), "\"result\":1");
+    let other = Record { argument: Some(2), ..incr };
+    assert!(world.ask(0, &other).contains("CONFLICT"));
+    let next = Record { session: Some(Session { client: b"c", seq: 2, acked: 2 }), ..incr };
+    assert_eq!(world.ask(0, &next), "\"result\":2");
+    assert!(world.ask(0, &incr).contains("SEQ_EXPIRED"));
+}
+
+#[test]
+fn a_crash_keeps_what_is_durable() {
+    let mut world = World::new(1, Floor::Always);
+    world.ask(0, &set("a", "1"));
+    world.send(0, &set("a", "2"));
+    world.crash(0);
+    world.settle();
+    assert_eq!(world.get(0, "a"), "\"result\":1");
+}
+
+#[test]
+fn weaker_floors_answer_at_once_and_fsync_waits() {
+    let mut world = World::new(1, Floor::Interval);
+    let token = world.send(0, &set("a", "1"));
+    assert_eq!(world.strands[0].replies[&token], (ReplyKind::Ok, String::new()));
+    let token = world.send(0, &Record { flags: flag::FSYNC, ..set("a", "2") });
+    assert_eq!(world.reply(0, token), None);
+    assert_eq!(world.get(0, "a"), "\"result\":2", "applied all the same");
+    world.sync(0);
+    assert!(world.reply(0, token).is_some());
+
+    let mut cache = World::new(1, Floor::Off);
+    cache.ask(0, &Record { flags: flag::FSYNC, ..set("a", "2") });
+    assert!(cache.strands[0].log.is_empty());
+}
+
+#[test]
+fn transactions_are_whole() {
+    for floor in [Floor::Always, Floor::Interval, Floor::Off] {
+        let mut world = World::new(3, floor);
+        let (a, b) = (items_of(&[("a", "1"), ("a2", "1")]), items_of(&[("b", "1")]));
+        let value = start_txn(Kind::Set, &[(0, &a), (2, &b)]);
+        let record = Record::plain(Op::TxnStart, b"", &value);
+        assert_eq!(world.ask(0, &record), "\"result\":3");
+        assert_eq!(world.get(0, "a2"), "\"result\":1");
+        assert_eq!(world.get(2, "b"), "\"result\":1");
+        let value =
+            start_txn(Kind::Delete, &[(0, &items_of(&[("a", "")])), (2, &items_of(&[("b", ""), ("x", "")]))]);
+        assert_eq!(world.ask(0, &Record::plain(Op::TxnStart, b"", &value)), "\"result\":2");
+        assert_eq!(world.get(2, "b"), ABSENT);
+        for strand in &world.strands {
+            assert!(strand.shard.is_quiet() && strand.shard.txns.is_idle() && strand.shard.locks.is_empty());
+        }
+    }
+}
+
+#[test]
+fn concurrent_transactions_and_writes_of_one_key_all_end() {
+    let mut world = World::new(3, Floor::Always);
+    let mut tokens = Vec::new();
+    for round in 0..6 {
+        let value_text = round.to_string();
+        let mine = items_of(&[("a", &value_text)]);
+        let other = items_of(&[("b", &value_text)]);
+        let value = start_txn(Kind::Set, &[(0, &mine), (1, &other)]);
+        tokens.push((0, world.send(0, &Record::plain(Op::TxnStart, b"", &value))));
+        tokens.push((0, world.send(0, &set("a", &format!("10{round}")))));
+        tokens.push((1, world.send(1, &set("b", &format!("20{round}")))));
+        let messages = std::mem::take(&mut world.messages);
+        for message in messages {
+            world.step(message.to.0 as usize, Some(Event::Message(message)));
+        }
+        world.sync(round % 3);
+    }
+    world.settle();
+    for (number, token) in tokens {
+        assert!(world.reply(number, token).is_some(), "request {token} is answered");
+    }
+    assert!(world.strands.iter().all(|strand| strand.shard.is_quiet() && strand.shard.txns.is_idle()));
+}
+
+#[test]
+fn reads_and_scans_wait_for_the_outcome() {
+    let mut world = World::new(2, Floor::Always);
+    world.ask(1, &set("b", "0"));
+    let value = start_txn(Kind::Set, &[(0, &items_of(&[("a", "1")])), (1, &items_of(&[("b", "1")]))]);
+    let txn = world.send(0, &Record::plain(Op::TxnStart, b"", &value));
+    world.sync(0);
+    let messages = std::mem::take(&mut world.messages);
+    for message in messages {
+        world.step(message.to.0 as usize, Some(Event::Message(message)));
+    }
+    world.sync(1);
+    let read = world.send(1, &Record::plain(Op::Get, b"b", b""));
+    let scan = world.send(1, &Record { argument: Some(10), ..Record::plain(Op::Scan, b"", b"") });
+    let local = world.send(1, &Record { flags: flag::LOCAL, ..Record::plain(Op::Get, b"b", b"") });
+    let write = world.send(1, &set("b", "2"));
+    let behind = world.send(1, &Record::plain(Op::Get, b"b", b""));
+    assert_eq!(world.reply(1, local), Some("\"result\":0"));
+    assert_eq!((world.reply(1, read), world.reply(1, scan)), (None, None));
+    world.settle();
+    assert_eq!(world.reply(0, txn), Some("\"result\":2"));
+    assert_eq!(world.reply(1, read), Some("\"result\":1"));
+    assert!(world.reply(1, scan).is_some());
+    assert!(world.reply(1, write).is_some());
+    assert_eq!(world.reply(1, behind), Some("\"result\":2"));
+}
+
+/// Crashes coordinator or participant after every number of steps: the batch is whole or absent, and all locks go.
+#[test]
+fn a_crash_at_any_step_leaves_a_whole_batch() {
+    for victim in 0..2 {
+        for steps in 0..14 {
+            let mut world = World::new(2, Floor::Always);
+            let value = start_txn(Kind::Set, &[(0, &items_of(&[("a", "1")])), (1, &items_of(&[("b", "1")]))]);
+            let session = Some(Session { client: b"c", seq: 1, acked: 0 });
+            let record = Record { session, ..Record::plain(Op::TxnStart, b"", &value) };
+            let token = world.send(0, &record);
+            for step in 0..steps {
+                if step % 2 == 0 {
+                    world.sync(step / 2 % 2);
+                } else if !world.messages.is_empty() {
+                    let message = world.messages.remove(0);
+                    world.step(message.to.0 as usize, Some(Event::Message(message)));
+                }
+            }
+            let acknowledged = world.reply(0, token).is_some_and(|text| text.contains("result"));
+            world.crash(victim);
+            for _ in 0..60 {
+                world.settle();
+                world.now.0 += 100;
+                world.step(0, None);
+                world.step(1, None);
+            }
+            let (a, b) = (world.get(0, "a"), world.get(1, "b"));
+            assert_eq!(a == ABSENT, b == ABSENT, "victim {victim} after {steps}: {a} and {b}");
+            assert!(
+                !acknowledged || a != ABSENT,
+                "victim {victim} after {steps}: an acknowledged batch is there"
+            );
+            for strand in &world.strands {
+                assert!(strand.shard.txns.is_idle(), "victim {victim} after {steps}");
+                assert!(strand.shard.locks.is_empty() && strand.shard.is_quiet());
+            }
+            let again = world.ask(0, &record);
+            assert_eq!(again, "\"result\":2", "victim {victim} after {steps}");
+            assert_eq!(world.get(1, "b"), "\"result\":1");
+        }
+    }
+}
+
+#[test]
+fn a_prefix_goes_in_slices() {
+    let mut world = World::new(1, Floor::Always);
+    world.strands[0].shard.config.page_keys_max = 7;
+    for number in 0..30 {
+        world.ask(0, &set(&format!("p{number}"), "1"));
+    }
+    world.ask(0, &set("q", "1"));
+    let mut cursor = Vec::new();
+    let mut rounds = 0;
+    loop {
+        let token = world.send(0, &Record::plain(Op::DeletePrefix, b"p", &cursor));
+        world.settle();
+        let (kind, text) = &world.strands[0].replies[&token];
+        assert_eq!(*kind, ReplyKind::Part);
+        let body: Vec<u8> = text.trim_matches(['[', ']']).split(", ").map(|n| n.parse().unwrap()).collect();
+        rounds += 1;
+        cursor = body[8..].to_vec();
+        if cursor == [0] {
+            break;
+        }
+    }
+    assert!(rounds >= 5);
+    assert_eq!(world.strands[0].shard.state().keys.len(), 1);
+}
+
+#[test]
+fn nobody_waits_for_ever() {
+    let mut world = World::new(1, Floor::Always);
+    let write = world.send(0, &set("a", "1"));
+    let read = world.send(0, &Record::plain(Op::Get, b"a", b""));
+    world.now.0 += 6000;
+    world.step(0, None);
+    let answer = world.reply(0, write).unwrap();
+    assert!(answer.contains("TIMEOUT") && answer.contains("\"outcome\":\"unknown\""), "{answer}");
+    assert!(world.reply(0, read).unwrap().contains("TIMEOUT"));
+    world.settle();
+    assert_eq!(world.get(0, "a"), "\"result\":1", "it applied all the same");
+}
+
+#[test]
+fn bounds_refuse_writes_and_not_reads() {
+    let mut world = World::new(1, Floor::Always);
+    world.ask(0, &set("a", "1"));
+    world.strands[0].shard.config.memory_bytes_max = 1;
+    assert!(world.ask(0, &set("b", "1")).contains("OUT_OF_MEMORY"));
+    world.strands[0].shard.config.memory_bytes_max = 0;
+    world.step(0, Some(Event::LogRoom(false)));
+    assert!(world.ask(0, &set("b", "1")).contains("DISK_FULL"));
+    assert_eq!(world.get(0, "a"), "\"result\":1");
+    world.step(0, Some(Event::LogRoom(true)));
+    assert_eq!(world.ask(0, &set("b", "1")), "");
+}
