@@ -78,7 +78,10 @@ impl Doorbell {
             }
             let error = io::Error::last_os_error();
             // The flag is taken before each write, so the counter stays far below the value at which a write waits.
-            assert!(error.kind() == io::ErrorKind::Interrupted, "an eventfd takes a write of eight bytes: {error}");
+            assert!(
+                error.kind() == io::ErrorKind::Interrupted,
+                "an eventfd takes a write of eight bytes: {error}"
+            );
         }
     }
 }

@@ -256,7 +256,8 @@ pub fn mesh<T: Send>(bells: &[Arc<Doorbell>], ring_slots: usize, overflow_max: u
         outboxes.push(ways.collect());
     }
     let ends = outboxes.into_iter().zip(inboxes);
-    ends.map(|(outboxes, inboxes)| ShardMesh { outboxes, inboxes, overflow: 0, overflow_max, next_inbox: 0 }).collect()
+    ends.map(|(outboxes, inboxes)| ShardMesh { outboxes, inboxes, overflow: 0, overflow_max, next_inbox: 0 })
+        .collect()
 }
 
 impl<T: Send> ShardMesh<T> {
@@ -279,7 +280,10 @@ impl<T: Send> ShardMesh<T> {
             outbox.waiting.push_back(message);
         }
         self.overflow += 1;
-        assert!(self.overflow <= self.overflow_max, "more messages than admitted transactions can have under way");
+        assert!(
+            self.overflow <= self.overflow_max,
+            "more messages than admitted transactions can have under way"
+        );
     }
 
     /// Moves on what waits for room and wakes the receivers of everything sent since the last flush.

@@ -124,7 +124,9 @@ pub struct ReplySink<'a> {
 impl ReplySink<'_> {
     /// Whether somebody still waits for this reply.
     pub fn awaits(&self, token: Token) -> bool {
-        self.connections.find(token).is_some_and(|(at, number)| self.connections.list[at].slots.awaits(number))
+        self.connections
+            .find(token)
+            .is_some_and(|(at, number)| self.connections.list[at].slots.awaits(number))
     }
 
     /// Writes the reply of one request: `members` and then, when given, the shared value, which is sent from where it is.

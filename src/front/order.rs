@@ -108,7 +108,10 @@ impl Id {
 }
 
 const _: () = assert!(size_of::<Slot>() <= 64, "a slot is one cache line");
-const _: () = assert!(IN_FLIGHT_LIMIT < 1 << (LOCAL_BITS - 8), "an unordered slot's number leaves room for its generation");
+const _: () = assert!(
+    IN_FLIGHT_LIMIT < 1 << (LOCAL_BITS - 8),
+    "an unordered slot's number leaves room for its generation"
+);
 
 impl Default for Slots {
     fn default() -> Self {
@@ -140,10 +143,15 @@ impl Slots {
         if self.ordered == ordered {
             return;
         }
-        // The numbers go on from where they were, so that a stray late reply of the old mode finds no slot.
-        let slots = std::mem::take(&mut self.slots);
-        let head = self.head.wrapping_add(slots.len() as u32) & LOCAL_MASK;
-        *self = Self { ordered, head, ..Self::default() };
+        *self = Self { ordered, head: self.head, ..Self::default() };
+    }
+
+    /// Gives up memory when no slot is in use. The numbers go on.
+    pub(super) fn trim(&mut self) {
+        if self.used == 0 && self.ordered {
+            self.slots = Vec::new();
+            self.early = Vec::new();
+        }
     }
 
     /// Slots in use; bounded by the connection's limit of requests in flight.

@@ -45,7 +45,12 @@ mod tests {
     fn lines_have_status_id_and_members() {
         check(ReplyKind::Ok, "", "", "{\"status\":\"success\",\"result\":\"OK\"}\n");
         check(ReplyKind::Ok, "7", "", "{\"status\":\"success\",\"id\":7,\"result\":\"OK\"}\n");
-        check(ReplyKind::Success, "\"a\"", "\"result\":1", "{\"status\":\"success\",\"id\":\"a\",\"result\":1}\n");
+        check(
+            ReplyKind::Success,
+            "\"a\"",
+            "\"result\":1",
+            "{\"status\":\"success\",\"id\":\"a\",\"result\":1}\n",
+        );
         check(ReplyKind::Error, "", "\"code\":\"X\"", "{\"status\":\"error\",\"code\":\"X\"}\n");
     }
 }
