@@ -1,0 +1,144 @@
+//! Waking a parked thread: an eventfd beside a flag that says whether anybody waits for it.
+//!
+//! The consumer parks in this order: [`Doorbell::prepare_park`], look at every ring and completion queue again, then
+//! wait for [`Doorbell::fd`] to become readable (or [`Doorbell::cancel_park`] when something was found). A producer
+//! publishes its item first and then calls [`Doorbell::ring`]. Each side has a sequentially consistent fence between its
+//! own store and its look at the other's, so at least one of them sees the other: a wake-up cannot be lost. The flag is
+//! taken by the ringer, so a parked thread costs its producers one system call, not one for each of them.
+//!
+//! The eventfd blocks on purpose: io_uring answers a read of a non-blocking one with EAGAIN at once instead of waiting.
+//! This module never waits by itself.
+#![allow(unsafe_code, reason = "eventfd and its write have no safe wrapper in the dependencies")]
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+
+/// One thread's bell; shared by those who may have to wake it. On a cache line of its own, since every producer reads
+/// the flag after every batch.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct Doorbell {
+    parked: AtomicBool,
+    eventfd: OwnedFd,
+}
+
+impl Doorbell {
+    /// A bell that nobody waits for yet.
+    ///
+    /// # Errors
+    /// When the process or the system has no file descriptor left.
+    pub fn new() -> io::Result<Arc<Self>> {
+        // SAFETY: eventfd takes no pointers; a result of -1 is checked before it is taken as a descriptor.
+        let raw = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+        if raw < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel just returned this descriptor, and nothing else owns it.
+        let eventfd = unsafe { OwnedFd::from_raw_fd(raw) };
+        Ok(Arc::new(Self { parked: AtomicBool::new(false), eventfd }))
+    }
+
+    /// Wakes the owner if it is parked or about to park. To be called after the item was published; true when it took a
+    /// system call.
+    pub fn ring(&self) -> bool {
+        fence(Ordering::SeqCst);
+        if !self.parked.load(Ordering::Relaxed) || !self.parked.swap(false, Ordering::SeqCst) {
+            return false;
+        }
+        self.signal();
+        true
+    }
+
+    /// Announces that the owner is about to wait. Everything that could hold work must be looked at again after this.
+    pub fn prepare_park(&self) {
+        self.parked.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Takes the announcement back, after a wait or instead of one. A ring that happened in between leaves the eventfd
+    /// readable, which costs one idle round later and nothing else.
+    pub fn cancel_park(&self) {
+        self.parked.store(false, Ordering::SeqCst);
+    }
+
+    /// The eventfd: readable, eight bytes, once the bell was rung.
+    pub fn fd(&self) -> RawFd {
+        self.eventfd.as_raw_fd()
+    }
+
+    fn signal(&self) {
+        let one = 1u64.to_ne_bytes();
+        loop {
+            // SAFETY: the pointer and length name `one`, which lives through the call.
+            let written = unsafe { libc::write(self.fd(), one.as_ptr().cast(), one.len()) };
+            if written == 8 {
+                return;
+            }
+            let error = io::Error::last_os_error();
+            // The flag is taken before each write, so the counter stays far below the value at which a write waits.
+            assert!(
+                error.kind() == io::ErrorKind::Interrupted,
+                "an eventfd takes a write of eight bytes: {error}"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::thread;
+
+    /// Waits for the bell as io_uring would: a read of eight bytes.
+    fn wait(bell: &Doorbell) {
+        let mut file = std::fs::File::from(bell.eventfd.try_clone().unwrap());
+        file.read_exact(&mut [0; 8]).unwrap();
+    }
+
+    #[test]
+    fn only_a_parked_owner_costs_a_system_call() {
+        let bell = Doorbell::new().unwrap();
+        assert!(!bell.ring());
+        bell.prepare_park();
+        assert!(bell.ring());
+        assert!(!bell.ring(), "the first ring took the flag");
+        wait(&bell);
+        bell.prepare_park();
+        bell.cancel_park();
+        assert!(!bell.ring());
+    }
+
+    #[test]
+    fn no_wake_up_is_lost() {
+        let bell = Doorbell::new().unwrap();
+        let (mut items, mut inbox) = rtrb::RingBuffer::<u32>::new(4);
+        let ringer = Arc::clone(&bell);
+        const ITEMS: u32 = 20_000;
+        let producer = thread::spawn(move || {
+            for item in 0..ITEMS {
+                while items.push(item).is_err() {
+                    thread::yield_now();
+                }
+                ringer.ring();
+            }
+        });
+        let mut next = 0;
+        while next < ITEMS {
+            while let Ok(item) = inbox.pop() {
+                assert_eq!(item, next);
+                next += 1;
+            }
+            bell.prepare_park();
+            if !inbox.is_empty() || next == ITEMS {
+                bell.cancel_park();
+                continue;
+            }
+            wait(&bell);
+            bell.cancel_park();
+        }
+        producer.join().unwrap();
+    }
+}

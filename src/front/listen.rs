@@ -1,0 +1,48 @@
+//! Listening sockets. They share their port with nobody: a second server on it must fail to start.
+
+use super::ring;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd, RawFd};
+
+/// Bound listening sockets, made before the front's thread starts so that a taken port fails early.
+#[derive(Debug)]
+pub struct Listeners {
+    list: Vec<TcpListener>,
+}
+
+impl Listeners {
+    /// Binds every address with `SO_REUSEADDR` and without `SO_REUSEPORT`.
+    ///
+    /// # Errors
+    /// When an address cannot be bound, with the address in the message.
+    pub fn bind(addresses: &[SocketAddr], backlog: u32) -> io::Result<Self> {
+        let list = addresses.iter().map(|address| {
+            // The standard library sets SO_REUSEADDR, which lets a restarted server bind beside old connections, and
+            // chooses the backlog itself; listening again only replaces that.
+            let bound = TcpListener::bind(address).and_then(|listener| {
+                ring::listen_again(&listener, backlog)?;
+                Ok(listener)
+            });
+            bound
+                .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
+        });
+        Ok(Self { list: list.collect::<io::Result<_>>()? })
+    }
+
+    /// The addresses in use, with the ports that the system chose for port 0.
+    ///
+    /// # Errors
+    /// When the system will not say.
+    pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        self.list.iter().map(TcpListener::local_addr).collect()
+    }
+
+    pub(super) fn fd(&self, listener: usize) -> RawFd {
+        self.list[listener].as_raw_fd()
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.list.len()
+    }
+}

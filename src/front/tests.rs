@@ -1,0 +1,1 @@
+//! The front against real sockets on the loopback, with small handlers in place of the router.
