@@ -169,10 +169,10 @@ fn write_failure(failure: &Failure, out: &mut Vec<u8>) {
         }
         Failure::Overloaded(text) => error(out, Code::Overloaded, text),
         Failure::NotLeader => {
-            error(out, Code::NotLeader, "this node does not lead the key's group; ask the leader")
+            error(out, Code::NotLeader, "this node does not lead the key's group; ask the leader");
         }
         Failure::ShuttingDown => {
-            error(out, Code::ShuttingDown, "the server is stopping; connect again later")
+            error(out, Code::ShuttingDown, "the server is stopping; connect again later");
         }
         Failure::NoSuchIndex(text) => error(out, Code::NoSuchIndex, text),
         Failure::IndexExists(text) => error(out, Code::IndexExists, text),

@@ -86,5 +86,5 @@ fn draws_fault(version: Version, hash: KeyHash) -> bool {
     bytes[..4].copy_from_slice(&version.epoch.to_le_bytes());
     bytes[4..12].copy_from_slice(&version.place.to_le_bytes());
     bytes[12..].copy_from_slice(&hash.0.to_le_bytes());
-    xxh3_64(&bytes) % 100 == 0
+    xxh3_64(&bytes).is_multiple_of(100)
 }
