@@ -3,6 +3,7 @@
 use crate::batch::{ReplyBatch, RequestBatch};
 use crate::consensus::group::Append;
 use crate::ids::Sequence;
+use crate::snapshot::Chunk;
 use crate::txn::message::GroupMessage;
 
 /// Everything that one step wants done. The driver empties and reuses it.
@@ -25,7 +26,7 @@ pub struct Effects {
 }
 
 /// One step in the writing of a snapshot file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum SnapshotEffect {
     /// Start a new file for the state at this index; an unfinished one is dropped.
     Begin {
@@ -33,7 +34,7 @@ pub enum SnapshotEffect {
         index: u64,
     },
     /// Append these bytes to the file.
-    Write(Vec<u8>),
+    Write(Chunk),
     /// Sync the file, read it back, say what is in it.
     Verify,
     /// It is sound: give it its name, drop older ones.

@@ -2,6 +2,7 @@
 
 use crate::batch::RequestBatch;
 use crate::ids::Sequence;
+use crate::snapshot::Footer;
 use crate::txn::message::GroupMessage;
 
 /// Something that happened outside.
@@ -25,10 +26,8 @@ pub enum Event {
         /// How many bytes since the last such event.
         bytes: u64,
     },
-    /// The snapshot under way has been read back.
+    /// The snapshot under way has been read back; an error says that the file could not be written or read at all.
     SnapshotVerified(Result<SnapshotFound, String>),
-    /// Clients are not served any more: what is under way is finished, nothing new is begun.
-    Drain,
 }
 
 /// What reading a snapshot back found in it.
@@ -36,8 +35,6 @@ pub enum Event {
 pub struct SnapshotFound {
     /// Index of the last entry that it holds.
     pub index: u64,
-    /// Number of records.
-    pub records: u64,
-    /// Digest over the records.
-    pub digest: u64,
+    /// What it adds up to; `None` when the file is not whole or not what its own sums say.
+    pub footer: Option<Footer>,
 }

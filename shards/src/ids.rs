@@ -57,6 +57,13 @@ pub fn slot_of_hashed(key: &[u8], hash: KeyHash) -> Slot {
     Slot((placed.0 >> 52) as u16)
 }
 
+/// The slots of one group when slots are spread evenly over so many groups.
+pub fn even_slots(group: GroupId, groups: u32) -> Vec<Slot> {
+    let slots = u32::from(SLOTS);
+    assert!(group.0 < groups && groups <= slots, "every group has a slot");
+    (0..slots).filter(|slot| slot * groups / slots == group.0).map(|slot| Slot(slot as u16)).collect()
+}
+
 /// The bytes between the first `{` and the next `}`, when there are any.
 fn tag_of(key: &[u8]) -> Option<&[u8]> {
     let open = memchr::memchr(b'{', key)?;

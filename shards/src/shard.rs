@@ -9,10 +9,12 @@
 mod admit;
 mod apply;
 mod expiry;
+pub mod image;
 mod outbox;
 mod pending;
 mod propose;
 mod reads;
+mod snapshots;
 mod transact;
 
 use crate::command::answer::Failure;
@@ -20,7 +22,7 @@ use crate::command::record::Malformed;
 use crate::consensus::group::{Append, ConsensusError, Group, Restored};
 use crate::effect::Effects;
 use crate::event::Event;
-use crate::ids::{GroupId, Millis, Sequence};
+use crate::ids::{GroupId, Millis, Sequence, Slot};
 use crate::state::State;
 use crate::txn::coordinator::Coordinator;
 use crate::txn::locks::Locks;
@@ -46,8 +48,14 @@ pub enum Floor {
 /// What an operator can set for a shard.
 #[derive(Clone, Debug)]
 pub struct ShardConfig {
+    /// The cluster that the data belong to.
+    pub cluster: u128,
+    /// Which shard of this node.
+    pub shard: u32,
     /// Which group this is.
     pub group: GroupId,
+    /// The slots of the group.
+    pub slots: Vec<Slot>,
     /// When writes are acknowledged.
     pub floor: Floor,
     /// Log batches on their way to the disk at once.
@@ -66,13 +74,20 @@ pub struct ShardConfig {
     pub page_bytes_max: usize,
     /// Records looked at for one page at most.
     pub page_examined_max: usize,
+    /// A snapshot is due when so many bytes went into the log since the last one.
+    pub snapshot_log_bytes: u64,
+    /// Writes wait while a snapshot holds so many bytes of tables that changed before their turn.
+    pub snapshot_buffer_bytes_max: usize,
 }
 
 impl ShardConfig {
     /// The defaults for a group.
     pub fn new(group: GroupId) -> Self {
         Self {
+            cluster: 0,
+            shard: group.0,
             group,
+            slots: Vec::new(),
             floor: Floor::Always,
             commits_in_flight_max: 4,
             gather_commands_min: 64,
@@ -82,6 +97,8 @@ impl ShardConfig {
             page_keys_max: 1000,
             page_bytes_max: 1 << 20,
             page_examined_max: 4000,
+            snapshot_log_bytes: 256 << 20,
+            snapshot_buffer_bytes_max: 256 << 20,
         }
     }
 }
@@ -99,6 +116,10 @@ pub struct ShardImage {
     pub stamp: Millis,
     /// Epoch for new versions.
     pub epoch: u32,
+    /// The last index in each batch of the log, with the batch.
+    pub history: VecDeque<(u64, Sequence)>,
+    /// Bytes of the log's batches.
+    pub log_bytes: u64,
 }
 
 /// The shard cannot go on: the process stops by this name.
@@ -162,6 +183,10 @@ pub struct Shard {
     applied: u64,
     /// Index of the entry that is being applied, or of the last one that was.
     applying: u64,
+    /// Term of that entry.
+    applied_term: u64,
+    /// Highest stamp of an applied entry.
+    stamp_applied: Millis,
     /// Whether this leader has applied everything from before its term.
     is_ready: bool,
     has_log_room: bool,
@@ -174,6 +199,8 @@ pub struct Shard {
     /// Which batch holds the entries up to an index, for batches not yet durable.
     batches: VecDeque<(u64, Sequence)>,
     durable: Sequence,
+    /// The last index in each batch that the log still holds.
+    history: VecDeque<(u64, Sequence)>,
 
     /// Reads that wait for an entry to be applied, by rising index.
     reads: VecDeque<(u64, Parked)>,
@@ -190,6 +217,7 @@ pub struct Shard {
     tickets: BTreeMap<u32, outbox::Ticket>,
     next_ticket: u32,
     expiry: expiry::Expiry,
+    snapshots: snapshots::Snapshots,
 
     counters: ShardCounters,
     last_tick: Millis,
@@ -199,6 +227,9 @@ pub struct Shard {
 
 /// Time between ticks: deadlines, resends, raft's clock.
 const TICK_MS: u64 = 50;
+
+/// Size of the blocks that the log is written in.
+const LOG_BLOCK_BYTES: u64 = 4096;
 
 /// What is left after [`Shard::work`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,8 +245,8 @@ impl Shard {
     pub fn restore(config: ShardConfig, image: ShardImage, now: Millis) -> Result<Self, ShardFault> {
         assert!((1..=crate::command::entry::COMMANDS_MAX).contains(&config.entry_commands_max));
         assert!(config.commits_in_flight_max > 0, "a log without a batch in flight never moves");
-        let ShardImage { group, state, txns, stamp, epoch } = image;
-        let applied = group.snapshot_index;
+        let ShardImage { group, state, txns, stamp, epoch, history, log_bytes } = image;
+        let (applied, applied_term) = (group.snapshot_index, group.snapshot_term);
         let durable = group.sequence;
         let group = Group::restore(group, config.floor == Floor::Always)?;
         let mut locks = Locks::default();
@@ -233,6 +264,8 @@ impl Shard {
             stamp,
             applied,
             applying: applied,
+            applied_term,
+            stamp_applied: stamp,
             is_ready: false,
             has_log_room: true,
             gathered: Gathered::default(),
@@ -241,6 +274,7 @@ impl Shard {
             pending: Pending::default(),
             batches: VecDeque::new(),
             durable,
+            history,
             reads: VecDeque::new(),
             scans: VecDeque::new(),
             gated: VecDeque::new(),
@@ -251,6 +285,7 @@ impl Shard {
             tickets: BTreeMap::new(),
             next_ticket: 0,
             expiry: expiry::Expiry::default(),
+            snapshots: snapshots::Snapshots::restored(applied, log_bytes),
             counters: ShardCounters::default(),
             last_tick: now,
             committed: Vec::new(),
@@ -279,7 +314,8 @@ impl Shard {
                 Event::Message(message) => self.hear(message, effects),
                 Event::Durable(sequence) => self.became_durable(sequence, effects),
                 Event::LogRoom(has_room) => self.has_log_room = has_room,
-                Event::SnapshotWritten { .. } | Event::SnapshotVerified(_) | Event::Drain => {}
+                Event::SnapshotWritten { bytes } => self.snapshot_written(bytes),
+                Event::SnapshotVerified(found) => self.snapshot_verified(found, effects),
             }
         }
         if self.now.0 - self.last_tick.0 >= TICK_MS {
@@ -293,8 +329,9 @@ impl Shard {
     pub fn work(&mut self, now: Millis, units: usize, effects: &mut Effects) -> Result<Left, ShardFault> {
         self.now = self.now.max(now);
         self.expire_some(units);
+        let more = self.snapshot_some(effects);
         self.advance(effects)?;
-        Ok(Left::Nothing)
+        Ok(if more { Left::More } else { Left::Nothing })
     }
 
     /// Whether nothing is under way: every request is answered, every transaction finished.
@@ -308,6 +345,7 @@ impl Shard {
             && self.coordinator.is_empty()
             && self.locks.waiting() == 0
             && self.group.in_flight() == 0
+            && !self.snapshots.is_running()
     }
 
     /// Whether the shard serves: it leads and has applied everything from before its term.
@@ -376,18 +414,20 @@ impl Shard {
 
     fn hand_over_appends(&mut self, effects: &mut Effects) {
         for append in self.appends.drain(..) {
-            self.counters.log_bytes +=
-                append.entries.iter().map(|entry| entry.data.len() as u64).sum::<u64>();
-            if let Some(last) = append.entries.last() {
-                self.batches.push_back((last.index, append.sequence));
-            }
+            let bytes = append.entries.iter().map(|entry| entry.data.len() as u64).sum::<u64>();
+            self.counters.log_bytes += bytes;
+            // A batch takes whole blocks of the log, however little is in it.
+            self.snapshots.log_bytes += bytes.next_multiple_of(LOG_BLOCK_BYTES);
             if self.config.floor == Floor::Off {
                 continue;
+            }
+            if let Some(last) = append.entries.last() {
+                self.batches.push_back((last.index, append.sequence));
+                self.history.push_back((last.index, append.sequence));
             }
             effects.appends.push(append);
         }
         if self.config.floor == Floor::Off {
-            self.batches.clear();
             self.durable = self.group.last_sequence();
             self.group.durable(self.durable);
         }

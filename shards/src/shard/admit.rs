@@ -73,12 +73,8 @@ impl Shard {
             Op::ReadMany => self.admit_read_many(router, head, bytes, &record, effects),
             Op::Scan | Op::Recall => self.admit_scan(router, head, bytes, effects),
             Op::Info => self.answer_info(router, head, effects),
-            Op::Indexes
-            | Op::SearchStats
-            | Op::SearchHits
-            | Op::QueryIndex
-            | Op::CatalogChange
-            | Op::Snapshot => {
+            Op::Snapshot => self.admit_snapshot(router, head, effects),
+            Op::Indexes | Op::SearchStats | Op::SearchHits | Op::QueryIndex | Op::CatalogChange => {
                 let text = "this build has no such room yet";
                 self.refuse(router, head, Failure::Internal(text.to_owned()), effects);
             }

@@ -47,6 +47,7 @@ impl Shard {
             self.counters.commands += waiters.map_or(0, |waiters| waiters.len() as u64);
         }
         self.applied = entry.index;
+        self.applied_term = entry.term;
         self.group.applied(entry.index);
         if !self.is_ready && entry.term == self.group.term() && self.group.is_leader() {
             self.is_ready = true;
@@ -79,10 +80,11 @@ impl Shard {
         let data = entry.data.clone();
         let mut commands = EntryData::decode(&data)?;
         let (epoch, stamp) = (commands.epoch, commands.stamp);
-        if stamp < self.stamp && waiters.is_none() {
+        if stamp < self.stamp_applied {
             return Err(Malformed("an entry's stamp goes back").into());
         }
         self.stamp = self.stamp.max(stamp);
+        self.stamp_applied = self.stamp_applied.max(stamp);
         let needed = self.sequence_of(entry.index);
         let mut position = 0u16;
         while let Some(bytes) = commands.next_record()? {

@@ -173,6 +173,12 @@ impl Shard {
                 waiter.is_silent = true;
             }
         }
+        for waiter in self.snapshots.all_waiters() {
+            if !waiter.is_silent && waiter.deadline <= now {
+                reply_failure(effects, waiter.router, waiter.token, Failure::Timeout { unknown: false });
+                waiter.is_silent = true;
+            }
+        }
         self.give_up_parked(effects);
     }
 }

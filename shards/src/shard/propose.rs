@@ -75,6 +75,9 @@ impl Shard {
         if !self.is_ready || (self.sealed.is_empty() && self.gathered.is_empty()) {
             return false;
         }
+        if self.snapshot_is_behind() {
+            return false;
+        }
         if self.config.floor != Floor::Always {
             // Nothing waits for the disk, so there is no reason to gather beyond one step.
             return self.group.in_flight() < UNSYNCED_BATCHES_MAX;

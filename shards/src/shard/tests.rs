@@ -1,13 +1,21 @@
 //! Shards in a world of their own: a log that becomes durable when the test says so, messages that arrive when it pumps.
 
+use super::image::{ImageBuilder, ImageIdentity, SnapshotIntake, encode_append};
 use super::*;
 use crate::batch::{ReplyKind, RequestBatch, RequestHead};
 use crate::command::items;
 use crate::command::record::{Condition, Op, Record, Session, flag};
+use crate::effect::SnapshotEffect;
+use crate::event::SnapshotFound;
 use crate::ids::{Token, hash_of};
+use crate::log::SegmentId;
+use crate::log::header::BatchKind;
+use crate::log::payload::PayloadBuffer;
+use crate::log::replay::ReplayedBatch;
+use crate::snapshot::SnapshotReader;
+use crate::state::SessionLimits;
 use crate::txn::Kind;
 use crate::txn::message::{GroupMessage, Start};
-use raft::prelude::{ConfState, HardState};
 use std::collections::BTreeMap;
 
 /// One shard with its disk.
@@ -18,6 +26,9 @@ struct Strand {
     log: Vec<Append>,
     durable: usize,
     replies: BTreeMap<u64, (ReplyKind, String)>,
+    file: (u64, Vec<u8>),
+    snapshot: Option<Vec<u8>>,
+    found: Vec<Event>,
 }
 
 struct World {
@@ -27,31 +38,88 @@ struct World {
     next_token: u64,
 }
 
-fn image(log: &[Append]) -> ShardImage {
-    let mut group = Restored {
-        replica: 1,
-        conf_state: ConfState { voters: vec![1], ..ConfState::default() },
-        ..Restored::default()
-    };
+const IDENTITY: ImageIdentity = ImageIdentity { cluster: 7, shard: 0, group: GroupId(0) };
+
+/// What recovery would find: the kept snapshot and the durable batches, through the formats of the files.
+fn image(group: GroupId, snapshot: Option<&[u8]>, log: &[Append]) -> ShardImage {
+    let identity = ImageIdentity { shard: group.0, group, ..IDENTITY };
+    let snapshot = snapshot.map(|bytes| {
+        let mut intake = SnapshotIntake::new(identity, SessionLimits::default());
+        for piece in bytes.chunks(1000) {
+            intake.feed(piece).unwrap();
+        }
+        intake.finish().unwrap()
+    });
+    let mut builder = ImageBuilder::new(group, snapshot);
+    let mut payload = PayloadBuffer::new();
+    let mut last = Sequence(0);
     for append in log {
-        group.hard_state = append.hard_state.clone();
-        group.entries.extend(append.entries.iter().cloned());
-        group.sequence = append.sequence;
+        encode_append(append, &mut payload);
+        let (kind, sequence) = (BatchKind::Entries, append.sequence);
+        let batch =
+            ReplayedBatch { kind, group, sequence, payload: &payload, segment: SegmentId(1), offset: 0 };
+        builder.batch(&batch);
+        last = sequence;
     }
-    // A commit index beyond what survived would be a broken promise; raft's is never ahead of the log.
-    let hard_state = HardState { commit: 0, ..group.hard_state.clone() };
-    group.hard_state = hard_state;
-    ShardImage { group, ..ShardImage::default() }
+    builder.finish(last).unwrap()
+}
+
+impl Strand {
+    fn write_snapshot(&mut self, effect: SnapshotEffect) {
+        match effect {
+            SnapshotEffect::Begin { index } => self.file = (index, Vec::new()),
+            SnapshotEffect::Write(chunk) => {
+                self.file.1.extend_from_slice(chunk.as_slice());
+                self.found.push(Event::SnapshotWritten { bytes: chunk.as_slice().len() as u64 });
+            }
+            SnapshotEffect::Verify => {
+                let mut reader = SnapshotReader::new();
+                let mut bytes = &self.file.1[..];
+                let sound = loop {
+                    match reader.feed(&mut bytes) {
+                        Ok(Some(_)) => {}
+                        Ok(None) => break true,
+                        Err(_) => break false,
+                    }
+                };
+                let footer = if sound { reader.finish().ok().map(|(_, footer)| footer) } else { None };
+                let found = SnapshotFound { index: self.file.0, footer };
+                self.found.push(Event::SnapshotVerified(Ok(found)));
+            }
+            SnapshotEffect::Keep => self.snapshot = Some(std::mem::take(&mut self.file.1)),
+            SnapshotEffect::Drop => self.file.1.clear(),
+        }
+    }
 }
 
 impl World {
+    fn work(&mut self, number: usize) {
+        let mut effects = Effects::default();
+        self.strands[number].shard.work(self.now, 1000, &mut effects).unwrap();
+        self.take(number, effects);
+        let mut events = std::mem::take(&mut self.strands[number].found);
+        let mut effects = Effects::default();
+        self.strands[number].shard.step(self.now, &mut events, &mut effects).unwrap();
+        self.take(number, effects);
+    }
+
     fn new(count: u32, floor: Floor) -> Self {
         let now = Millis(1_000_000);
         let strands = (0..count)
             .map(|number| {
-                let config = ShardConfig { floor, ..ShardConfig::new(GroupId(number)) };
-                let shard = Shard::restore(config.clone(), image(&[]), now).unwrap();
-                Strand { shard, config, log: Vec::new(), durable: 0, replies: BTreeMap::new() }
+                let group = GroupId(number);
+                let config = ShardConfig { floor, cluster: 7, ..ShardConfig::new(group) };
+                let shard = Shard::restore(config.clone(), image(group, None, &[]), now).unwrap();
+                Strand {
+                    shard,
+                    config,
+                    log: Vec::new(),
+                    durable: 0,
+                    replies: BTreeMap::new(),
+                    file: (0, Vec::new()),
+                    snapshot: None,
+                    found: Vec::new(),
+                }
             })
             .collect();
         let mut world = Self { strands, messages: Vec::new(), now, next_token: 1 };
@@ -79,6 +147,14 @@ impl World {
         let strand = &mut self.strands[number];
         strand.log.extend(effects.appends);
         self.messages.extend(effects.messages);
+        for effect in effects.snapshot {
+            strand.write_snapshot(effect);
+        }
+        if let Some(upto) = effects.cut {
+            let before = strand.log.len();
+            strand.log.retain(|append| append.sequence > upto);
+            strand.durable -= before - strand.log.len();
+        }
         for batch in effects.replies {
             for head in &batch.heads {
                 let mut body = batch.body(head).to_vec();
@@ -146,7 +222,9 @@ impl World {
     fn crash(&mut self, number: usize) {
         let strand = &mut self.strands[number];
         strand.log.truncate(strand.durable);
-        strand.shard = Shard::restore(strand.config.clone(), image(&strand.log), self.now).unwrap();
+        let image = image(strand.config.group, strand.snapshot.as_deref(), &strand.log);
+        strand.shard = Shard::restore(strand.config.clone(), image, self.now).unwrap();
+        strand.found.clear();
         strand.replies.clear();
         self.messages.retain(|message| message.to.0 as usize != number && message.from.0 as usize != number);
         self.start(number);
@@ -498,4 +576,70 @@ fn bounds_refuse_writes_and_not_reads() {
     assert_eq!(world.get(0, "a"), "\"result\":1");
     world.step(0, Some(Event::LogRoom(true)));
     assert_eq!(world.ask(0, &set("b", "1")), "");
+}
+
+#[test]
+fn snapshots_cut_the_log_and_restore() {
+    let mut world = World::new(2, Floor::Always);
+    for number in 0..500 {
+        world.ask(0, &set(&format!("k{number}"), &number.to_string()));
+    }
+    let session = Some(Session { client: b"c", seq: 1, acked: 0 });
+    let incr = Record { argument: Some(1), session, ..Record::plain(Op::Incr, b"n", b"") };
+    world.ask(0, &incr);
+    // An intent is open while the snapshot is taken.
+    let value = start_txn(Kind::Set, &[(0, &items_of(&[("a", "1")])), (1, &items_of(&[("b", "1")]))]);
+    world.send(0, &Record::plain(Op::TxnStart, b"", &value));
+    world.sync(0);
+    let messages = std::mem::take(&mut world.messages);
+    for message in messages {
+        world.step(message.to.0 as usize, Some(Event::Message(message)));
+    }
+    world.sync(0);
+    let at_begin = world.strands[0].log.len();
+    let asked = world.send(0, &Record::plain(Op::Snapshot, b"", b""));
+    world.work(0);
+    for number in 0..5 {
+        world.send(0, &set(&format!("k{number}"), "\"late\""));
+        world.sync(0);
+        world.work(0);
+    }
+    for _ in 0..20 {
+        world.work(0);
+    }
+    assert_eq!(world.reply(0, asked), Some(""), "the snapshot is kept");
+    assert!(world.strands[0].log.len() < at_begin / 2, "the log is cut");
+    assert_eq!(world.strands[0].shard.snapshot_counters().kept, 1);
+    world.crash(0);
+    for _ in 0..30 {
+        world.settle();
+        world.now.0 += 100;
+        world.step(0, None);
+        world.step(1, None);
+    }
+    assert_eq!(world.get(0, "k4"), "\"result\":\"late\"");
+    assert_eq!(world.get(0, "k400"), "\"result\":400");
+    assert_eq!(world.ask(0, &incr), "\"result\":1", "sessions are in it");
+    assert_eq!(world.get(0, "a") == ABSENT, world.get(1, "b") == ABSENT, "the open batch ended whole");
+    assert!(world.strands.iter().all(|strand| strand.shard.txns.is_idle()));
+}
+
+#[test]
+fn a_snapshot_that_lost_a_record_is_written_again() {
+    let mut world = World::new(1, Floor::Always);
+    for number in 0..1000 {
+        let key = format!("k{number}");
+        world.send(0, &Record { flags: flag::DEBUG, ..set(&key, "1") });
+    }
+    world.settle();
+    let asked = world.send(0, &Record::plain(Op::Snapshot, b"", b""));
+    for _ in 0..30 {
+        world.work(0);
+    }
+    let counters = *world.strands[0].shard.snapshot_counters();
+    assert_eq!((counters.refused, counters.kept), (1, 1), "one in a hundred was lost and found out");
+    assert!(world.reply(0, asked).is_some());
+    world.crash(0);
+    world.settle();
+    assert_eq!(world.strands[0].shard.state().keys.len(), 1000);
 }

@@ -1,0 +1,270 @@
+//! Writes snapshots in slices beside traffic and says when the log may be cut.
+//!
+//! A snapshot is exact at the entry after which it began. Its bytes leave as effects, a bounded amount at a time; when
+//! all are written the file is read back, and only if what is in it equals what the state counted is it kept and the log
+//! cut. A snapshot that lost something (as the debug fault mode makes it) is counted and written again without faults.
+
+use super::outbox::{Waiter, reply};
+use super::{Floor, Shard};
+use crate::batch::RequestHead;
+use crate::command::answer::{Failure, Outcome};
+use crate::effect::{Effects, SnapshotEffect};
+use crate::event::SnapshotFound;
+use crate::ids::{Millis, Sequence};
+use crate::snapshot::{Chunk, Footer, SlotSet, SnapshotHeader, SnapshotWriter};
+
+/// Bytes on their way to the file at once; more are produced when these are written.
+const IN_FLIGHT_BYTES_MAX: u64 = 4 << 20;
+/// Bytes of one slice; a slice ends at the end of a table.
+const SLICE_BYTES: usize = 64 << 10;
+/// Pause before a snapshot that could not be written is tried again, in ms.
+const RETRY_AFTER_MS: u64 = 5_000;
+
+/// The snapshots of a shard.
+#[derive(Debug, Default)]
+pub(super) struct Snapshots {
+    run: Option<Run>,
+    /// Who waits for the run under way.
+    waiters: Vec<Waiter>,
+    /// Who came while one was under way and waits for the next.
+    next_waiters: Vec<Waiter>,
+    /// Index of the last one that was kept.
+    kept_index: u64,
+    /// Bytes handed to the log since that one began.
+    pub(super) log_bytes: u64,
+    not_before: Millis,
+    pub(super) counters: SnapshotCounters,
+}
+
+/// Figures about snapshots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotCounters {
+    /// Written, read back and kept.
+    pub kept: u64,
+    /// Found wanting when read back, and written again.
+    pub refused: u64,
+    /// Not written: the file system failed.
+    pub failed: u64,
+    /// Bytes of the last one that was kept.
+    pub last_bytes: u64,
+    /// Index of the last one that was kept.
+    pub last_index: u64,
+}
+
+#[derive(Debug)]
+struct Run {
+    stage: Stage,
+    index: u64,
+    log_bytes_at_start: u64,
+    in_flight_bytes: u64,
+    bytes: u64,
+    with_faults: bool,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Writing(SnapshotWriter),
+    /// All is written; waits for what is read back.
+    Verifying(Footer),
+}
+
+impl Shard {
+    /// SNAPSHOT: answered when one that began after this is kept.
+    pub(super) fn admit_snapshot(&mut self, router: u8, head: &RequestHead, effects: &mut Effects) {
+        let waiter = Waiter::client(router, head, false);
+        if self.config.floor == Floor::Off {
+            let text = "without a log (wal.sync = \"off\") nothing is kept on disk, so there is no snapshot"
+                .to_owned();
+            return reply(effects, router, head.token, &Outcome::Failed(Failure::BadRequest(text)));
+        }
+        if self.snapshots.run.is_none() && self.snapshots.kept_index == self.applied {
+            return reply(effects, router, head.token, &Outcome::Ok);
+        }
+        self.snapshots.next_waiters.push(waiter);
+        self.snapshots.not_before = Millis(0);
+    }
+
+    /// Whether so much waits to be written that writes must wait too.
+    pub(super) fn snapshot_is_behind(&self) -> bool {
+        self.snapshots.run.is_some()
+            && SnapshotWriter::pending_bytes(&self.state) > self.config.snapshot_buffer_bytes_max
+    }
+
+    /// Begins a snapshot when one is due, or writes a slice of the one under way; whether more can be done now.
+    pub(super) fn snapshot_some(&mut self, effects: &mut Effects) -> bool {
+        if self.snapshots.run.is_none() && self.snapshot_is_due() {
+            self.begin_snapshot(true, effects);
+        }
+        let Some(run) = &mut self.snapshots.run else { return false };
+        let Stage::Writing(writer) = &mut run.stage else { return false };
+        if run.in_flight_bytes >= IN_FLIGHT_BYTES_MAX {
+            return false;
+        }
+        let mut chunks = Vec::new();
+        let more = writer.slice(&mut self.state, SLICE_BYTES, &mut chunks);
+        run.send(chunks, effects);
+        if !more {
+            self.end_writing(effects);
+        }
+        more
+    }
+
+    /// Bytes of the snapshot have reached the file.
+    pub(super) fn snapshot_written(&mut self, bytes: u64) {
+        if let Some(run) = &mut self.snapshots.run {
+            run.in_flight_bytes = run.in_flight_bytes.saturating_sub(bytes);
+        }
+    }
+
+    /// The file has been read back, or could not be written.
+    pub(super) fn snapshot_verified(&mut self, found: Result<SnapshotFound, String>, effects: &mut Effects) {
+        let Some(run) = self.snapshots.run.take() else { return };
+        match (&run.stage, found) {
+            (Stage::Verifying(expected), Ok(SnapshotFound { index, footer: Some(footer) }))
+                if index == run.index && footer == *expected =>
+            {
+                self.keep_snapshot(&run, effects);
+            }
+            (Stage::Verifying(_), Ok(_)) => {
+                effects.snapshot.push(SnapshotEffect::Drop);
+                self.snapshots.counters.refused += 1;
+                if run.with_faults {
+                    // The log still holds everything, so the snapshot is simply written again, soundly.
+                    self.begin_snapshot(false, effects);
+                } else {
+                    self.fail_snapshot("what was read back is not what was written", effects);
+                }
+            }
+            (_, Ok(_)) => self.fail_snapshot("it was read back before it was written", effects),
+            (_, Err(text)) => {
+                self.drop_writer(run);
+                effects.snapshot.push(SnapshotEffect::Drop);
+                self.fail_snapshot(&text, effects);
+            }
+        }
+    }
+
+    /// Figures about snapshots.
+    pub fn snapshot_counters(&self) -> &SnapshotCounters {
+        &self.snapshots.counters
+    }
+
+    fn snapshot_is_due(&self) -> bool {
+        let snapshots = &self.snapshots;
+        let asked = !snapshots.next_waiters.is_empty();
+        let is_long =
+            snapshots.log_bytes >= self.config.snapshot_log_bytes && self.applied > snapshots.kept_index;
+        self.is_ready
+            && self.config.floor != Floor::Off
+            && self.now >= snapshots.not_before
+            && (asked || is_long)
+    }
+
+    fn begin_snapshot(&mut self, with_faults: bool, effects: &mut Effects) {
+        let mut slots = SlotSet::default();
+        for slot in self.config.slots.iter() {
+            slots.insert(*slot);
+        }
+        let header = SnapshotHeader {
+            cluster: self.config.cluster,
+            shard: self.config.shard,
+            group: self.config.group,
+            epoch: self.epoch,
+            applied_index: self.applied,
+            applied_term: self.applied_term,
+            entry_stamp: self.stamp_applied,
+            slots,
+        };
+        let mut chunks = Vec::new();
+        let mut writer = SnapshotWriter::begin(&header, with_faults, &mut self.state, &mut chunks);
+        let mut txns = Vec::new();
+        self.txns.encode(&mut txns);
+        writer.section(super::image::SECTION_TXNS, &txns, &mut chunks);
+        let mut run = Run {
+            stage: Stage::Writing(writer),
+            index: self.applied,
+            log_bytes_at_start: self.snapshots.log_bytes,
+            in_flight_bytes: 0,
+            bytes: 0,
+            with_faults,
+        };
+        effects.snapshot.push(SnapshotEffect::Begin { index: self.applied });
+        run.send(chunks, effects);
+        self.snapshots.run = Some(run);
+        let next = std::mem::take(&mut self.snapshots.next_waiters);
+        self.snapshots.waiters.extend(next);
+    }
+
+    fn end_writing(&mut self, effects: &mut Effects) {
+        let Some(mut run) = self.snapshots.run.take() else { return };
+        if let Stage::Writing(writer) = run.stage {
+            let mut chunks = Vec::new();
+            let summary = writer.finish(&mut self.state, &mut chunks);
+            run.stage = Stage::Verifying(summary.footer);
+            run.send(chunks, effects);
+            effects.snapshot.push(SnapshotEffect::Verify);
+        }
+        self.snapshots.run = Some(run);
+    }
+
+    fn keep_snapshot(&mut self, run: &Run, effects: &mut Effects) {
+        effects.snapshot.push(SnapshotEffect::Keep);
+        let mut upto: Option<Sequence> = None;
+        while self.history.front().is_some_and(|(last, _)| *last <= run.index) {
+            upto = self.history.pop_front().map(|(_, sequence)| sequence);
+        }
+        effects.cut = upto.or(effects.cut);
+        let snapshots = &mut self.snapshots;
+        snapshots.kept_index = run.index;
+        snapshots.log_bytes = snapshots.log_bytes.saturating_sub(run.log_bytes_at_start);
+        snapshots.counters.kept += 1;
+        snapshots.counters.last_bytes = run.bytes;
+        snapshots.counters.last_index = run.index;
+        for waiter in self.snapshots.waiters.drain(..).filter(|waiter| !waiter.is_silent) {
+            reply(effects, waiter.router, waiter.token, &Outcome::Ok);
+        }
+    }
+
+    fn fail_snapshot(&mut self, text: &str, effects: &mut Effects) {
+        self.snapshots.counters.failed += 1;
+        self.snapshots.not_before = Millis(self.now.0 + RETRY_AFTER_MS);
+        let text = format!("the snapshot was not written: {text}; the log still holds everything");
+        for waiter in self.snapshots.waiters.drain(..).filter(|waiter| !waiter.is_silent) {
+            reply(effects, waiter.router, waiter.token, &Outcome::Failed(Failure::Internal(text.clone())));
+        }
+    }
+
+    fn drop_writer(&mut self, run: Run) {
+        if let Stage::Writing(writer) = run.stage {
+            writer.abort(&mut self.state);
+        }
+    }
+}
+
+impl Snapshots {
+    /// Who waits for a snapshot, to give them up in time.
+    pub(super) fn all_waiters(&mut self) -> impl Iterator<Item = &mut Waiter> {
+        self.waiters.iter_mut().chain(&mut self.next_waiters)
+    }
+
+    /// A shard restored from a snapshot at this index, with so much log behind it.
+    pub(super) fn restored(kept_index: u64, log_bytes: u64) -> Self {
+        Self { kept_index, log_bytes, ..Self::default() }
+    }
+
+    /// Whether one is being written.
+    pub(super) fn is_running(&self) -> bool {
+        self.run.is_some()
+    }
+}
+
+impl Run {
+    fn send(&mut self, chunks: Vec<Chunk>, effects: &mut Effects) {
+        for chunk in chunks {
+            let length = chunk.as_slice().len() as u64;
+            self.in_flight_bytes += length;
+            self.bytes += length;
+            effects.snapshot.push(SnapshotEffect::Write(chunk));
+        }
+    }
+}
