@@ -153,12 +153,15 @@ impl LogWriter {
         self.frame(BatchKind::Entries, group, payload, durable_upto, frame)
     }
 
+    /// Whether the open segment has room for a seal.
+    pub fn seal_fits(&self) -> bool {
+        self.open_offset.is_some_and(|offset| offset + BLOCK_BYTES as u64 <= self.shape.segment_bytes)
+    }
+
     /// Frames a seal, which restates `durable_upto` and the oldest live segment. `None` when no segment is open or
     /// it is full to the last block; the start of the next segment then says the same.
     pub fn seal(&mut self, durable_upto: Sequence, frame: &mut [u8]) -> Option<Placed> {
-        let offset = self.open_offset?;
-        let fits = offset + BLOCK_BYTES as u64 <= self.shape.segment_bytes;
-        fits.then(|| self.frame(BatchKind::Seal, NO_GROUP, &[], durable_upto, frame))
+        self.seal_fits().then(|| self.frame(BatchKind::Seal, NO_GROUP, &[], durable_upto, frame))
     }
 
     /// Says that no batch up to `upto` is needed any more. The segments this frees come out of [`LogWriter::take_free`]

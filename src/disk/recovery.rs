@@ -1,0 +1,83 @@
+//! Reads a shard's log back at boot: lists its segments, makes what is there durable, replays it.
+//!
+//! Everything is synced before it is read: what recovery saw must not vanish in a later power cut, since the shard will
+//! vote and answer by it. Blocking; runs before the shard serves. It never writes to a segment.
+
+use super::segment::{list_segments, open_segment};
+use shards::log::replay::{Recovered, ReplayedBatch, SegmentFile, SegmentSource, replay};
+use shards::log::{LogShape, ReplayError, SegmentId};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// Why a log could not be recovered.
+#[derive(Debug)]
+pub enum RecoveryError {
+    /// Durable records are damaged, or the files belong elsewhere. Repair from peers, or stop with exit code 70.
+    Replay(ReplayError<io::Error>, PathBuf),
+    /// The directory could not be listed, or a segment not opened or synced.
+    Io(PathBuf, io::Error),
+}
+
+impl std::fmt::Display for RecoveryError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Replay(error, directory) => write!(f, "{}: {error}", directory.display()),
+            Self::Io(path, error) => write!(f, "{}: {error}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for RecoveryError {}
+
+/// A log read back, with what its ring needs to go on.
+#[derive(Debug)]
+pub struct RecoveredLog {
+    /// What the replay found.
+    pub recovered: Recovered,
+    /// The shape it was read with.
+    pub shape: LogShape,
+    /// Where its segments are.
+    pub directory: PathBuf,
+    /// The highest segment id in use; 0 for none.
+    pub last_segment: SegmentId,
+}
+
+/// Recovers the log in `directory`. `on_batch` gets every live batch in order and must forget them on an error.
+pub fn recover_log(
+    directory: &Path,
+    shape: LogShape,
+    on_batch: &mut dyn FnMut(ReplayedBatch<'_>),
+) -> Result<RecoveredLog, RecoveryError> {
+    let failed = |error| RecoveryError::Io(directory.to_path_buf(), error);
+    let files = list_segments(directory).map_err(failed)?;
+    for file in &files {
+        let path = directory.join(file.segment.file_name());
+        let synced = open_segment(directory, file.segment).and_then(|open| open.file.sync_all());
+        synced.map_err(|error| RecoveryError::Io(path, error))?;
+    }
+    let mut source = FileSource { directory, open: None };
+    let recovered = replay(&shape, &files, &mut source, on_batch)
+        .map_err(|error| RecoveryError::Replay(error, directory.to_path_buf()))?;
+    let last_segment = files.last().map_or(SegmentId(0), |file: &SegmentFile| file.segment);
+    Ok(RecoveredLog { recovered, shape, directory: directory.to_path_buf(), last_segment })
+}
+
+/// Reads through the page cache, one file open at a time: the log is written past the cache, so it holds nothing stale.
+struct FileSource<'a> {
+    directory: &'a Path,
+    open: Option<(SegmentId, File)>,
+}
+
+impl SegmentSource for FileSource<'_> {
+    type Error = io::Error;
+
+    fn read(&mut self, segment: SegmentId, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        if self.open.as_ref().is_none_or(|(open, _)| *open != segment) {
+            self.open = Some((segment, File::open(self.directory.join(segment.file_name()))?));
+        }
+        let (_, file) = self.open.as_ref().expect("just opened");
+        file.read_exact_at(into, offset)
+    }
+}
