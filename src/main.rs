@@ -1,3 +1,7 @@
 //! The `strand` binary: reads the command line and hands over to the subcommand.
 
-fn main() {}
+pub mod tuning;
+
+fn main() {
+    let _ = tuning::layers::load(&tuning::layers::Sources::default());
+}
