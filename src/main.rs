@@ -1,7 +1,14 @@
 //! The `strand` binary: reads the command line and hands over to the subcommand.
 
+pub mod boot;
+pub mod cli;
+pub mod clock;
+pub mod fatal;
+pub mod logging;
+pub mod preflight;
+pub mod sys;
 pub mod tuning;
 
-fn main() {
-    let _ = tuning::layers::load(&tuning::layers::Sources::default());
+fn main() -> std::process::ExitCode {
+    cli::run().into()
 }

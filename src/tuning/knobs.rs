@@ -183,7 +183,7 @@ sections! {
         inbox_batches_max: u32 = 256, "batches", power_of_two(16, 4096);
         /// Memory that the executor reserves for file work. It is registered with three rings, so it counts three times
         /// against the memlock limit.
-        io_memory_kib: u32 = 1024, "KiB", integer(256, 65_536);
+        io_memory_kib: u32 = 512, "KiB", integer(256, 65_536);
     }
 
     /// The write-ahead log.

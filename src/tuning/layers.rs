@@ -156,7 +156,7 @@ impl Layers {
             self.values.insert(knob.key, (value, origin));
         } else {
             self.problems.push(format!(
-                "{} = {} ({origin}) is not allowed: it takes {}, in {}.",
+                "{} = {} ({origin}) is not allowed. Allowed: {} (unit: {}).",
                 knob.key,
                 shown(&value),
                 knob.range,
