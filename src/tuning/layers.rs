@@ -4,10 +4,11 @@
 //! collected before the first is reported. Reads nothing itself: file text, environment and flags are arguments.
 
 use super::knobs::{KNOBS, Knob, SECTIONS, Tuning, knob};
-use super::nearest::nearest;
+
 use super::relations;
 use std::collections::BTreeMap;
 use std::fmt;
+use strand_wire::commands::nearest;
 use toml::{Table, Value};
 
 /// Environment variables of the server begin with this and have a double underscore after the section.

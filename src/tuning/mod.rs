@@ -8,7 +8,6 @@ pub mod cores;
 pub mod kinds;
 pub mod knobs;
 pub mod layers;
-pub mod nearest;
 pub mod peers;
 pub mod range;
 pub mod reference;
