@@ -1,6 +1,8 @@
 //! The house rules, held by a test: who may depend on whom, where `unsafe` may stand, how long a file may be, and that the
 //! documents say what the code does.
 
+mod transcript;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -240,41 +242,32 @@ fn the_protocol_page_names_every_field_and_every_code() {
     }
 }
 
-/// Request and reply of each exchange in the page's transcripts: lines after `> ` and `< ` inside ```` ```transcript ````.
-fn transcript(text: &str) -> Vec<(String, String)> {
-    let mut found = Vec::new();
-    let mut request: Option<String> = None;
-    let mut inside = false;
-    for line in text.lines() {
-        if line.starts_with("```") {
-            assert!(request.is_none(), "the request {request:?} has no reply");
-            inside = line == "```transcript";
-        } else if let Some(sent) = line.strip_prefix("> ").filter(|_| inside) {
-            assert!(request.is_none(), "the request {request:?} has no reply");
-            request = Some(sent.to_owned());
-        } else if let Some(reply) = line.strip_prefix("< ").filter(|_| inside) {
-            let sent = request.take().expect("a reply follows its request");
-            found.push((sent, reply.to_owned()));
-        } else {
-            assert!(!inside || line.is_empty(), "neither request nor reply: {line}");
-        }
+#[test]
+fn the_protocol_page_shows_every_command() {
+    let blocks = transcript::blocks(&read("docs/PROTOCOL.md"));
+    let mut shown = BTreeSet::new();
+    for exchange in blocks.iter().flatten() {
+        let request: serde_json::Value = serde_json::from_str(&exchange.request)
+            .unwrap_or_else(|error| panic!("line {}: {error}", exchange.line));
+        shown.insert(request["command"].as_str().unwrap_or_default().to_ascii_uppercase());
+        let status = &exchange.reply["status"];
+        assert!(status == "success" || status == "error", "line {}: no reply has this status", exchange.line);
     }
-    found
+    let missing: Vec<_> = COMMANDS.iter().map(|command| command.name).filter(|name| !shown.contains(*name)).collect();
+    assert!(missing.is_empty(), "without an example: {missing:?}");
 }
 
 #[test]
-fn the_protocol_page_shows_every_command() {
-    let exchanges = transcript(&read("docs/PROTOCOL.md"));
-    let mut shown = BTreeSet::new();
-    for (request, reply) in &exchanges {
-        let request: serde_json::Value =
-            serde_json::from_str(request).unwrap_or_else(|error| panic!("{request}: {error}"));
-        shown.insert(request["command"].as_str().unwrap_or_default().to_ascii_uppercase());
-        assert!(reply.starts_with("{\"") && reply.ends_with('}'), "{reply} is no reply line");
-    }
-    let missing: Vec<_> =
-        COMMANDS.iter().map(|command| command.name).filter(|name| !shown.contains(*name)).collect();
-    assert!(missing.is_empty(), "without an example: {missing:?}");
+fn examples_are_compared_strictly_enough() {
+    let check = |shown: &str, reply: &str, same: bool| {
+        let read = |text: &str| serde_json::from_str(text).expect("the test's own JSON");
+        assert_eq!(transcript::matches(&read(shown), &read(reply)), same, "{shown} {reply}");
+    };
+    check(r#"{"a":1}"#, r#"{"b":2,"a":1}"#, true);
+    check(r#"{"a":"..."}"#, r#"{"a":[1,2]}"#, true);
+    check(r#"{"a":"..."}"#, r#"{"b":1}"#, false);
+    check(r#"[{"a":1}]"#, r#"[{"a":1},{"a":1}]"#, false);
+    check(r#"{"a":1}"#, r#"{"a":"1"}"#, false);
 }
 
 #[test]
