@@ -3,6 +3,7 @@
 //! `cargo run --release -p strand-wire --example parse_cost`. It measures one thread with warm caches and nothing else.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its figures")]
+#![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -47,7 +48,8 @@ fn main() {
     let body = plain.trim_end_matches('}');
     measure_line("SET with id", &format!("{body},\"id\":123456}}"));
     measure_line("SET with client and seq", &format!("{body},\"client\":\"c1\",\"seq\":123456}}"));
-    measure_line("SET, general path", &format!("{body},\"ttl_ms\":60000}}"));
+    measure_line("SET with ttl_ms", &format!("{body},\"ttl_ms\":60000}}"));
+    measure_line("SET, general path", &format!("{body},\"debug\":false}}"));
     measure_line("GET", r#"{"command":"GET","key":"user:000000000123"}"#);
     measure_line("INCR", r#"{"command":"INCR","key":"user:000000000123","amount":5}"#);
     let items: Vec<String> = (0..100).map(|n| format!("\"user:{n:012}\":\"{}\"", "x".repeat(80))).collect();

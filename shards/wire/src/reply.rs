@@ -167,7 +167,7 @@ mod tests {
         check("{\"status\":\"success\",\"result\":\"OK\"}\n", |out| ok(out, None));
         check("{\"status\":\"success\",\"id\":7,\"result\":\"OK\"}\n", |out| ok(out, Some(b"7")));
         check("{\"status\":\"success\",\"id\":\"a\",\"result\":[1]}\n", |out| {
-            result(out, Some(b"\"a\""), b"[1]")
+            result(out, Some(b"\"a\""), b"[1]");
         });
         check("{\"status\":\"success\",\"result\":null,\"found\":false}\n", |out| {
             members(out, None, b"\"result\":null,\"found\":false");

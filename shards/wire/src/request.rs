@@ -17,7 +17,7 @@ mod refusal;
 mod search;
 
 pub use admin::{AddNode, Hello, TransferLeader};
-pub use batch::{BulkDelete, BulkGet, BulkSet};
+pub use batch::{BulkDelete, BulkGet, BulkSet, Item};
 pub use data::{
     Condition, Consistency, Delete, DeletePrefix, Durability, Expire, Get, Incr, KeyRead, Persist, Scan,
     Session, Set,

@@ -28,7 +28,7 @@ impl<'a> Text<'a> {
     /// The text itself when no escape occurs in it.
     #[inline]
     pub fn plain(&self) -> Option<&'a str> {
-        if self.escaped { None } else { std::str::from_utf8(self.inner).ok() }
+        if self.escaped { None } else { simdutf8::basic::from_utf8(self.inner).ok() }
     }
 
     /// Resolves escapes; borrows when there are none.
@@ -64,8 +64,9 @@ pub(super) fn scan<'a>(input: &'a [u8], at: &mut usize) -> Result<Text<'a>, Faul
     }
     let inner = &input[start..*at];
     *at += 1;
-    if wide && let Err(error) = std::str::from_utf8(inner) {
-        return Err(Fault { at: start + error.valid_up_to(), kind: FaultKind::Utf8 });
+    if wide && simdutf8::basic::from_utf8(inner).is_err() {
+        let valid = std::str::from_utf8(inner).map_or_else(|error| error.valid_up_to(), str::len);
+        return Err(Fault { at: start + valid, kind: FaultKind::Utf8 });
     }
     Ok(Text { inner, escaped })
 }

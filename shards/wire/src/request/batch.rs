@@ -9,11 +9,14 @@ use super::refusal::Problem;
 use crate::json::{self, Elements, Fault, Members, Text};
 use std::borrow::Cow;
 
+/// A key, unescaped, and its value's JSON token, byte for byte.
+pub type Item<'a> = (Cow<'a, str>, &'a [u8]);
+
 /// Stores many values, all or nothing.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BulkSet<'a> {
     /// Distinct keys in the order of their first appearance, each with the value that it was given last.
-    pub items: Vec<(Cow<'a, str>, &'a [u8])>,
+    pub items: Vec<Item<'a>>,
     /// Makes retries apply once.
     pub session: Option<Session<'a>>,
     /// Whether storage faults are injected.
@@ -75,7 +78,7 @@ fn read_keys<'a>(fields: &Fields<'a, '_>) -> Result<Vec<Cow<'a, str>>, Problem> 
     Ok(keys)
 }
 
-fn read_items<'a>(fields: &Fields<'a, '_>) -> Result<Vec<(Cow<'a, str>, &'a [u8])>, Problem> {
+fn read_items<'a>(fields: &Fields<'a, '_>) -> Result<Vec<Item<'a>>, Problem> {
     let token = fields.needed("items");
     let depth_max = fields.limits.value_depth_max();
     let mut items = Vec::new();
@@ -115,11 +118,7 @@ fn read_items<'a>(fields: &Fields<'a, '_>) -> Result<Vec<(Cow<'a, str>, &'a [u8]
 }
 
 /// `[key, value]`.
-fn read_pair<'a>(
-    token: &'a [u8],
-    position: usize,
-    fields: &Fields<'a, '_>,
-) -> Result<(Cow<'a, str>, &'a [u8]), Problem> {
+fn read_pair<'a>(token: &'a [u8], position: usize, fields: &Fields<'a, '_>) -> Result<Item<'a>, Problem> {
     let mut elements = Elements::new(token, fields.limits.value_depth_max());
     let mut next = || elements.next().transpose().map_err(|fault| malformed(fields, token, fault));
     let (Some(key), Some(value), None) = (next()?, next()?, next()?) else {
@@ -129,11 +128,7 @@ fn read_pair<'a>(
 }
 
 /// `{"key": key, "value": value}`.
-fn read_object<'a>(
-    token: &'a [u8],
-    position: usize,
-    fields: &Fields<'a, '_>,
-) -> Result<(Cow<'a, str>, &'a [u8]), Problem> {
+fn read_object<'a>(token: &'a [u8], position: usize, fields: &Fields<'a, '_>) -> Result<Item<'a>, Problem> {
     let (mut key, mut value) = (None, None);
     for member in Members::new(token, fields.limits.value_depth_max()) {
         let (name, token) = member.map_err(|fault| malformed(fields, token, fault))?;

@@ -6,7 +6,7 @@
 
 use super::data::{Consistency, Delete, Durability, Get, Incr, KeyRead, Session, Set};
 use super::{Command, Request};
-use crate::commands::CLIENT_BYTES_MAX;
+use crate::commands::{CLIENT_BYTES_MAX, EXACT_INTEGER_MAX};
 use crate::json::{self, FaultKind, Scanner};
 use crate::limits::Limits;
 use std::borrow::Cow;
@@ -32,6 +32,11 @@ struct Seen<'a> {
     client: Option<&'a str>,
     seq: Option<u64>,
     acked: Option<u64>,
+    ttl_ms: Option<u64>,
+    timeout_ms: Option<u32>,
+    consistency: Option<Consistency>,
+    durability: Option<Durability>,
+    with_version: Option<bool>,
 }
 
 pub(super) fn parse<'a>(line: &'a [u8], limits: &Limits) -> Option<Request<'a>> {
@@ -85,6 +90,39 @@ fn read_member<'a>(
         }
         b"seq" => put(&mut seen.seq, json::unsigned(scanner.value(0).ok()?)?),
         b"acked" => put(&mut seen.acked, json::unsigned(scanner.value(0).ok()?)?),
+        _ => read_option(name, scanner, seen, limits),
+    }
+}
+
+/// Members that come less often.
+fn read_option<'a>(
+    name: &[u8],
+    scanner: &mut Scanner<'a>,
+    seen: &mut Seen<'a>,
+    limits: &Limits,
+) -> Option<()> {
+    let token = match name {
+        b"ttl_ms" | b"timeout_ms" | b"consistency" | b"durability" | b"with_version" => {
+            scanner.value(0).ok()?
+        }
+        _ => return None,
+    };
+    match (name, token) {
+        (b"ttl_ms", _) => {
+            let ttl_ms = json::unsigned(token)?;
+            put(&mut seen.ttl_ms, ttl_ms).filter(|()| (1..=EXACT_INTEGER_MAX).contains(&ttl_ms))
+        }
+        (b"timeout_ms", _) => {
+            let timeout_ms = u32::try_from(json::unsigned(token)?).ok()?;
+            put(&mut seen.timeout_ms, timeout_ms)
+                .filter(|()| (1..=limits.timeout_ms_max).contains(&timeout_ms))
+        }
+        (b"consistency", b"\"local\"") => put(&mut seen.consistency, Consistency::Local),
+        (b"consistency", b"\"linearizable\"") => put(&mut seen.consistency, Consistency::Linearizable),
+        (b"durability", b"\"fsync\"") => put(&mut seen.durability, Durability::Fsync),
+        (b"durability", b"\"memory\"") => put(&mut seen.durability, Durability::Memory),
+        (b"with_version", b"true") => put(&mut seen.with_version, true),
+        (b"with_version", b"false") => put(&mut seen.with_version, false),
         _ => None,
     }
 }
@@ -121,27 +159,39 @@ fn build<'a>(seen: &Seen<'a>) -> Option<Request<'a>> {
         (None, None) if seen.acked.is_none() => None,
         _ => return None,
     };
-    let (durability, consistency) = (Durability::Default, Consistency::Linearizable);
-    let command = match (verb, seen.value, seen.amount) {
-        (Verb::Set, Some(value), None) => Command::Set(Set {
+    let durability = seen.durability.unwrap_or_default();
+    let consistency = seen.consistency.unwrap_or_default();
+    let with_version = seen.with_version.unwrap_or(false);
+    if !takes_what_was_seen(verb, seen) {
+        return None;
+    }
+    let command = match verb {
+        Verb::Set => Command::Set(Set {
             key,
-            value,
-            ttl_ms: None,
+            value: seen.value?,
+            ttl_ms: seen.ttl_ms,
             condition: None,
             session,
             durability,
-            with_version: false,
+            with_version,
             debug: false,
         }),
-        (Verb::Incr, None, amount) => {
-            Command::Incr(Incr { key, amount: amount.unwrap_or(1), session, durability })
-        }
-        (Verb::Delete, None, None) => Command::Delete(Delete { key, condition: None, session, durability }),
-        (Verb::Get, None, None) if session.is_none() => {
-            Command::Get(Get { key, consistency, with_version: false })
-        }
-        (Verb::Exists, None, None) if session.is_none() => Command::Exists(KeyRead { key, consistency }),
-        _ => return None,
+        Verb::Incr => Command::Incr(Incr { key, amount: seen.amount.unwrap_or(1), session, durability }),
+        Verb::Delete => Command::Delete(Delete { key, condition: None, session, durability }),
+        Verb::Get => Command::Get(Get { key, consistency, with_version }),
+        Verb::Exists => Command::Exists(KeyRead { key, consistency }),
     };
-    Some(Request { id: seen.id, timeout_ms: None, command })
+    Some(Request { id: seen.id, timeout_ms: seen.timeout_ms, command })
+}
+
+/// Whether every member seen is one that the command has.
+#[inline]
+fn takes_what_was_seen(verb: Verb, seen: &Seen<'_>) -> bool {
+    let (set, get) = (matches!(verb, Verb::Set), matches!(verb, Verb::Get));
+    let read = get || matches!(verb, Verb::Exists);
+    (set || (seen.value.is_none() && seen.ttl_ms.is_none()))
+        && (matches!(verb, Verb::Incr) || seen.amount.is_none())
+        && (read || seen.consistency.is_none())
+        && (!read || (seen.durability.is_none() && seen.client.is_none()))
+        && (set || get || seen.with_version.is_none())
 }
