@@ -221,16 +221,21 @@ fn locked_memory(tuning: &Tuning, shards: u32) -> Check {
     judge_locked_memory(needed, limit, may_lock_without_limit())
 }
 
-/// A process that may lock memory without limit still has to pass the executor library's look at the number.
+/// Below the floor the executor library refuses to start, whatever the process may lock. Between the floor and the need the
+/// rings work with buffers that are not registered: slower, and not wrong.
 fn judge_locked_memory(needed: u64, limit: Limit, unlimited: bool) -> Check {
     const NAME: &str = "locked memory";
-    let allowed = if unlimited { "any amount (CAP_IPC_LOCK)".to_owned() } else { shown_limit(limit.soft) };
-    let found = format!("{allowed} allowed, {} needed", kib(needed));
-    if limit.soft >= needed || (unlimited && limit.soft >= MEMLOCK_FLOOR_BYTES) {
-        Check::good(NAME, found)
-    } else {
-        let found = format!("{} allowed, {} needed", shown_limit(limit.soft), kib(needed));
+    let found = format!("{} allowed, {} wanted", shown_limit(limit.soft), kib(needed));
+    if limit.soft < MEMLOCK_FLOOR_BYTES {
         Check::failure(NAME, found, memlock_advice(needed))
+    } else if unlimited {
+        Check::good(NAME, "any amount allowed (CAP_IPC_LOCK)")
+    } else if limit.soft < needed {
+        let advice =
+            format!("Buffers that cannot be registered make the log slower. {}", memlock_advice(needed));
+        Check::warning(NAME, found, advice)
+    } else {
+        Check::good(NAME, found)
     }
 }
 
@@ -375,10 +380,10 @@ fn direct_io(path: &Path, tuning: &Tuning) -> Check {
     }
     match Trial::create(&existing_part(path), libc::O_DIRECT) {
         Ok(_) => Check::good(NAME, "possible in the data directory"),
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Check::failure(
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Check::warning(
             NAME,
             "the data directory's file system has none",
-            "Put --data-dir on ext4 or XFS on a local disk; some network and memory file systems cannot do it.",
+            "The log goes through the page cache, which costs time and memory: put --data-dir on ext4 or XFS on a local disk.",
         ),
         Err(error) => {
             Check::warning(NAME, format!("could not be tried: {error}"), "See the data directory's check.")
@@ -466,7 +471,8 @@ mod tests {
         let limit = |soft| Limit { soft, hard: soft };
         let check = |needed, soft, unlimited| judge_locked_memory(needed, limit(soft), unlimited).verdict;
         assert_eq!(check(1 << 20, 1 << 20, false), Verdict::Good);
-        assert_eq!(check(1 << 20, (1 << 20) - 1, false), Verdict::Failure);
+        assert_eq!(check(1 << 20, (1 << 20) - 1, false), Verdict::Warning);
+        assert_eq!(check(1 << 20, (512 << 10) - 1, false), Verdict::Failure);
         assert_eq!(check(1 << 30, 1 << 20, true), Verdict::Good);
         assert_eq!(check(1 << 30, 1 << 18, true), Verdict::Failure, "the library looks at the number alone");
         let advice = judge_locked_memory(1 << 30, limit(0), false).advice;

@@ -129,10 +129,9 @@ fn the_wire_depends_on_no_other_room() {
 
 #[test]
 fn every_file_opens_with_its_duty() {
-    for path in rust_files() {
-        let text = read(&path);
-        assert!(text.starts_with("//! "), "{path} does not begin with `//!` and what it is for");
-    }
+    let silent: Vec<String> =
+        rust_files().into_iter().filter(|path| !read(path).starts_with("//! ")).collect();
+    assert!(silent.is_empty(), "these do not begin with `//!` and what they are for: {silent:?}");
 }
 
 #[test]
@@ -253,7 +252,8 @@ fn the_protocol_page_shows_every_command() {
         let status = &exchange.reply["status"];
         assert!(status == "success" || status == "error", "line {}: no reply has this status", exchange.line);
     }
-    let missing: Vec<_> = COMMANDS.iter().map(|command| command.name).filter(|name| !shown.contains(*name)).collect();
+    let missing: Vec<_> =
+        COMMANDS.iter().map(|command| command.name).filter(|name| !shown.contains(*name)).collect();
     assert!(missing.is_empty(), "without an example: {missing:?}");
 }
 

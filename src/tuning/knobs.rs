@@ -150,15 +150,15 @@ sections! {
         /// core.
         mode: RouterMode = RouterMode::Thread, "word", Range::Word(&["thread", "inline"]);
         /// Entries of a router's io_uring. A turn that needs more submits twice.
-        ring_entries: u32 = 4096, "entries", power_of_two(64, 32_768);
+        ring_entries: u32 = 1024, "entries", power_of_two(64, 32_768);
         /// Receive buffers that the kernel fills, shared by all connections of a router. When they run out, receiving waits a
         /// turn.
-        recv_buffers: u32 = 1024, "buffers", power_of_two(16, 32_768);
+        recv_buffers: u32 = 512, "buffers", power_of_two(16, 32_768);
         /// Size of one receive buffer. 16 KiB holds more than a hundred pipelined requests of 100 bytes.
         recv_buffer_bytes: u32 = 16_384, "bytes", integer(1024, 1 << 20);
         /// Request lines read from one connection before the next one has its turn, so that a deep pipeline does not starve
         /// the others.
-        lines_per_turn_max: u32 = 1024, "lines", integer(16, 65_536);
+        lines_per_turn_max: u32 = 256, "lines", integer(16, 65_536);
         /// How long a router polls before it sleeps. Saves about 30 us of wake-up a request at low load, and burns a core:
         /// only with a core to spare.
         spin_us: u32 = 0, "microseconds", integer(0, 10_000);
@@ -199,7 +199,7 @@ sections! {
         /// Entries of the log's own io_uring.
         ring_entries: u32 = 64, "entries", power_of_two(16, 4096);
         /// Commits that may be on their way to the disk at once. More hide the disk's latency; each holds a buffer.
-        commits_in_flight_max: u32 = 8, "commits", integer(1, 64);
+        commits_in_flight_max: u32 = 8, "commits", integer(2, 24);
         /// Size of one registered write buffer; there is one for each commit in flight. A longer batch is written from memory
         /// that is not registered.
         buffer_kib: u32 = 256, "KiB", integer(64, 16_384);
@@ -238,11 +238,15 @@ sections! {
         /// OUT_OF_MEMORY and reads go on. 0 means no bound.
         max_mib: u32 = 0, "MiB", integer(0, 16 << 20);
         /// Clients whose retries one shard remembers. The one idle longest goes first.
-        sessions_max: u32 = 100_000, "clients", integer(1, 10_000_000);
+        sessions_max: u32 = 65_536, "clients", integer(1, 10_000_000);
         /// Replies remembered for one client, for its retries; an older `seq` answers SEQ_EXPIRED.
         session_replies_max: u32 = 1024, "replies", integer(1, 1024);
         /// How long a reply is remembered.
         session_s: u32 = 3600, "seconds", integer(1, 604_800);
+        /// How long a client without remembered replies keeps its lowest `seq`, so that an old retry is still refused.
+        session_idle_s: u32 = 86_400, "seconds", integer(60, 2_592_000);
+        /// Memory for remembered replies of one shard; above it writes that ask to be remembered answer OVERLOADED.
+        session_mib_max: u32 = 256, "MiB", integer(1, 65_536);
     }
 
     /// What one client may ask for; HELLO tells them.
@@ -252,15 +256,15 @@ sections! {
         /// Longest key after unescaping.
         key_bytes_max: u32 = 4096, "bytes", integer(1, 4096);
         /// Longest value, as JSON text.
-        value_bytes_max: u32 = 8 << 20, "bytes", integer(64, 128 << 20);
+        value_bytes_max: u32 = 8 << 20, "bytes", integer(64, 8 << 20);
         /// Deepest nesting of a request's JSON.
         depth_max: u32 = 64, "levels", integer(4, 128);
         /// Most items in a BULK command.
         batch_items_max: u32 = 100_000, "items", integer(1, 1_000_000);
         /// Requests of one connection that may be unanswered; above that it is not read until replies have left.
-        in_flight_max: u32 = 1024, "requests", integer(1, 65_536);
+        in_flight_max: u32 = 1024, "requests", integer(1, 32_767);
         /// Client connections of the whole server; each takes an open file. One more is answered with OVERLOADED and closed.
-        connections_max: u32 = 10_000, "connections", integer(1, 1_000_000);
+        connections_max: u32 = 10_000, "connections", integer(1, 500_000);
         /// Unfinished lines of all connections together, so that many slow senders cannot fill the memory.
         unfinished_input_mib_max: u32 = 256, "MiB", integer(16, 65_536);
         /// Replies waiting for one slow reader; above that its connection is neither read nor dispatched.
@@ -278,11 +282,11 @@ sections! {
         /// A connection without traffic is closed after this; 0 means never.
         idle_s: u32 = 0, "seconds", integer(0, 604_800);
         /// Time to finish a line once it has begun, while its sender is slower than `timeouts.min_bytes_per_s`.
-        unfinished_line_s: u32 = 30, "seconds", integer(1, 86_400);
+        unfinished_line_s: u32 = 10, "seconds", integer(1, 86_400);
         /// A sender at least this fast may take longer for its line.
-        min_bytes_per_s: u32 = 1024, "bytes a second", integer(1, 1 << 30);
+        min_bytes_per_s: u32 = 16_384, "bytes a second", integer(1, 1 << 30);
         /// A connection that takes none of its replies for this long is closed.
-        slow_reader_s: u32 = 60, "seconds", integer(1, 86_400);
+        slow_reader_s: u32 = 30, "seconds", integer(1, 86_400);
         /// Time for open requests at shutdown, before the rest is told SHUTTING_DOWN.
         drain_s: u32 = 10, "seconds", integer(0, 3600);
     }
@@ -293,14 +297,8 @@ sections! {
         backlog_keys_max: u32 = 100_000, "keys", integer(100, 10_000_000);
         /// Furthest result that a search may ask for: offset + top_k.
         window_max: u32 = 10_000, "results", integer(10, 10_000);
-        /// Terms that one prefix or misspelt word may stand for; the most frequent are taken.
-        expansions_max: u32 = 1024, "terms", integer(1, 65_536);
         /// Searches that one shard holds open between their two phases.
         views_max: u32 = 1024, "searches", integer(1, 65_536);
-        /// Documents that the unsealed tail of a text index holds before it becomes a segment.
-        tail_documents_max: u32 = 8192, "documents", integer(128, 1 << 20);
-        /// Segments of similar size that are merged into one. Fewer: quicker searches, more merging.
-        merge_segments: u32 = 8, "segments", integer(2, 64);
         /// File of an embedding model to use instead of the one inside the binary; empty means that one.
         model_path: String = String::new(), "path", Range::Text(4096);
     }

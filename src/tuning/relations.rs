@@ -60,6 +60,18 @@ fn sizes(tuning: &Tuning, rules: &mut Rules<'_>) {
             )
         },
     );
+    let unfinished_bytes_max = u64::from(limits.unfinished_input_mib_max) << 20;
+    rules.demand(
+        u64::from(limits.line_bytes_max) <= unfinished_bytes_max,
+        &["limits.line_bytes_max", "limits.unfinished_input_mib_max"],
+        || {
+            format!(
+                "limits.line_bytes_max = {} does not fit limits.unfinished_input_mib_max = {}: lower the first or raise the \
+                 second.",
+                limits.line_bytes_max, limits.unfinished_input_mib_max
+            )
+        },
+    );
     rules.demand(
         u64::from(wal.entry_bytes_max) <= half_segment_bytes,
         &["wal.entry_bytes_max", "wal.segment_mib"],
@@ -256,7 +268,9 @@ mod tests {
     fn a_line_fits_half_a_segment() {
         check(&[("wal.segment_mib", "16")], Some("half a log segment"));
         check(&[("wal.segment_mib", "32")], None);
-        check(&[("limits.value_bytes_max", "16777216")], Some("does not fit a line"));
+        check(&[("limits.line_bytes_max", "8388608")], Some("does not fit a line"));
+        let long = ("limits.line_bytes_max", "33554432");
+        check(&[long, ("limits.unfinished_input_mib_max", "16")], Some("unfinished_input_mib_max"));
         check(&[("wal.ring_entries", "16"), ("wal.commits_in_flight_max", "9")], Some("two entries each"));
         check(&[("wal.log_mib_max", "256")], Some("forced"));
     }

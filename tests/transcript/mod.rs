@@ -7,20 +7,20 @@ use serde_json::Value;
 
 /// One request line and what must come back.
 #[derive(Clone, Debug)]
-pub struct Exchange {
+pub(crate) struct Exchange {
     /// The line to send, without its newline.
-    pub request: String,
+    pub(crate) request: String,
     /// The reply to compare with.
-    pub reply: Value,
+    pub(crate) reply: Value,
     /// Line number of the request in the page, for messages.
-    pub line: usize,
+    pub(crate) line: usize,
 }
 
 /// The page's blocks, each of which is one connection.
 ///
 /// # Panics
 /// On a block that is not made of requests and replies in turn.
-pub fn blocks(text: &str) -> Vec<Vec<Exchange>> {
+pub(crate) fn blocks(text: &str) -> Vec<Vec<Exchange>> {
     let mut blocks = Vec::new();
     let mut request: Option<(usize, String)> = None;
     let mut open: Option<Vec<Exchange>> = None;
@@ -37,7 +37,8 @@ pub fn blocks(text: &str) -> Vec<Vec<Exchange>> {
             request = Some((line, sent.to_owned()));
         } else if let Some(reply) = content.strip_prefix("< ") {
             let (line, request) = request.take().expect("a reply follows its request");
-            let reply = serde_json::from_str(reply).unwrap_or_else(|error| panic!("line {line}: {error}: {reply}"));
+            let reply =
+                serde_json::from_str(reply).unwrap_or_else(|error| panic!("line {line}: {error}: {reply}"));
             block.push(Exchange { request, reply, line });
         } else {
             assert!(content.is_empty(), "line {line} is neither request nor reply: {content}");
@@ -47,7 +48,7 @@ pub fn blocks(text: &str) -> Vec<Vec<Exchange>> {
 }
 
 /// Whether a reply is what the example shows.
-pub fn matches(shown: &Value, reply: &Value) -> bool {
+pub(crate) fn matches(shown: &Value, reply: &Value) -> bool {
     match (shown, reply) {
         (Value::String(text), _) if text == "..." => true,
         (Value::Object(shown), Value::Object(reply)) => {
