@@ -59,4 +59,4 @@ part-rust:
 	$(call timed,Rust tests,$(CARGO) test --workspace --locked)
 
 part-python:
-	$(call timed,Python client,$(PYTHON) -m unittest discover -t clients/python -s clients/python/tests)
+	$(call timed,Python client,(cd clients/python && $(PYTHON) -m unittest discover -s tests))

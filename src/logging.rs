@@ -27,17 +27,17 @@ fn filter_of(level: LogLevel) -> LevelFilter {
 }
 
 /// Sends events of this process to stderr from now on. A second call changes nothing.
-pub fn start(settings: &Log) {
+pub fn start(log: &Log) {
     let terminal = io::stderr().is_terminal();
     // NO_COLOR is a convention of terminals, not a setting of Strand.
     let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let subscriber = tracing_subscriber::fmt()
-        .with_max_level(filter_of(settings.level))
+        .with_max_level(filter_of(log.level))
         .with_writer(io::stderr)
         .with_ansi(colours)
         .with_target(false);
     // Failing means that a subscriber is set already, which is then the one to keep.
-    let _ = if is_json(settings.format, terminal) {
+    let _ = if is_json(log.format, terminal) {
         subscriber.json().flatten_event(true).try_init()
     } else {
         subscriber.try_init()

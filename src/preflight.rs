@@ -290,20 +290,14 @@ fn open_files(tuning: &Tuning, shards: u32) -> Check {
     }
 }
 
-/// The limit after raising the soft one, when it is below `needed`: to the hard one, or for open files as far as needed.
-///
-/// Open files are raised to the hard limit, as the number costs nothing; locked memory only as far as needed.
+/// The limit after raising the soft one as far as needed: beyond the hard limit with the right to, up to it without.
 fn raised(resource: Resource, needed: u64) -> io::Result<Limit> {
     let limit = sys::limit(resource)?;
     if limit.soft >= needed {
         return Ok(limit);
     }
-    let soft = match resource {
-        Resource::OpenFiles => limit.hard,
-        Resource::LockedMemory => needed.min(limit.hard),
-    };
-    // With the right to, the hard limit moves too; without, the soft one moves up to it.
-    let wished = [Limit { soft: needed, hard: limit.hard.max(needed) }, Limit { soft, hard: limit.hard }];
+    let enough = Limit { soft: needed, hard: limit.hard.max(needed) };
+    let wished = [enough, Limit { soft: limit.hard, hard: limit.hard }];
     let applied = wished.into_iter().find(|wish| sys::set_limit(resource, *wish).is_ok());
     Ok(applied.unwrap_or(limit))
 }

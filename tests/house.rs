@@ -18,6 +18,64 @@ const LONG_FILES: &[(&str, usize)] = &[];
 const UNSAFE_ROOMS: &[&str] =
     &["src/sys.rs", "src/doorbell.rs", "src/front/", "src/disk/", "shards/src/index/vector/"];
 
+/// Settings whose room is still to come, and `server.insecure`, which only the check of the address reads. The list may only
+/// shrink.
+const UNREAD_KNOBS: &[&str] = &[
+    "cluster.port",
+    "cluster.primary",
+    "debug.faults",
+    "limits.batch_items_max",
+    "limits.depth_max",
+    "limits.in_flight_max",
+    "limits.key_bytes_max",
+    "limits.line_bytes_max",
+    "limits.output_bytes_max",
+    "limits.reply_mib_max",
+    "limits.unfinished_input_mib_max",
+    "limits.value_bytes_max",
+    "memory.max_mib",
+    "memory.session_idle_s",
+    "memory.session_mib_max",
+    "memory.session_replies_max",
+    "memory.session_s",
+    "memory.sessions_max",
+    "router.lines_per_turn_max",
+    "router.outstanding_per_shard_max",
+    "router.recv_buffer_bytes",
+    "router.recv_buffers",
+    "router.ring_entries",
+    "router.spin_us",
+    "search.backlog_keys_max",
+    "search.model_path",
+    "search.views_max",
+    "search.window_max",
+    "server.host",
+    "server.insecure",
+    "server.port",
+    "shard.background_shares",
+    "shard.inbox_batches_max",
+    "shard.preempt_timer_us",
+    "shard.spin_before_park_us",
+    "shard.work_slice_us",
+    "snapshot.buffer_mib_max",
+    "snapshot.every_mib",
+    "snapshot.every_s",
+    "snapshot.keep",
+    "snapshot.mib_per_s_max",
+    "timeouts.drain_s",
+    "timeouts.idle_s",
+    "timeouts.min_bytes_per_s",
+    "timeouts.request_ms",
+    "timeouts.search_ms",
+    "timeouts.slow_reader_s",
+    "timeouts.unfinished_line_s",
+    "wal.entry_bytes_max",
+    "wal.entry_commands_max",
+    "wal.gather_commands_min",
+    "wal.gather_us_max",
+    "wal.ring_entries",
+];
+
 /// What the engine must not depend on: kernel, executors, sockets, chance.
 const BANNED_IN_ENGINE: &[&str] = &[
     "glommio",
@@ -187,6 +245,53 @@ fn unsafe_stands_in_its_rooms_only() {
         }
     }
     assert!(used, "the search finds src/sys.rs");
+}
+
+#[test]
+fn time_and_chance_come_from_the_clock_only() {
+    let sources = ["Instant::now", "SystemTime::now", "getrandom", "RandomState"];
+    let allowed = ["src/clock.rs", "src/sys.rs"];
+    // Subcommands are clients or tools of their own; the rule is the server's.
+    let server =
+        |path: &String| path.starts_with("src/") && !path.starts_with("src/cli/") && !is_test_file(path);
+    for path in rust_files().into_iter().filter(server).filter(|path| !allowed.contains(&path.as_str())) {
+        for (number, line) in lines_that_ship(&read(&path)) {
+            let found = sources.iter().find(|source| line.contains(**source));
+            assert!(found.is_none(), "{path}:{number} uses {found:?}: ask src/clock.rs");
+        }
+    }
+}
+
+/// The code without comments, text in quotes and white space: what is left names fields as `section.name`.
+fn bare_code(text: &str) -> String {
+    let lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let code: String = lines.collect::<Vec<_>>().join("\n").replace("'\"'", "").replace("\\\"", "");
+    let outside = code.split('"').step_by(2);
+    outside.flat_map(str::chars).filter(|c| !c.is_whitespace()).collect()
+}
+
+#[test]
+fn every_knob_is_read_by_some_room() {
+    let knobs: toml::Table = read("tuning/default.toml").parse().expect("the default file is TOML");
+    // The rooms that make and check the settings name them all; that is no use of them.
+    let makers = ["knobs", "layers", "reference", "relations"].map(|room| format!("src/tuning/{room}.rs"));
+    let rooms = rust_files().into_iter().filter(|path| path.starts_with("src/") && !is_test_file(path));
+    let code: String =
+        rooms.filter(|path| !makers.contains(path)).map(|path| bare_code(&read(&path))).collect();
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
+    let read_somewhere = |key: &str| {
+        code.match_indices(key)
+            .any(|(at, _)| !code[..at].ends_with(is_name) && !code[at + key.len()..].starts_with(is_name))
+    };
+    let sections = knobs.iter().filter_map(|(section, knobs)| Some((section, knobs.as_table()?)));
+    let keys =
+        sections.flat_map(|(section, knobs)| knobs.keys().map(move |name| format!("{section}.{name}")));
+    let unread: BTreeSet<String> = keys.filter(|key| !read_somewhere(key)).collect();
+    let known: BTreeSet<String> = UNREAD_KNOBS.iter().map(|key| (*key).to_owned()).collect();
+    let idle: Vec<_> = unread.difference(&known).collect();
+    assert!(idle.is_empty(), "these settings change nothing, take them out or use them: {idle:?}");
+    let used: Vec<_> = known.difference(&unread).collect();
+    assert!(used.is_empty(), "these settings are read now, take them off UNREAD_KNOBS: {used:?}");
 }
 
 /// The commands that the tables of docs/PROTOCOL.md name: rows whose first cell is one or more names in capitals.
