@@ -1,3 +1,5 @@
+//! Tests of the scanner: fixed cases, and agreement with serde_json on arbitrary bytes.
+
 use super::*;
 use proptest::prelude::*;
 use serde_json::value::RawValue;

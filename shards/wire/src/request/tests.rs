@@ -1,3 +1,5 @@
+//! Tests of the parser: every command, every refusal, and agreement of its fast and its general path.
+
 use super::*;
 use crate::code::Code;
 use crate::commands::{COMMANDS, COMMON, FieldKind};
