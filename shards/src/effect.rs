@@ -3,7 +3,7 @@
 use crate::batch::{ReplyBatch, RequestBatch};
 use crate::consensus::group::Append;
 use crate::ids::Sequence;
-use crate::snapshot::Chunk;
+use crate::snapshot::{Chunk, Footer};
 use crate::txn::message::GroupMessage;
 
 /// Everything that one step wants done. The driver empties and reuses it.
@@ -35,11 +35,10 @@ pub enum SnapshotEffect {
     },
     /// Append these bytes to the file.
     Write(Chunk),
-    /// Sync the file, read it back, say what is in it.
-    Verify,
-    /// It is sound: give it its name, drop older ones.
-    Keep,
-    /// It is not: remove it.
+    /// Sync the file, read it back, compare what is in it with these sums from the state; if they are equal give the file
+    /// its name and drop older ones, if not remove it.
+    Finish(Footer),
+    /// Give up and remove the file.
     Drop,
 }
 

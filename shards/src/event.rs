@@ -2,7 +2,6 @@
 
 use crate::batch::RequestBatch;
 use crate::ids::Sequence;
-use crate::snapshot::Footer;
 use crate::txn::message::GroupMessage;
 
 /// Something that happened outside.
@@ -26,15 +25,6 @@ pub enum Event {
         /// How many bytes since the last such event.
         bytes: u64,
     },
-    /// The snapshot under way has been read back; an error says that the file could not be written or read at all.
-    SnapshotVerified(Result<SnapshotFound, String>),
-}
-
-/// What reading a snapshot back found in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SnapshotFound {
-    /// Index of the last entry that it holds.
-    pub index: u64,
-    /// What it adds up to; `None` when the file is not whole or not what its own sums say.
-    pub footer: Option<Footer>,
+    /// The snapshot under way was synced, read back, found equal and put in place; or it was not, for this reason.
+    SnapshotFinished(Result<(), String>),
 }

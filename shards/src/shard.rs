@@ -315,7 +315,7 @@ impl Shard {
                 Event::Durable(sequence) => self.became_durable(sequence, effects),
                 Event::LogRoom(has_room) => self.has_log_room = has_room,
                 Event::SnapshotWritten { bytes } => self.snapshot_written(bytes),
-                Event::SnapshotVerified(found) => self.snapshot_verified(found, effects),
+                Event::SnapshotFinished(result) => self.snapshot_finished(result, effects),
             }
         }
         if self.now.0 - self.last_tick.0 >= TICK_MS {

@@ -9,9 +9,8 @@ use super::{Floor, Shard};
 use crate::batch::RequestHead;
 use crate::command::answer::{Failure, Outcome};
 use crate::effect::{Effects, SnapshotEffect};
-use crate::event::SnapshotFound;
 use crate::ids::{Millis, Sequence};
-use crate::snapshot::{Chunk, Footer, SlotSet, SnapshotHeader, SnapshotWriter};
+use crate::snapshot::{Chunk, SlotSet, SnapshotHeader, SnapshotWriter};
 
 /// Bytes on their way to the file at once; more are produced when these are written.
 const IN_FLIGHT_BYTES_MAX: u64 = 4 << 20;
@@ -64,8 +63,8 @@ struct Run {
 #[derive(Debug)]
 enum Stage {
     Writing(SnapshotWriter),
-    /// All is written; waits for what is read back.
-    Verifying(Footer),
+    /// All is written and is being read back.
+    Finishing,
 }
 
 impl Shard {
@@ -116,30 +115,28 @@ impl Shard {
         }
     }
 
-    /// The file has been read back, or could not be written.
-    pub(super) fn snapshot_verified(&mut self, found: Result<SnapshotFound, String>, effects: &mut Effects) {
+    /// The file stands, or it could not be written or was not what the state counted.
+    pub(super) fn snapshot_finished(&mut self, result: Result<(), String>, effects: &mut Effects) {
         let Some(run) = self.snapshots.run.take() else { return };
-        match (&run.stage, found) {
-            (Stage::Verifying(expected), Ok(SnapshotFound { index, footer: Some(footer) }))
-                if index == run.index && footer == *expected =>
-            {
+        match result {
+            Ok(()) => {
+                assert!(
+                    matches!(run.stage, Stage::Finishing),
+                    "a snapshot stands only when all of it was written"
+                );
                 self.keep_snapshot(&run, effects);
             }
-            (Stage::Verifying(_), Ok(_)) => {
+            Err(text) => {
+                let with_faults = run.with_faults;
+                self.drop_writer(run);
                 effects.snapshot.push(SnapshotEffect::Drop);
                 self.snapshots.counters.refused += 1;
-                if run.with_faults {
+                if with_faults {
                     // The log still holds everything, so the snapshot is simply written again, soundly.
                     self.begin_snapshot(false, effects);
                 } else {
-                    self.fail_snapshot("what was read back is not what was written", effects);
+                    self.fail_snapshot(&text, effects);
                 }
-            }
-            (_, Ok(_)) => self.fail_snapshot("it was read back before it was written", effects),
-            (_, Err(text)) => {
-                self.drop_writer(run);
-                effects.snapshot.push(SnapshotEffect::Drop);
-                self.fail_snapshot(&text, effects);
             }
         }
     }
@@ -200,15 +197,14 @@ impl Shard {
         if let Stage::Writing(writer) = run.stage {
             let mut chunks = Vec::new();
             let summary = writer.finish(&mut self.state, &mut chunks);
-            run.stage = Stage::Verifying(summary.footer);
+            run.stage = Stage::Finishing;
             run.send(chunks, effects);
-            effects.snapshot.push(SnapshotEffect::Verify);
+            effects.snapshot.push(SnapshotEffect::Finish(summary.footer));
         }
         self.snapshots.run = Some(run);
     }
 
     fn keep_snapshot(&mut self, run: &Run, effects: &mut Effects) {
-        effects.snapshot.push(SnapshotEffect::Keep);
         let mut upto: Option<Sequence> = None;
         while self.history.front().is_some_and(|(last, _)| *last <= run.index) {
             upto = self.history.pop_front().map(|(_, sequence)| sequence);

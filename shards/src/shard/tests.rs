@@ -6,7 +6,6 @@ use crate::batch::{ReplyKind, RequestBatch, RequestHead};
 use crate::command::items;
 use crate::command::record::{Condition, Op, Record, Session, flag};
 use crate::effect::SnapshotEffect;
-use crate::event::SnapshotFound;
 use crate::ids::{Token, hash_of};
 use crate::log::SegmentId;
 use crate::log::header::BatchKind;
@@ -72,7 +71,7 @@ impl Strand {
                 self.file.1.extend_from_slice(chunk.as_slice());
                 self.found.push(Event::SnapshotWritten { bytes: chunk.as_slice().len() as u64 });
             }
-            SnapshotEffect::Verify => {
+            SnapshotEffect::Finish(expected) => {
                 let mut reader = SnapshotReader::new();
                 let mut bytes = &self.file.1[..];
                 let sound = loop {
@@ -83,10 +82,13 @@ impl Strand {
                     }
                 };
                 let footer = if sound { reader.finish().ok().map(|(_, footer)| footer) } else { None };
-                let found = SnapshotFound { index: self.file.0, footer };
-                self.found.push(Event::SnapshotVerified(Ok(found)));
+                let equal = footer == Some(expected);
+                if equal {
+                    self.snapshot = Some(std::mem::take(&mut self.file.1));
+                }
+                let result = if equal { Ok(()) } else { Err("not what was written".to_owned()) };
+                self.found.push(Event::SnapshotFinished(result));
             }
-            SnapshotEffect::Keep => self.snapshot = Some(std::mem::take(&mut self.file.1)),
             SnapshotEffect::Drop => self.file.1.clear(),
         }
     }
