@@ -14,7 +14,7 @@ ARGS ?=
 timed = @start=$$SECONDS; echo "==> $(1)"; $(2); echo "<== $(1): $$((SECONDS - start)) s"
 
 .PHONY: help run test check demo doctor clean
-.PHONY: part-format part-lint part-house part-rust part-python part-build
+.PHONY: part-format part-lint part-house part-rust part-python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -29,7 +29,7 @@ run: ## Build for speed and start one node on 127.0.0.1:8000, data in ./data (mo
 	@echo
 	@exec target/release/strand serve $(ARGS)
 
-test: part-format part-lint part-build part-rust part-python ## Run everything that CI runs: format, lints, all tests
+test: part-format part-lint part-rust part-python ## Run everything that CI runs: format, lints, all tests
 	@echo "All parts passed."
 
 check: part-format part-lint part-house ## Format, lints and house rules: quick enough for every commit
@@ -48,9 +48,6 @@ part-format:
 
 part-lint:
 	$(call timed,lints,$(CARGO) clippy --workspace --all-targets --locked -- -D warnings)
-
-part-build:
-	$(call timed,build,$(CARGO) build --workspace --locked)
 
 part-house:
 	$(call timed,house rules,$(CARGO) test --locked --test house --test tuning)

@@ -113,7 +113,7 @@ fn placement(lines: &mut Lines, machine: &Machine, purpose: Purpose) {
             );
         }
         count => {
-            // One router serves about as many requests as six shards of a mixed load make.
+            // A router spends far less on a request than a shard does, so one for eight cores is a point to measure from.
             let routers = count.div_ceil(8).min(16);
             lines.section("router");
             lines.set("threads", &routers.to_string(), "one for each eight cores");
