@@ -78,7 +78,7 @@ impl Front {
         let connection = &mut self.desk.connections.list[at];
         match connection.life {
             Life::Open if connection.ended && connection.input.is_empty() && connection.is_settled() => {
-                self.kill(at)
+                self.kill(at);
             }
             Life::Closing if connection.is_settled() && connection.ended => self.kill(at),
             Life::Closing if connection.is_settled() => {
