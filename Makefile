@@ -1,0 +1,62 @@
+# Strand's commands. `make help` lists them; the list comes from the comments after `##`.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+
+CARGO ?= cargo
+PYTHON ?= python3
+ARGS ?=
+
+# Runs a part of the tests under its name and says how long it took.
+timed = @start=$$SECONDS; echo "==> $(1)"; $(2); echo "<== $(1): $$((SECONDS - start)) s"
+
+.PHONY: help run test check demo doctor clean
+.PHONY: part-format part-lint part-house part-rust part-python part-build
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+run: ## Build for speed and start one node on 127.0.0.1:8000, data in ./data (more flags: ARGS="--port 7000")
+	@$(CARGO) build --release --locked --bin strand
+	@echo
+	@echo "Strand starts on 127.0.0.1:8000 with its data in ./data; Ctrl-C stops it. From another terminal:"
+	@echo
+	@echo "  echo '{\"command\":\"SET\",\"key\":\"foo\",\"value\":\"bar\"}' | nc -q1 localhost 8000"
+	@echo "  target/release/strand cli"
+	@echo
+	@exec target/release/strand serve $(ARGS)
+
+test: part-format part-lint part-build part-rust part-python ## Run everything that CI runs: format, lints, all tests
+	@echo "All parts passed."
+
+check: part-format part-lint part-house ## Format, lints and house rules: quick enough for every commit
+
+demo: ## Start a node on a free port and show what it can do
+	@$(CARGO) run --release --locked --bin strand -- demo $(ARGS)
+
+doctor: ## Say whether this machine can run Strand, and what to change
+	@$(CARGO) run --locked --quiet --bin strand -- doctor $(ARGS)
+
+clean: ## Remove what was built; data in ./data stays
+	@$(CARGO) clean
+
+part-format:
+	$(call timed,format,$(CARGO) fmt --all --check)
+
+part-lint:
+	$(call timed,lints,$(CARGO) clippy --workspace --all-targets --locked -- -D warnings)
+
+part-build:
+	$(call timed,build,$(CARGO) build --workspace --locked)
+
+part-house:
+	$(call timed,house rules,$(CARGO) test --locked --test house --test tuning)
+
+part-rust:
+	$(call timed,Rust tests,$(CARGO) test --workspace --locked)
+
+part-python:
+	$(call timed,Python client,$(PYTHON) -m unittest discover -t clients/python -s clients/python/tests)

@@ -1,0 +1,361 @@
+//! The table of knobs: every section and setting of the server, each stated once with type, default, unit, range and reason.
+//!
+//! The structs that the program reads, the checks, `tuning/default.toml` and the list in `tuning/README.md` all come from this
+//! table, so they cannot differ. A knob is added here and nowhere else. Never reads files, flags or the environment.
+
+use super::kinds::{CoreSet, LogFormat, LogLevel, RouterMode, WalSync};
+use super::range::Range;
+use serde::{Deserialize, Serialize};
+
+/// One setting as it is documented and checked.
+#[derive(Clone, Copy, Debug)]
+pub struct Knob {
+    /// Section and name, such as `wal.segment_mib`.
+    pub key: &'static str,
+    /// The table in TOML.
+    pub section: &'static str,
+    /// The name inside the section.
+    pub name: &'static str,
+    /// What the number counts.
+    pub unit: &'static str,
+    /// The values allowed.
+    pub range: Range,
+    /// What it does and why it has this default.
+    pub why: &'static str,
+}
+
+/// One section as it is documented.
+#[derive(Clone, Copy, Debug)]
+pub struct Section {
+    /// The table in TOML.
+    pub name: &'static str,
+    /// What the section is about.
+    pub about: &'static str,
+}
+
+const fn integer(min: u64, max: u64) -> Range {
+    Range::Integer { min, max }
+}
+
+const fn power_of_two(min: u64, max: u64) -> Range {
+    Range::PowerOfTwo { min, max }
+}
+
+macro_rules! sections {
+    ($(
+        $(#[doc = $about:literal])+
+        $section:ident: $Struct:ident {
+            $(
+                $(#[doc = $why:literal])+
+                $name:ident: $kind:ty = $default:expr, $unit:literal, $range:expr;
+            )+
+        }
+    )+) => {
+        /// Every setting of a server, checked: what the rest of the program may rely on.
+        #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct Tuning {
+            $( $(#[doc = $about])+ pub $section: $Struct, )+
+        }
+
+        $(
+            $(#[doc = $about])+
+            #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+            #[serde(deny_unknown_fields)]
+            pub struct $Struct {
+                $(
+                    $(#[doc = $why])+
+                    #[doc = concat!("\n\nUnit: ", $unit, ".")]
+                    pub $name: $kind,
+                )+
+            }
+
+            impl Default for $Struct {
+                fn default() -> Self {
+                    Self { $( $name: $default, )+ }
+                }
+            }
+        )+
+
+        /// The sections, in the order in which they are printed.
+        pub const SECTIONS: &[Section] = &[
+            $( Section { name: stringify!($section), about: concat!($($about),+) }, )+
+        ];
+
+        /// The knobs, grouped by section, in the order in which they are printed.
+        pub const KNOBS: &[Knob] = &[
+            $( $(
+                Knob {
+                    key: concat!(stringify!($section), ".", stringify!($name)),
+                    section: stringify!($section),
+                    name: stringify!($name),
+                    unit: $unit,
+                    range: $range,
+                    why: concat!($($why),+),
+                },
+            )+ )+
+        ];
+    };
+}
+
+sections! {
+    /// Who the server is and where it listens.
+    server: Server {
+        /// Address that clients connect to. Loopback by default, because there is no authentication; another address
+        /// needs `server.insecure`.
+        host: String = "127.0.0.1".to_owned(), "address or host name", Range::Text(255);
+        /// TCP port for clients.
+        port: u16 = 8000, "port", integer(1, 65_535);
+        /// Name of this node: in logs, in INFO, and in a cluster.
+        id: String = "node1".to_owned(), "name", Range::Text(64);
+        /// Directory of the log and the snapshots; empty means `data/ID`. One server at a time holds it.
+        data_dir: String = String::new(), "path", Range::Text(4096);
+        /// Shards of a new data directory; 0 means one for each core that may be used. Fixed when the directory is made: an
+        /// existing directory keeps its number, and its shards are dealt onto the cores that there are.
+        shards: u32 = 0, "shards", integer(0, 256);
+        /// Allows an address other than loopback although anybody who reaches it may read and write everything.
+        insecure: bool = false, "switch", Range::Switch;
+    }
+
+    /// The other nodes, for a cluster.
+    cluster: Cluster {
+        /// The other nodes: `[ID@]HOST:PORT[:CLUSTER_PORT]` or `ID:PORT:CLUSTER_PORT` each. Empty: a single node.
+        peers: Vec<String> = Vec::new(), "list of peers", Range::Texts(63);
+        /// TCP port for the other nodes; 0 means `server.port` + 1000.
+        port: u16 = 0, "port", integer(0, 65_535);
+        /// Prefers this node as leader of every group at first start.
+        primary: bool = false, "switch", Range::Switch;
+    }
+
+    /// Which core runs what.
+    cores: Cores {
+        /// The cores that may be used, out of those that the system (taskset, a container's cpuset) gives to the process.
+        allowed: CoreSet = CoreSet::ALL, "core numbers", Range::CoresOrAll;
+        /// The core of each shard, one entry a shard; empty means dealt in turn, the routers' cores last.
+        shard: Vec<u32> = Vec::new(), "core numbers", Range::Cores;
+        /// The core of each router thread, one entry a thread; empty means the first cores allowed, where network interrupts
+        /// commonly arrive too.
+        router: Vec<u32> = Vec::new(), "core numbers", Range::Cores;
+        /// Pins each thread to its core, so that its caches stay warm and its timings steady. Turn off only on a machine
+        /// shared with other work, where a pinned thread would queue behind it.
+        pin: bool = true, "switch", Range::Switch;
+    }
+
+    /// The threads that hold the client connections.
+    router: Router {
+        /// Router threads. One serves about four million pipelined requests a second; add one when it is busy all the time
+        /// and the shards are not.
+        threads: u32 = 1, "threads", integer(1, 16);
+        /// `thread`: in threads of its own. `inline`: inside shard 0's thread, which saves a wake-up on a machine with one
+        /// core.
+        mode: RouterMode = RouterMode::Thread, "word", Range::Word(&["thread", "inline"]);
+        /// Entries of a router's io_uring. A turn that needs more submits twice.
+        ring_entries: u32 = 4096, "entries", power_of_two(64, 32_768);
+        /// Receive buffers that the kernel fills, shared by all connections of a router. When they run out, receiving waits a
+        /// turn.
+        recv_buffers: u32 = 1024, "buffers", power_of_two(16, 32_768);
+        /// Size of one receive buffer. 16 KiB holds more than a hundred pipelined requests of 100 bytes.
+        recv_buffer_bytes: u32 = 16_384, "bytes", integer(1024, 1 << 20);
+        /// Request lines read from one connection before the next one has its turn, so that a deep pipeline does not starve
+        /// the others.
+        lines_per_turn_max: u32 = 1024, "lines", integer(16, 65_536);
+        /// How long a router polls before it sleeps. Saves about 30 us of wake-up a request at low load, and burns a core:
+        /// only with a core to spare.
+        spin_us: u32 = 0, "microseconds", integer(0, 10_000);
+        /// Requests that one router may have unanswered at one shard; above that it stops reading from the connections that
+        /// ask for more. Bounds the queues in between.
+        outstanding_per_shard_max: u32 = 65_536, "requests", integer(1024, 1 << 20);
+    }
+
+    /// The threads that own the data, one for each shard.
+    shard: Shard {
+        /// How often the executor looks at timers and files while a task is busy. The library's own default of 100 ms would
+        /// delay both behind a search.
+        preempt_timer_us: u32 = 250, "microseconds", integer(50, 10_000);
+        /// Share of file work and links against the driver's 1000, when both have something to do.
+        background_shares: u32 = 100, "shares", integer(1, 1000);
+        /// Longest slice of background work (searches, scans, index merges, snapshot slices) between two looks at the inbox.
+        /// Longer slices finish searches sooner and make small requests wait.
+        work_slice_us: u32 = 200, "microseconds", integer(10, 1000);
+        /// How long an idle shard polls before it sleeps; as `router.spin_us`, only with a core to spare.
+        spin_before_park_us: u32 = 0, "microseconds", integer(0, 10_000);
+        /// Request batches taken from each router's ring in one turn of the driver, and the length of that ring.
+        inbox_batches_max: u32 = 256, "batches", power_of_two(16, 4096);
+        /// Memory that the executor reserves for file work. It is registered with three rings, so it counts three times
+        /// against the memlock limit.
+        io_memory_kib: u32 = 512, "KiB", integer(256, 65_536);
+    }
+
+    /// The write-ahead log.
+    wal: Wal {
+        /// When a write is acknowledged. `always`: once it is synced. `interval:MS`: once it is applied, with a sync at least
+        /// every MS milliseconds. `off`: no log, a cache. A cluster takes `always` only.
+        sync: WalSync = WalSync::Always, "rule", Range::Sync;
+        /// Size of a segment file. It is written with zeros once and then used again and again: writing into a file that
+        /// already has its blocks costs half of extending it. A request line may be at most half a segment.
+        segment_mib: u32 = 64, "MiB", integer(2, 1024);
+        /// Zeroed segments kept ready for each shard. Without one, writes wait or get DISK_FULL.
+        spare_segments: u32 = 2, "segments", integer(1, 64);
+        /// Entries of the log's own io_uring.
+        ring_entries: u32 = 64, "entries", power_of_two(16, 4096);
+        /// Commits that may be on their way to the disk at once. More hide the disk's latency; each holds a buffer.
+        commits_in_flight_max: u32 = 8, "commits", integer(1, 64);
+        /// Size of one registered write buffer; there is one for each commit in flight. A longer batch is written from memory
+        /// that is not registered.
+        buffer_kib: u32 = 256, "KiB", integer(64, 16_384);
+        /// How long a small commit waits for company. 0 writes at once; more trades latency for fewer syncs. While a commit
+        /// is in flight the next one gathers in any case.
+        gather_us_max: u32 = 0, "microseconds", integer(0, 10_000);
+        /// A commit with at least this many commands no longer waits for `wal.gather_us_max`.
+        gather_commands_min: u32 = 16, "commands", integer(1, 1024);
+        /// Bytes of commands after which a log entry ends; one larger command stands alone.
+        entry_bytes_max: u32 = 1 << 20, "bytes", integer(4096, 16 << 20);
+        /// Commands after which a log entry ends. 1024 is the most that a record's version can number.
+        entry_commands_max: u32 = 1024, "commands", integer(1, 1024);
+        /// Log of one shard after which a snapshot is forced, whatever `[snapshot]` says. Bounds the disk space and the time
+        /// that a restart replays.
+        log_mib_max: u32 = 4096, "MiB", integer(64, 1 << 20);
+    }
+
+    /// Snapshots, which shorten the log.
+    snapshot: Snapshot {
+        /// Log of one shard after which a snapshot begins. Smaller: quicker restarts, more writing.
+        every_mib: u32 = 512, "MiB", integer(4, 1 << 20);
+        /// A snapshot begins after this time if anything changed; 0 means by log size only.
+        every_s: u32 = 3600, "seconds", integer(0, 604_800);
+        /// Most that one shard writes to its snapshot a second, so that it does not take the disk from the log; 0 means no
+        /// limit.
+        mib_per_s_max: u32 = 200, "MiB a second", integer(0, 100_000);
+        /// Snapshot blocks of one shard that may wait for the disk.
+        buffer_mib_max: u32 = 16, "MiB", integer(1, 1024);
+        /// Snapshots kept for each shard. The older one is a way back if the newest cannot be read.
+        keep: u32 = 2, "snapshots", integer(1, 16);
+    }
+
+    /// How much memory the data may take.
+    memory: Memory {
+        /// Most that keys, values, indexes and sessions of the whole server may take; above it writes that add data answer
+        /// OUT_OF_MEMORY and reads go on. 0 means no bound.
+        max_mib: u32 = 0, "MiB", integer(0, 16 << 20);
+        /// Clients whose retries one shard remembers. The one idle longest goes first.
+        sessions_max: u32 = 100_000, "clients", integer(1, 10_000_000);
+        /// Replies remembered for one client, for its retries; an older `seq` answers SEQ_EXPIRED.
+        session_replies_max: u32 = 1024, "replies", integer(1, 1024);
+        /// How long a reply is remembered.
+        session_s: u32 = 3600, "seconds", integer(1, 604_800);
+    }
+
+    /// What one client may ask for; HELLO tells them.
+    limits: Limits {
+        /// Longest request line. A longer one is answered with TOO_LARGE and the connection is closed.
+        line_bytes_max: u32 = 16 << 20, "bytes", integer(1024, 256 << 20);
+        /// Longest key after unescaping.
+        key_bytes_max: u32 = 4096, "bytes", integer(1, 4096);
+        /// Longest value, as JSON text.
+        value_bytes_max: u32 = 8 << 20, "bytes", integer(64, 128 << 20);
+        /// Deepest nesting of a request's JSON.
+        depth_max: u32 = 64, "levels", integer(4, 128);
+        /// Most items in a BULK command.
+        batch_items_max: u32 = 100_000, "items", integer(1, 1_000_000);
+        /// Requests of one connection that may be unanswered; above that it is not read until replies have left.
+        in_flight_max: u32 = 1024, "requests", integer(1, 65_536);
+        /// Client connections of the whole server; each takes an open file. One more is answered with OVERLOADED and closed.
+        connections_max: u32 = 10_000, "connections", integer(1, 1_000_000);
+        /// Unfinished lines of all connections together, so that many slow senders cannot fill the memory.
+        unfinished_input_mib_max: u32 = 256, "MiB", integer(16, 65_536);
+        /// Replies waiting for one slow reader; above that its connection is neither read nor dispatched.
+        output_bytes_max: u32 = 1 << 20, "bytes", integer(65_536, 64 << 20);
+        /// Longest reply. A longer one is answered with TOO_LARGE.
+        reply_mib_max: u32 = 64, "MiB", integer(1, 1024);
+    }
+
+    /// How long to wait for what.
+    timeouts: Timeouts {
+        /// Time for a request that names no `timeout_ms`.
+        request_ms: u32 = 5000, "milliseconds", integer(10, 3_600_000);
+        /// Time for a search, a scan or an admin command that names no `timeout_ms`.
+        search_ms: u32 = 60_000, "milliseconds", integer(10, 3_600_000);
+        /// A connection without traffic is closed after this; 0 means never.
+        idle_s: u32 = 0, "seconds", integer(0, 604_800);
+        /// Time to finish a line once it has begun, while its sender is slower than `timeouts.min_bytes_per_s`.
+        unfinished_line_s: u32 = 30, "seconds", integer(1, 86_400);
+        /// A sender at least this fast may take longer for its line.
+        min_bytes_per_s: u32 = 1024, "bytes a second", integer(1, 1 << 30);
+        /// A connection that takes none of its replies for this long is closed.
+        slow_reader_s: u32 = 60, "seconds", integer(1, 86_400);
+        /// Time for open requests at shutdown, before the rest is told SHUTTING_DOWN.
+        drain_s: u32 = 10, "seconds", integer(0, 3600);
+    }
+
+    /// Search and its indexes.
+    search: Search {
+        /// Keys of one shard that wait to be indexed; beyond it writes slow down to the speed of indexing.
+        backlog_keys_max: u32 = 100_000, "keys", integer(100, 10_000_000);
+        /// Furthest result that a search may ask for: offset + top_k.
+        window_max: u32 = 10_000, "results", integer(10, 10_000);
+        /// Terms that one prefix or misspelt word may stand for; the most frequent are taken.
+        expansions_max: u32 = 1024, "terms", integer(1, 65_536);
+        /// Searches that one shard holds open between their two phases.
+        views_max: u32 = 1024, "searches", integer(1, 65_536);
+        /// Documents that the unsealed tail of a text index holds before it becomes a segment.
+        tail_documents_max: u32 = 8192, "documents", integer(128, 1 << 20);
+        /// Segments of similar size that are merged into one. Fewer: quicker searches, more merging.
+        merge_segments: u32 = 8, "segments", integer(2, 64);
+        /// File of an embedding model to use instead of the one inside the binary; empty means that one.
+        model_path: String = String::new(), "path", Range::Text(4096);
+    }
+
+    /// Faults on request.
+    debug: Debug {
+        /// Accepts `"debug": true` in SET and BULK_SET, which makes one snapshot write in a hundred fail on purpose to show that
+        /// nothing is lost. Production profiles turn it off; the field then answers FORBIDDEN.
+        faults: bool = true, "switch", Range::Switch;
+    }
+
+    /// The server's own log lines, on stderr.
+    log: Log {
+        /// `text` for people, `json` for machines, `auto`: text on a terminal and JSON otherwise.
+        format: LogFormat = LogFormat::Auto, "word", Range::Word(&["auto", "text", "json"]);
+        /// Least important lines to write.
+        level: LogLevel = LogLevel::Info, "word", Range::Word(&["error", "warn", "info", "debug", "trace"]);
+    }
+}
+
+/// The knob with this key.
+pub fn knob(key: &str) -> Option<&'static Knob> {
+    KNOBS.iter().find(|knob| knob.key == key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use toml::Value;
+
+    #[test]
+    fn every_default_lies_in_its_range() {
+        let defaults = Value::try_from(Tuning::default()).unwrap();
+        for knob in KNOBS {
+            let value = &defaults[knob.section][knob.name];
+            assert!(knob.range.check(value), "{} = {value} is outside {}", knob.key, knob.range);
+        }
+    }
+
+    #[test]
+    fn every_range_fits_the_type_it_is_read_into() {
+        for knob in KNOBS {
+            let (Range::Integer { max, .. } | Range::PowerOfTwo { max, .. }) = knob.range else { continue };
+            let mut table = Value::try_from(Tuning::default()).unwrap();
+            table[knob.section][knob.name] = Value::Integer(max as i64);
+            assert!(table.try_into::<Tuning>().is_ok(), "{} cannot hold {max}", knob.key);
+        }
+    }
+
+    #[test]
+    fn keys_are_unique_and_say_why() {
+        for (position, knob) in KNOBS.iter().enumerate() {
+            assert!(KNOBS[..position].iter().all(|other| other.key != knob.key), "{} twice", knob.key);
+            assert!(knob.why.len() > 20 && knob.why.ends_with('.'), "{} has no reason", knob.key);
+        }
+        assert_eq!(knob("wal.sync").map(|knob| knob.name), Some("sync"));
+    }
+}

@@ -1,0 +1,298 @@
+//! What two settings owe each other; single values are checked by their range.
+//!
+//! Each rule tells both keys, their values and origins, and what to change.
+
+use super::kinds::{CoreSet, RouterMode, WalSync};
+use super::knobs::Tuning;
+use super::layers::Origin;
+use super::peers;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// Adds a problem for each rule that the configuration breaks.
+pub fn check(tuning: &Tuning, origins: &BTreeMap<&'static str, Origin>, problems: &mut Vec<String>) {
+    let mut rules = Rules { origins, problems };
+    sizes(tuning, &mut rules);
+    exposure(tuning, &mut rules);
+    cores(tuning, &mut rules);
+    cluster(tuning, &mut rules);
+}
+
+struct Rules<'a> {
+    origins: &'a BTreeMap<&'static str, Origin>,
+    problems: &'a mut Vec<String>,
+}
+
+impl Rules<'_> {
+    /// Tells the problem `told` unless `holds`; `keys` are the settings involved.
+    fn demand(&mut self, holds: bool, keys: &[&str], told: impl FnOnce() -> String) {
+        if holds {
+            return;
+        }
+        let origins: Vec<String> =
+            keys.iter().filter_map(|key| Some(format!("{key}: {}", self.origins.get(*key)?))).collect();
+        self.problems.push(format!("{} ({})", told(), origins.join(", ")));
+    }
+}
+
+fn sizes(tuning: &Tuning, rules: &mut Rules<'_>) {
+    let (limits, wal) = (&tuning.limits, &tuning.wal);
+    let half_segment_bytes = u64::from(wal.segment_mib) * (1 << 20) / 2;
+    rules.demand(
+        u64::from(limits.line_bytes_max) <= half_segment_bytes,
+        &["limits.line_bytes_max", "wal.segment_mib"],
+        || {
+            format!(
+                "limits.line_bytes_max = {} is more than half a log segment ({half_segment_bytes} bytes): \
+                 lower it or raise wal.segment_mib.",
+                limits.line_bytes_max
+            )
+        },
+    );
+    rules.demand(
+        limits.value_bytes_max < limits.line_bytes_max,
+        &["limits.value_bytes_max", "limits.line_bytes_max"],
+        || {
+            format!(
+                "limits.value_bytes_max = {} does not fit a line of limits.line_bytes_max = {}: lower the first or raise \
+                 the second.",
+                limits.value_bytes_max, limits.line_bytes_max
+            )
+        },
+    );
+    rules.demand(
+        u64::from(wal.entry_bytes_max) <= half_segment_bytes,
+        &["wal.entry_bytes_max", "wal.segment_mib"],
+        || {
+            format!(
+                "wal.entry_bytes_max = {} is more than half a log segment ({half_segment_bytes} bytes): lower it or raise \
+                 wal.segment_mib.",
+                wal.entry_bytes_max
+            )
+        },
+    );
+    let in_flight_entries = u64::from(wal.commits_in_flight_max) * 2;
+    rules.demand(
+        u64::from(wal.ring_entries) >= in_flight_entries,
+        &["wal.ring_entries", "wal.commits_in_flight_max"],
+        || {
+            format!(
+                "wal.ring_entries = {} is too small: {} commits in flight take two entries each.",
+                wal.ring_entries, wal.commits_in_flight_max
+            )
+        },
+    );
+    rules.demand(
+        wal.log_mib_max >= tuning.snapshot.every_mib,
+        &["wal.log_mib_max", "snapshot.every_mib"],
+        || {
+            format!(
+                "wal.log_mib_max = {} is below snapshot.every_mib = {}: every snapshot would be a forced one.",
+                wal.log_mib_max, tuning.snapshot.every_mib
+            )
+        },
+    );
+    rules.demand(wal.log_mib_max / wal.segment_mib >= 2, &["wal.log_mib_max", "wal.segment_mib"], || {
+        format!(
+            "wal.log_mib_max = {} holds less than two segments of {} MiB.",
+            wal.log_mib_max, wal.segment_mib
+        )
+    });
+}
+
+fn exposure(tuning: &Tuning, rules: &mut Rules<'_>) {
+    let server = &tuning.server;
+    rules.demand(!server.host.is_empty(), &["server.host"], || {
+        "server.host is empty: give an address.".to_owned()
+    });
+    rules.demand(
+        server.insecure || server.host.is_empty() || is_loopback(&server.host),
+        &["server.host", "server.insecure"],
+        || {
+            format!(
+                "server.host = \"{}\" is reachable from other machines and this server asks nobody for a password: use \
+                 127.0.0.1, or give --insecure if the network in front of it is trusted.",
+                server.host
+            )
+        },
+    );
+    rules.demand(valid_id(&server.id), &["server.id"], || {
+        format!(
+            "server.id = {:?} must be 1 to 64 letters, digits, '.', '_' or '-', not beginning with '.'.",
+            server.id
+        )
+    });
+}
+
+fn cores(tuning: &Tuning, rules: &mut Rules<'_>) {
+    let cores = &tuning.cores;
+    rules.demand(
+        tuning.router.mode == RouterMode::Thread || tuning.router.threads == 1,
+        &["router.mode", "router.threads"],
+        || {
+            format!(
+                "router.mode = \"inline\" has one router, in shard 0's thread, but router.threads = {}.",
+                tuning.router.threads
+            )
+        },
+    );
+    rules.demand(
+        tuning.server.shards == 0
+            || cores.shard.is_empty()
+            || cores.shard.len() == tuning.server.shards as usize,
+        &["cores.shard", "server.shards"],
+        || {
+            format!(
+                "cores.shard lists {} cores for server.shards = {}: list one core for each shard.",
+                cores.shard.len(),
+                tuning.server.shards
+            )
+        },
+    );
+    rules.demand(
+        cores.router.is_empty() || cores.router.len() == tuning.router.threads as usize,
+        &["cores.router", "router.threads"],
+        || {
+            format!(
+                "cores.router lists {} cores for router.threads = {}: list one core for each thread.",
+                cores.router.len(),
+                tuning.router.threads
+            )
+        },
+    );
+    if let CoreSet::Listed(allowed) = &cores.allowed {
+        for (key, list) in [("cores.shard", &cores.shard), ("cores.router", &cores.router)] {
+            let outside: Vec<&u32> = list.iter().filter(|core| !allowed.contains(core)).collect();
+            rules.demand(outside.is_empty(), &[key, "cores.allowed"], || {
+                format!("{key} names cores {outside:?}, which cores.allowed does not allow.")
+            });
+        }
+    }
+}
+
+fn cluster(tuning: &Tuning, rules: &mut Rules<'_>) {
+    let cluster = &tuning.cluster;
+    if cluster.peers.is_empty() {
+        return;
+    }
+    rules.demand(
+        tuning.wal.sync == WalSync::Always,
+        &["wal.sync", "cluster.peers"],
+        || {
+            format!(
+                "wal.sync = \"{}\" is not allowed with peers: a replica may not forget what it acknowledged. Use \"always\".",
+                tuning.wal.sync
+            )
+        },
+    );
+    rules.demand(
+        cluster.port != 0 || tuning.server.port <= u16::MAX - peers::CLUSTER_PORT_OFFSET,
+        &["cluster.port", "server.port"],
+        || {
+            format!(
+                "server.port = {} plus {} is no port: give cluster.port.",
+                tuning.server.port,
+                peers::CLUSTER_PORT_OFFSET
+            )
+        },
+    );
+    rules.demand(
+        origin_of(rules.origins, "server.id") != Origin::Default,
+        &["server.id", "cluster.peers"],
+        || "cluster.peers needs a name for this node: give --id.".to_owned(),
+    );
+    let parsed: Vec<_> = cluster.peers.iter().map(|text| peers::parse(text)).collect();
+    for error in parsed.iter().filter_map(|peer| peer.as_ref().err()) {
+        rules.demand(false, &["cluster.peers"], || error.to_string());
+    }
+    let same_id = parsed.iter().flatten().any(|peer| peer.id.as_deref() == Some(&tuning.server.id));
+    rules.demand(!same_id, &["cluster.peers", "server.id"], || {
+        format!("cluster.peers lists this node itself, {}: list the others only.", tuning.server.id)
+    });
+}
+
+fn origin_of(origins: &BTreeMap<&'static str, Origin>, key: &str) -> Origin {
+    origins.get(key).cloned().unwrap_or(Origin::Default)
+}
+
+/// Whether only this machine reaches the address. A name other than `localhost` is not looked up here, so it counts as
+/// reachable.
+fn is_loopback(host: &str) -> bool {
+    let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    bare.eq_ignore_ascii_case("localhost")
+        || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// Whether the name is safe as a directory name and in a peer list.
+pub fn valid_id(id: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    (1..=64).contains(&id.len()) && !id.starts_with('.') && id.bytes().all(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::layers::{FlagSetting, Sources, load};
+
+    /// Loads these settings and checks that the one problem mentions `told`, or that there is none.
+    fn check(settings: &[(&str, &str)], told: Option<&str>) {
+        let flag = |(key, text): &(&str, &str)| FlagSetting {
+            key: (*key).to_owned(),
+            text: (*text).to_owned(),
+            flag: "--set".to_owned(),
+        };
+        let sources = Sources { flags: settings.iter().map(flag).collect(), ..Sources::default() };
+        match (load(&sources), told) {
+            (Ok(_), None) => {}
+            (Err(problems), Some(told)) => {
+                assert_eq!(problems.0.len(), 1, "{settings:?}: {problems}");
+                assert!(problems.0[0].contains(told), "{settings:?}: {problems}");
+            }
+            (Ok(_), Some(told)) => panic!("{settings:?} passes, expected: {told}"),
+            (Err(problems), None) => panic!("{settings:?}: {problems}"),
+        }
+    }
+
+    #[test]
+    fn a_line_fits_half_a_segment() {
+        check(&[("wal.segment_mib", "16")], Some("half a log segment"));
+        check(&[("wal.segment_mib", "32")], None);
+        check(&[("limits.value_bytes_max", "16777216")], Some("does not fit a line"));
+        check(&[("wal.ring_entries", "16"), ("wal.commits_in_flight_max", "9")], Some("two entries each"));
+        check(&[("wal.log_mib_max", "256")], Some("forced"));
+    }
+
+    #[test]
+    fn an_open_address_needs_a_word() {
+        for host in ["0.0.0.0", "192.168.1.7", "::", "db.example"] {
+            check(&[("server.host", host)], Some("--insecure"));
+            check(&[("server.host", host), ("server.insecure", "true")], None);
+        }
+        for host in ["127.0.0.1", "127.1.2.3", "::1", "[::1]", "localhost"] {
+            check(&[("server.host", host)], None);
+        }
+        for id in ["", "a/b", "..", "a b"] {
+            check(&[("server.id", id)], Some("server.id"));
+        }
+    }
+
+    #[test]
+    fn core_lists_agree_with_counts() {
+        check(&[("cores.shard", "0,1"), ("server.shards", "3")], Some("one core for each shard"));
+        check(&[("cores.shard", "0,1")], None);
+        check(&[("cores.router", "0,1")], Some("one core for each thread"));
+        check(&[("cores.allowed", "0-1"), ("cores.router", "2")], Some("does not allow"));
+        check(&[("router.mode", "inline"), ("router.threads", "2")], Some("inline"));
+    }
+
+    #[test]
+    fn peers_need_an_id_and_full_durability() {
+        let peers = ("cluster.peers", "127.0.0.1:8001");
+        let id = ("server.id", "node1");
+        check(&[peers], Some("give --id"));
+        check(&[peers, id], None);
+        check(&[peers, id, ("wal.sync", "off")], Some("\"always\""));
+        check(&[peers, id, ("server.port", "65000")], Some("cluster.port"));
+        check(&[("cluster.peers", "node1@a:1"), id], Some("this node itself"));
+        check(&[("cluster.peers", "a"), id], Some("HOST:PORT"));
+    }
+}
