@@ -1,0 +1,205 @@
+"""What the clients do when things go wrong, against the fake server and its faults on demand."""
+
+import asyncio
+import threading
+import time
+import unittest
+
+import fake_server
+import stranddb
+from fake_server import FakeServer, error
+from stranddb import AsyncClient, Client, Options, Pool
+
+QUICK = Options(timeout=5.0, pause_first=0.002, pause_max=0.02)
+
+
+class Faults(unittest.TestCase):
+    def server(self):
+        fake = FakeServer()
+        self.addCleanup(fake.stop)
+        return fake
+
+    def client(self, fake, options=QUICK):
+        client = Client(fake.address, options=options)
+        self.addCleanup(client.close)
+        return client
+
+    def test_a_write_whose_reply_was_lost_applies_once(self):
+        fake = self.server()
+        client = self.client(fake)
+        fake.inject("INCR", "close_after", "close_before")
+        self.assertEqual((client.incr("n"), client.incr("n")), (1, 2))
+        self.assertEqual(fake.applied, 2)
+        first, again, second = fake.seen("INCR")
+        self.assertEqual(first["seq"], again["seq"])
+        self.assertEqual(second["seq"], first["seq"] + 1)
+        self.assertEqual(second["acked"], second["seq"])
+        self.assertEqual(first["client"], client.client_id)
+
+    def test_the_same_with_asyncio(self):
+        fake = self.server()
+
+        async def main():
+            async with AsyncClient(fake.address, options=QUICK) as client:
+                fake.inject("INCR", "close_after", "close_before")
+                self.assertEqual((await client.incr("n"), await client.incr("n")), (1, 2))
+        asyncio.run(main())
+        self.assertEqual(fake.applied, 2)
+
+    def test_a_pipeline_cut_in_the_middle_applies_once_and_in_order(self):
+        fake = self.server()
+        fake.inject("INCR", *[("slow", 0)] * 10, "close_after")
+        with self.client(fake).pipeline() as pipeline:
+            for _ in range(40):
+                pipeline.incr("n")
+        self.assertEqual(pipeline.results, list(range(1, 41)))
+        self.assertEqual((fake.applied, fake.accepted), (40, 2))
+
+    def test_what_may_not_be_repeated_is_not(self):
+        fake = self.server()
+        client = self.client(fake)
+        fake.inject("SHUTDOWN", "close_after")
+        with self.assertRaises(stranddb.DisconnectedError) as caught:
+            client.shutdown()
+        self.assertIs(caught.exception.outcome_unknown, True)
+        self.assertEqual(len(fake.seen("SHUTDOWN")), 1)
+        self.assertEqual(client.ping(), "PONG")
+
+    def test_retry_classes_are_honoured(self):
+        fake = self.server()
+        client = self.client(fake)
+        fake.inject("SET", error("OVERLOADED", "safe"), error("TIMEOUT", "same_seq"))
+        client.set("k", 1)
+        self.assertEqual(len({request["seq"] for request in fake.seen("SET")}), 1)
+        self.assertEqual(len(fake.seen("SET")), 3)
+        fake.inject("SET", error("DISK_FULL", "never"))
+        with self.assertRaises(stranddb.DiskFullError):
+            client.set("k", 2)
+        fake.inject("INCR", error("TIMEOUT", "same_seq"))
+        own = {"command": "INCR", "key": "n", "client": "me", "seq": 1}
+        self.assertEqual(client.send_command(own)["code"], "TIMEOUT")
+
+    def test_a_refused_write_is_not_repeated_after_a_later_one_took_effect(self):
+        fake = self.server()
+        client = self.client(fake)
+        fake.inject("SET", error("OVERLOADED", "safe"))
+        with client.pipeline() as pipeline:
+            pipeline.set("k", "first")
+            pipeline.set("k", "second")
+        self.assertEqual([outcome["status"] for outcome in pipeline.outcomes], ["error", "success"])
+        self.assertEqual(client.get("k"), "second")
+
+    def test_deadlines_hold_and_the_next_call_gets_its_own_reply(self):
+        fake = self.server()
+        client = self.client(fake, Options(timeout=0.15))
+        fake.inject("GET", ("slow", 0.5))
+        begin = time.monotonic()
+        with self.assertRaises(stranddb.RequestTimeout):
+            client.get("slow")
+        self.assertLess(time.monotonic() - begin, 0.45)
+        client.set("k", "mine")
+        self.assertEqual(client.get("k"), "mine")
+
+    def test_a_cancelled_call_does_not_spoil_the_next(self):
+        fake = self.server()
+
+        async def main():
+            async with AsyncClient(fake.address, options=QUICK) as client:
+                await client.set("k", "mine")
+                fake.inject("GET", ("slow", 0.2))
+                with self.assertRaises(asyncio.TimeoutError):
+                    await asyncio.wait_for(client.get("slow"), 0.05)
+                self.assertEqual(await client.get("k"), "mine")
+        asyncio.run(main())
+
+    def test_nonsense_ends_the_connection_and_nothing_else(self):
+        fake = self.server()
+        client = self.client(fake)
+        fake.inject("GET", "nonsense")
+        with self.assertRaises(stranddb.ProtocolError):
+            client.get("k")
+        self.assertEqual(client.ping(), "PONG")
+        self.assertEqual(fake.accepted, 2)
+
+    def test_the_next_seed_takes_over(self):
+        first, second = self.server(), self.server()
+        client = Client(["127.0.0.1:1", first.address, second.address], options=QUICK)
+        self.addCleanup(client.close)
+        self.assertEqual(client.address, first.address)
+        first.inject("PING", error("SHUTTING_DOWN", "safe"))
+        self.assertEqual(client.ping(), "PONG")
+        self.assertEqual(client.address, second.address)
+        with self.assertRaises(stranddb.ConnectError):
+            Client("127.0.0.1:1", options=QUICK)
+
+    def test_leaders_are_followed_and_remembered(self):
+        follower, leader = self.server(), self.server()
+        client = self.client(follower, Options(redirect=True))
+        follower.inject("SET", error("NOT_LEADER", "safe", leader=leader.address, shard=3))
+        client.set("k", 1)
+        client.set("k", 2)
+        self.assertEqual((len(follower.seen("SET")), len(leader.seen("SET"))), (1, 2))
+        self.assertEqual(follower.seen("HELLO")[0]["redirect"], True)
+
+    def test_unordered_replies_find_their_requests(self):
+        fake = self.server()
+        client = self.client(fake, Options(ordered=False))
+        client.bulk_set({f"k{n}": n for n in range(100)})
+        with client.pipeline() as pipeline:
+            for n in range(100):
+                pipeline.get(f"k{n}")
+        self.assertEqual(pipeline.results, list(range(100)))
+        self.assertEqual(client.send_command({"command": "PING", "id": "mine"})["id"], "mine")
+
+    def test_what_cannot_be_written_is_not_sent(self):
+        fake = self.server()
+        client = self.client(fake, Options(request_bytes_max=1_000))
+        for value in (float("nan"), object(), "\ud800", "x" * 1_000):
+            with self.assertRaises(stranddb.EncodeError):
+                client.set("k", value)
+        self.assertEqual(fake.seen("SET"), [])
+
+    def test_index_queries_go_page_by_page(self):
+        fake = self.server()
+        client = self.client(fake)
+        client.bulk_set({f"k{n:02}": {"even": n % 2 == 0} for n in range(25)})
+        found = list(client.query_index("even", True, page=5))
+        self.assertEqual(found, [f"k{n:02}" for n in range(0, 25, 2)])
+        self.assertEqual(len(fake.seen("QUERY_INDEX")), 3)
+
+    def test_pools_are_bounded_and_give_out_only_sound_connections(self):
+        fake = self.server()
+        with Pool(fake.address, size=1, wait=0.1, options=QUICK) as pool:
+            with pool.client() as client:
+                client.ping()
+                with self.assertRaises(stranddb.PoolExhausted):
+                    with pool.client():
+                        self.fail("there was no room")
+            with pool.client() as again:
+                self.assertIs(again, client)
+            fake.close_connections()
+            time.sleep(0.02)
+            with pool.client() as fresh:
+                self.assertIsNot(fresh, client)
+                self.assertEqual(fresh.ping(), "PONG")
+
+    def test_threads_share_a_pool_and_a_client(self):
+        fake = self.server()
+        client = self.client(fake)
+        with Pool(fake.address, size=3, options=QUICK) as pool:
+            def work():
+                for _ in range(50):
+                    with pool.client() as own:
+                        own.incr("n")
+                    client.incr("n")
+            threads = [threading.Thread(target=work) for _ in range(6)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        self.assertEqual(client.get("n"), 600)
+        self.assertLessEqual(fake.accepted, 4)
+
+
+if __name__ == "__main__":
+    unittest.main()
