@@ -38,7 +38,7 @@ const LOG_KEY: usize = INCARNATION + 16;
 const SEGMENT_BYTES: usize = LOG_KEY + 8;
 const NODE_ID: usize = SEGMENT_BYTES + 8;
 const CRC_BYTES: usize = 4;
-const _: () = assert!(NODE_ID == 72);
+const _: () = assert!(NODE_ID == 64);
 
 /// What a data directory is, fixed when it is made.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -175,8 +175,8 @@ impl SegmentPoolHandle {
             return false;
         }
         let (directory, reply) = (self.directory.clone(), self.reply.clone());
-        let request =
-            Request { job, directory, segment_bytes: self.segment_bytes, budget: self.budget, reply };
+        let (segment_bytes, budget, wake) = (self.segment_bytes, self.budget, self.wake.clone());
+        let request = Request { job, directory, segment_bytes, budget, reply, wake };
         match self.requests.try_send(request) {
             Ok(()) => {
                 self.waiting += 1;
