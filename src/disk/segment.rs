@@ -8,6 +8,7 @@
 
 use super::aligned::AlignedBuffer;
 use super::sync_directory;
+use super::worker::Wake;
 use shards::log::SegmentId;
 use shards::log::replay::SegmentFile;
 use std::fs::{File, OpenOptions};
@@ -15,7 +16,6 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::thread::JoinHandle;
 
 /// Zeros written at once.
 const ZERO_BYTES: usize = 1 << 20;
@@ -68,7 +68,7 @@ fn fill_with_zeros(path: &Path, segment_bytes: u64) -> io::Result<()> {
 }
 
 /// Opens with O_DIRECT, or without it where the file system (a tmpfs, for one) refuses.
-fn open_direct(options: &OpenOptions, path: &Path) -> io::Result<(File, bool)> {
+pub(super) fn open_direct(options: &OpenOptions, path: &Path) -> io::Result<(File, bool)> {
     match options.clone().custom_flags(libc::O_DIRECT).open(path) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok((options.open(path)?, false)),
         result => Ok((result?, true)),
@@ -120,19 +120,18 @@ struct Request {
     segment_bytes: u64,
     budget: Option<u64>,
     reply: SyncSender<SegmentDone>,
+    wake: Wake,
 }
 
 /// The helper thread that prepares segments. Ends when the pool and all its handles are dropped.
 #[derive(Debug)]
 pub struct SegmentPool {
-    requests: Option<SyncSender<Request>>,
-    thread: Option<JoinHandle<()>>,
+    requests: SyncSender<Request>,
     /// Most segment files that a shard's directory may hold, when limited.
     segments_max: Option<u64>,
 }
 
 /// One shard's end of the pool.
-#[derive(Debug)]
 pub struct SegmentPoolHandle {
     requests: SyncSender<Request>,
     reply: SyncSender<SegmentDone>,
@@ -140,6 +139,7 @@ pub struct SegmentPoolHandle {
     directory: PathBuf,
     segment_bytes: u64,
     budget: Option<u64>,
+    wake: Wake,
     waiting: usize,
 }
 
@@ -148,34 +148,23 @@ impl SegmentPool {
     /// directory fails as if the disk were full: a quota for operators.
     pub fn start(shards: usize, segments_max: Option<u64>) -> io::Result<Self> {
         let (requests, incoming) = sync_channel::<Request>(shards.max(1) * JOBS_PER_SHARD);
-        let thread = std::thread::Builder::new().name("segments".into()).spawn(move || {
+        std::thread::Builder::new().name("segments".into()).spawn(move || {
             for request in incoming {
                 let done = perform(&request);
                 // A shard that is gone needs no answer; there is room for every job it may have waiting.
                 let _ = request.reply.send(done);
+                (request.wake)();
             }
         })?;
-        Ok(Self { requests: Some(requests), thread: Some(thread), segments_max })
+        Ok(Self { requests, segments_max })
     }
 
-    /// The end for the shard whose segments lie in `directory`.
-    pub fn handle(&self, directory: &Path, segment_bytes: u64) -> SegmentPoolHandle {
+    /// The end for the shard whose segments lie in `directory`; `wake` is called after every finished job.
+    pub fn handle(&self, directory: &Path, segment_bytes: u64, wake: Wake) -> SegmentPoolHandle {
         let (reply, done) = sync_channel(JOBS_PER_SHARD);
-        let requests = self.requests.clone().expect("taken only when dropped");
+        let requests = self.requests.clone();
         let (directory, budget) = (directory.to_path_buf(), self.segments_max);
-        SegmentPoolHandle { requests, reply, done, directory, segment_bytes, budget, waiting: 0 }
-    }
-}
-
-impl Drop for SegmentPool {
-    fn drop(&mut self) {
-        drop(self.requests.take());
-        if let Some(thread) = self.thread.take() {
-            // Handles that still exist keep the thread serving; whoever holds them ends it.
-            if thread.is_finished() {
-                let _ = thread.join();
-            }
-        }
+        SegmentPoolHandle { requests, reply, done, directory, segment_bytes, budget, wake, waiting: 0 }
     }
 }
 
@@ -186,8 +175,8 @@ impl SegmentPoolHandle {
             return false;
         }
         let (directory, reply) = (self.directory.clone(), self.reply.clone());
-        let request =
-            Request { job, directory, segment_bytes: self.segment_bytes, budget: self.budget, reply };
+        let (segment_bytes, budget, wake) = (self.segment_bytes, self.budget, self.wake.clone());
+        let request = Request { job, directory, segment_bytes, budget, reply, wake };
         match self.requests.try_send(request) {
             Ok(()) => {
                 self.waiting += 1;

@@ -1,1 +1,345 @@
-//! .
+//! The log on a real file system: round trips, crashes, a full disk, and bounded files.
+
+use super::recovery::{RecoveredLog, RecoveryError, recover_log};
+use super::segment::{SegmentPool, list_segments};
+use super::snapshot_file::Verifier;
+use super::wal::{Append, Full, SyncPolicy, Wal, WalOptions};
+use super::worker::{FileDone, FileJob, FileWorker, Wake, start_file_worker};
+use shards::ids::{GroupId, Sequence};
+use shards::log::header::BatchKind;
+use shards::log::{LogIdentity, LogShape, ReplayError};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// A directory of its own for one test, removed at its end.
+pub(super) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub(super) fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("strand-disk-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn shape(segment_bytes: u64) -> LogShape {
+    LogShape::new(LogIdentity { cluster: 1, key: 2, shard: 0 }, segment_bytes)
+}
+
+fn no_wake() -> Wake {
+    Arc::new(|| {})
+}
+
+fn payload(sequence: u64, bytes: usize) -> Vec<u8> {
+    (0..bytes).map(|at| (sequence as usize * 131 + at * 7 + (at >> 8)) as u8).collect()
+}
+
+type Read = Vec<(u64, Vec<u8>)>;
+
+fn recover(directory: &Path, segment_bytes: u64) -> Result<(RecoveredLog, Read), RecoveryError> {
+    let mut read = Vec::new();
+    let log = recover_log(directory, shape(segment_bytes), &mut |batch| {
+        if batch.kind == BatchKind::Entries {
+            read.push((batch.sequence.0, batch.payload.to_vec()));
+        }
+    })?;
+    Ok((log, read))
+}
+
+fn open(directory: &Path, segment_bytes: u64, options: WalOptions, segments_max: Option<u64>) -> (Wal, Read) {
+    let (log, read) = recover(directory, segment_bytes).unwrap();
+    let pool = SegmentPool::start(1, segments_max).unwrap();
+    let handle = pool.handle(directory, segment_bytes, no_wake());
+    let lock = std::fs::File::create(directory.join("lock")).unwrap();
+    (Wal::new(&log, options, handle, None, Some(lock.as_fd())).unwrap(), read)
+}
+
+/// Appends the next batch, waiting for room; false when the disk is full.
+fn append(wal: &mut Wal, bytes: usize, reserved: bool) -> bool {
+    let sequence = wal.next_sequence();
+    let payload = payload(sequence.0, bytes);
+    loop {
+        let batch = Append { sequence, group: GroupId(0), payload: &payload, reserved };
+        match wal.append(&batch, |start| start.extend_from_slice(b"start")) {
+            Ok(()) => return true,
+            Err(Full::Buffers | Full::Preparing) => {
+                wal.flush(0).unwrap();
+                wal.wait().unwrap();
+            }
+            Err(Full::DiskFull) => return false,
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+}
+
+fn settle(wal: &mut Wal) {
+    wal.flush(0).unwrap();
+    while wal.in_flight() > 0 {
+        wal.wait().unwrap();
+    }
+}
+
+#[test]
+fn batches_come_back_after_a_crash_and_after_a_clean_end() {
+    let scratch = Scratch::new();
+    let mut count = 0;
+    for round in 0..4 {
+        let (mut wal, read) = open(scratch.path(), 1 << 20, WalOptions::default(), None);
+        assert_eq!(read.len() as u64, count);
+        for (sequence, bytes) in &read {
+            assert_eq!(*bytes, payload(*sequence, *sequence as usize * 37 % 9000), "sequence {sequence}");
+        }
+        for _ in 0..30 {
+            let bytes = wal.next_sequence().0 as usize * 37 % 9000;
+            assert!(append(&mut wal, bytes, false));
+            wal.flush(0).unwrap();
+            count += 1;
+        }
+        settle(&mut wal);
+        assert_eq!(wal.durable_upto(), Sequence(count));
+        if round % 2 == 0 {
+            wal.close().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_lone_batch_takes_one_linked_sync_and_is_sealed_when_quiet() {
+    let scratch = Scratch::new();
+    let (mut wal, _) = open(scratch.path(), 1 << 20, WalOptions::default(), None);
+    assert!(append(&mut wal, 100, false));
+    settle(&mut wal);
+    let counters = wal.counters();
+    assert_eq!((counters.writes, counters.syncs, counters.batches), (1, 1, 1));
+    let due_ns = wal.due_ns().expect("a seal is due");
+    wal.flush(due_ns - 1).unwrap();
+    assert_eq!(wal.counters().seals, 0);
+    wal.flush(due_ns).unwrap();
+    settle(&mut wal);
+    assert_eq!(wal.counters().seals, 1);
+    assert_eq!(wal.due_ns(), None, "a sealed log asks for nothing");
+}
+
+#[test]
+fn large_batches_go_through() {
+    let scratch = Scratch::new();
+    let (mut wal, _) = open(scratch.path(), 16 << 20, WalOptions::default(), None);
+    for _ in 0..6 {
+        assert!(append(&mut wal, 5 << 20, false));
+        assert!(append(&mut wal, 10, false));
+    }
+    settle(&mut wal);
+    let too_large = vec![0; wal.payload_bytes_max() + 1];
+    let batch =
+        Append { sequence: wal.next_sequence(), group: GroupId(0), payload: &too_large, reserved: false };
+    assert_eq!(wal.append(&batch, |_| {}), Err(Full::TooLarge));
+    drop(wal);
+    let (_, read) = recover(scratch.path(), 16 << 20).unwrap();
+    assert_eq!(read.len(), 12);
+    for (sequence, bytes) in read {
+        assert_eq!(bytes, payload(sequence, if sequence % 2 == 1 { 5 << 20 } else { 10 }));
+    }
+}
+
+#[test]
+fn many_rolls_and_cuts_keep_the_files_bounded() {
+    let scratch = Scratch::new();
+    let segment_bytes = 64 << 10;
+    for _ in 0..3 {
+        let (mut wal, _) = open(scratch.path(), segment_bytes, WalOptions::default(), None);
+        for _ in 0..200 {
+            assert!(append(&mut wal, 3000, false));
+            if wal.next_sequence().0 % 20 == 0 {
+                settle(&mut wal);
+                wal.cut(wal.durable_upto());
+            }
+        }
+        settle(&mut wal);
+        assert!(wal.counters().segments > 10);
+    }
+    let files = list_segments(scratch.path()).unwrap().len();
+    assert!(files <= 12, "{files} files");
+    let (log, read) = recover(scratch.path(), segment_bytes).unwrap();
+    assert_eq!(log.recovered.last_sequence, Sequence(600));
+    assert!(read.len() < 60, "{} batches were kept", read.len());
+}
+
+#[test]
+fn a_full_disk_refuses_writes_keeps_the_reserve_and_ends_with_a_cut() {
+    let scratch = Scratch::new();
+    let (mut wal, _) = open(scratch.path(), 64 << 10, WalOptions::default(), Some(4));
+    let mut taken = 0;
+    while append(&mut wal, 8000, false) {
+        taken += 1;
+        assert!(taken < 100, "the quota ends it");
+    }
+    settle(&mut wal);
+    assert!(wal.reap().unwrap().disk_full);
+    assert!(append(&mut wal, 8000, true), "the reserve takes a decision");
+    settle(&mut wal);
+    wal.cut(wal.durable_upto());
+    wal.flush(1 << 40).unwrap();
+    settle(&mut wal);
+    wal.flush(1 << 41).unwrap();
+    let until = Instant::now() + std::time::Duration::from_secs(20);
+    while wal.reap().unwrap().disk_full {
+        wal.flush(1 << 41).unwrap();
+        wal.wait().unwrap();
+        assert!(Instant::now() < until, "the cut gives segments back");
+    }
+    for _ in 0..6 {
+        assert!(append(&mut wal, 8000, false));
+    }
+}
+
+#[test]
+fn under_an_interval_only_the_interval_or_a_request_syncs() {
+    let scratch = Scratch::new();
+    let options = WalOptions { sync: SyncPolicy::Interval { every_ns: 1_000_000 }, ..WalOptions::default() };
+    let (mut wal, _) = open(scratch.path(), 1 << 20, options, None);
+    wal.flush(1).unwrap();
+    assert!(append(&mut wal, 10, false));
+    wal.flush(2).unwrap();
+    wal.wait().unwrap();
+    assert_eq!((wal.durable_upto(), wal.counters().syncs), (Sequence(0), 0));
+    assert_eq!(wal.due_ns(), Some(1_000_000));
+    wal.sync_now();
+    wal.flush(3).unwrap();
+    while wal.in_flight() > 0 {
+        wal.wait().unwrap();
+    }
+    assert_eq!((wal.durable_upto(), wal.counters().syncs), (Sequence(1), 1));
+    assert!(append(&mut wal, 10, false));
+    wal.flush(2_000_000).unwrap();
+    while wal.in_flight() > 0 {
+        wal.wait().unwrap();
+    }
+    assert_eq!(wal.durable_upto(), Sequence(2));
+}
+
+#[test]
+fn a_failed_write_is_final_and_named() {
+    // A file opened for reading stands in for a disk that refuses: the write fails with EBADF.
+    let scratch = Scratch::new();
+    let (mut wal, _) = open(scratch.path(), 1 << 20, WalOptions::default(), None);
+    assert!(append(&mut wal, 10, false));
+    settle(&mut wal);
+    wal.break_open_segment_for_test(scratch.path());
+    assert!(append(&mut wal, 10, false));
+    let failure = loop {
+        match wal.flush(0).and_then(|()| wal.wait()) {
+            Ok(_) => {}
+            Err(failure) => break failure,
+        }
+    };
+    assert!(failure.to_string().starts_with("writing the log segment wal-00000001.seg failed"), "{failure}");
+    assert_eq!(wal.reap(), Err(failure));
+    let batch = Append { sequence: wal.next_sequence(), group: GroupId(0), payload: b"x", reserved: true };
+    assert_eq!(wal.append(&batch, |_| {}), Err(Full::Failed));
+    assert_eq!(wal.durable_upto(), Sequence(1));
+}
+
+#[test]
+fn rot_is_reported_with_the_file() {
+    let scratch = Scratch::new();
+    let (mut wal, _) = open(scratch.path(), 1 << 20, WalOptions::default(), None);
+    for _ in 0..3 {
+        assert!(append(&mut wal, 100, false));
+        settle(&mut wal);
+    }
+    wal.close().unwrap();
+    let path = scratch.path().join("wal-00000001.seg");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[2 * 4096 + 150] ^= 0xff;
+    std::fs::write(&path, bytes).unwrap();
+    let Err(error @ RecoveryError::Replay(ReplayError::Corrupt(_), _)) = recover(scratch.path(), 1 << 20)
+    else {
+        panic!("damage is found")
+    };
+    assert!(error.to_string().contains("wal-00000001.seg at byte 8192"), "{error}");
+}
+
+struct Bytes(Vec<u8>, &'static [u8]);
+
+impl Verifier for Bytes {
+    fn chunk(&mut self, bytes: &[u8]) -> Result<(), String> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<(), String> {
+        if self.0 == self.1 { Ok(()) } else { Err("other bytes".into()) }
+    }
+}
+
+fn answer(worker: &mut FileWorker) -> FileDone {
+    let until = Instant::now() + std::time::Duration::from_secs(20);
+    loop {
+        if let Some(done) = worker.poll() {
+            return done;
+        }
+        assert!(Instant::now() < until, "the worker answers");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn the_worker_writes_snapshots_and_reports_failures() {
+    let scratch = Scratch::new();
+    let mut workers = start_file_worker(vec![(scratch.path().to_path_buf(), no_wake())]).unwrap();
+    let worker = &mut workers[0];
+    let mut ask = |job| {
+        assert!(worker.ask(job).is_ok());
+        answer(worker)
+    };
+    assert_eq!(ask(FileJob::Begin(7)), FileDone::Begun);
+    assert_eq!(ask(FileJob::Append(b"abc".to_vec())), FileDone::Appended(Vec::new()));
+    assert_eq!(ask(FileJob::Finish(Box::new(Bytes(Vec::new(), b"abc")))), FileDone::Finished(7, 3));
+    assert_eq!(ask(FileJob::Begin(8)), FileDone::Begun);
+    assert!(matches!(ask(FileJob::Finish(Box::new(Bytes(Vec::new(), b"lost")))), FileDone::Failed(_)));
+    assert!(matches!(ask(FileJob::Append(Vec::new())), FileDone::Failed(_)));
+    assert_eq!(super::snapshot_file::list_snapshots(scratch.path()).unwrap(), [7]);
+}
+
+/// Commits a second with so many batches of 4 KiB in flight.
+fn commits_per_second(depth: usize) -> f64 {
+    let scratch = Scratch::new();
+    let options = WalOptions { buffers: 24, buffer_bytes: 64 << 10, ..WalOptions::default() };
+    let (mut wal, _) = open(scratch.path(), 64 << 20, options, None);
+    assert!(append(&mut wal, 100, false));
+    settle(&mut wal);
+    let (begun, from) = (Instant::now(), wal.durable_upto().0);
+    while begun.elapsed().as_millis() < 700 {
+        while wal.next_sequence().0 - 1 - wal.durable_upto().0 < depth as u64 {
+            assert!(append(&mut wal, 3900, false));
+            wal.flush(0).unwrap();
+        }
+        wal.wait().unwrap();
+        if wal.live_bytes() > 192 << 20 {
+            wal.cut(wal.durable_upto());
+        }
+    }
+    (wal.durable_upto().0 - from) as f64 / begun.elapsed().as_secs_f64()
+}
+
+#[test]
+fn more_commits_in_flight_are_more_commits() {
+    let rates: Vec<f64> = [1, 8, 32].into_iter().map(commits_per_second).collect();
+    println!("commits a second with 1, 8, 32 in flight: {rates:.0?}");
+    assert!(rates[2] > rates[0], "one sync covers many writes: {rates:?}");
+}

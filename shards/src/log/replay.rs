@@ -1,14 +1,15 @@
 //! Reading a log back after a crash: which batches count, in which order, and whether what is missing was ever durable.
 //!
-//! How it works. The start of every file is read; valid starts name their life (epoch) and the life before theirs, so the
-//! live chain is followed backwards from the highest epoch to the oldest one that is still needed, and then walked
-//! forwards. A batch counts only if everything in its header agrees with its place: identity, file, epoch, offset,
-//! sequence, the CRC of the batch before it, and both checksums. Where the next segment continues the log exactly at the
-//! batch just read, the walk goes over to it, whatever stands behind.
+//! How it works. First every block of every file is looked at for sound headers. Their statements, that everything up
+//! to `durable_upto` was durable and that nothing before `oldest_epoch` is needed, are true whenever they were made, also
+//! in earlier lives of a file and in batches that no longer count, because recovery either reaches what was durable or
+//! refuses. So they are gathered before anything is decided; reading on past a bad batch is part of it.
 //!
-//! Where the walk ends, everything not walked is read on: the rest of that file and all other files, block by block, for
-//! sound headers. Their `durable_upto` statements are true whenever they were made, also in earlier lives of a file and
-//! in batches that no longer count, because recovery either reaches what was durable or refuses. So:
+//! Valid segment starts name their life (epoch) and the life before theirs, so the live chain is followed backwards from
+//! the highest epoch that leads without a gap to the oldest one needed, and then walked forwards. A batch counts only if everything
+//! in its header agrees with its place: identity, file, epoch, offset, sequence, the CRC of the batch before it, and both
+//! checksums. Where the next segment continues the log exactly at the batch just read, the walk goes over to it, whatever
+//! stands behind. Where the walk ends:
 //!
 //! - a statement at or past the sequence where the walk ended proves damage: [`Corruption`];
 //! - a batch there that is one flipped bit from valid is damage too;
@@ -21,7 +22,8 @@
 //! in the same file: a write still in flight when the old process died can land late without touching what follows. The
 //! price is a segment a restart; so a trailing segment without entries is not kept.
 //!
-//! Memory: one window of [`WINDOW_BYTES`], or the largest batch. This file must not write, and never lets a batch count
+//! Memory: one window of [`WINDOW_BYTES`], or the largest batch. The log is read twice, the second time mostly from the
+//! page cache. This file must not write, and never lets a batch count
 //! that its checksums do not cover. On an error the caller must forget every batch it was given.
 
 use super::header::{self, BLOCK_BYTES, BatchHeader, BatchKind, HEADER_BYTES, HeaderError};
@@ -97,11 +99,14 @@ pub fn replay<S: SegmentSource>(
     }
     let mut machine = Machine::new(shape, source);
     let fronts = files.iter().map(|file| machine.front(file.segment)).collect::<Result<Vec<_>, _>>()?;
-    let chain = chain_of(&fronts)?;
-    let walk = machine.walk(&chain, on_batch)?;
-    machine.survey_rest(&fronts, &chain, &walk)?;
+    let starts = starts_of(&fronts)?;
+    for file in files {
+        machine.survey(file.segment)?;
+    }
+    let chain = chain_of(&starts, machine.statements.oldest_epoch);
+    let walk = machine.walk(&chain.segments, on_batch)?;
     machine.judge(&fronts, &chain, &walk)?;
-    Ok(machine.conclude(&fronts, &chain, &walk))
+    Ok(machine.conclude(&fronts, &chain.segments, &walk))
 }
 
 /// What stands at the beginning of a file.
@@ -347,27 +352,9 @@ impl<'a, S: SegmentSource> Machine<'a, S> {
         Ok(fault.map_or(Ok((header, crc)), Err))
     }
 
-    /// Reads on past the end of the walk: the rest of its last segment, and every file that was not walked.
-    fn survey_rest(
-        &mut self,
-        fronts: &[Front],
-        chain: &[(SegmentId, BatchHeader)],
-        walk: &Walk,
-    ) -> Result<(), ReplayError<S::Error>> {
-        let walked = &chain[..walk.reached];
-        if !walked.is_empty() {
-            self.survey(walk.stop.segment, walk.stop.offset)?;
-        }
-        for segment in fronts.iter().map(Front::segment) {
-            if walked.iter().all(|(done, _)| *done != segment) {
-                self.survey(segment, 0)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn survey(&mut self, segment: SegmentId, from: u64) -> Result<(), ReplayError<S::Error>> {
-        let mut offset = from;
+    /// Gathers what every sound header in a file states.
+    fn survey(&mut self, segment: SegmentId) -> Result<(), ReplayError<S::Error>> {
+        let mut offset = 0;
         while offset < self.shape.segment_bytes {
             if let Ok((header, _)) = BatchHeader::decode(self.bytes(segment, offset, BLOCK_BYTES)?) {
                 self.observe(segment, offset, &header);
@@ -377,18 +364,8 @@ impl<'a, S: SegmentSource> Machine<'a, S> {
         Ok(())
     }
 
-    fn judge(
-        &self,
-        fronts: &[Front],
-        chain: &[(SegmentId, BatchHeader)],
-        walk: &Walk,
-    ) -> Result<(), ReplayError<S::Error>> {
+    fn judge(&self, fronts: &[Front], chain: &Chain, walk: &Walk) -> Result<(), ReplayError<S::Error>> {
         let statements = &self.statements;
-        if let Some((first, start)) = chain.first()
-            && start.epoch > statements.oldest_epoch
-        {
-            return Err(missing(fronts, *first, start.previous_epoch));
-        }
         let stop = walk.stop;
         if statements.durable_upto > walk.last_sequence {
             let proof = Proof::DurableUpto(statements.durable_upto);
@@ -398,15 +375,16 @@ impl<'a, S: SegmentSource> Machine<'a, S> {
                 }
                 _ => None,
             });
-            return Err(match bad_front {
-                Some((segment, reason)) => corrupt(segment, 0, reason, proof),
-                None => corrupt(stop.segment, stop.offset, stop.reason, proof),
+            return Err(match (bad_front, chain.broken) {
+                (Some((segment, reason)), _) => corrupt(segment, 0, reason, proof),
+                (None, Some((after, epoch))) => missing(fronts, after, epoch, proof),
+                (None, None) => corrupt(stop.segment, stop.offset, stop.reason, proof),
             });
         }
         if stop.one_bit {
             return Err(corrupt(stop.segment, stop.offset, stop.reason, Proof::OneBit));
         }
-        let last_epoch = chain.last().map_or(SegmentEpoch(0), |(_, start)| start.epoch);
+        let last_epoch = chain.segments.last().map_or(SegmentEpoch(0), |(_, start)| start.epoch);
         for front in fronts {
             if let Front::Bad(segment, reason, Some(near)) = front
                 && near.epoch > last_epoch
@@ -419,9 +397,12 @@ impl<'a, S: SegmentSource> Machine<'a, S> {
 
     fn conclude(&self, fronts: &[Front], chain: &[(SegmentId, BatchHeader)], walk: &Walk) -> Recovered {
         let oldest = self.statements.oldest_epoch;
-        let live: Vec<LiveSegment> = chain[..walk.kept]
+        let kept = &chain[..walk.kept];
+        // The last one stays even if it is cut: it says where the log goes on.
+        let last = kept.last().map_or(oldest, |(_, start)| start.epoch);
+        let live: Vec<LiveSegment> = kept
             .iter()
-            .filter(|(_, start)| start.epoch >= oldest)
+            .filter(|(_, start)| start.epoch >= oldest.min(last))
             .map(|(segment, start)| LiveSegment {
                 segment: *segment,
                 epoch: start.epoch,
@@ -452,8 +433,15 @@ impl Front {
     }
 }
 
-/// The live chain, oldest first: from the highest epoch back to the oldest one that any start says is needed.
-fn chain_of<E>(fronts: &[Front]) -> Result<Vec<(SegmentId, BatchHeader)>, ReplayError<E>> {
+/// Segments with valid starts that may be the live log, oldest first.
+struct Chain {
+    segments: Vec<(SegmentId, BatchHeader)>,
+    /// A newer segment that was passed over because the epoch it follows is missing.
+    broken: Option<(SegmentId, SegmentEpoch)>,
+}
+
+/// The valid starts by epoch.
+fn starts_of<E>(fronts: &[Front]) -> Result<Vec<(SegmentId, BatchHeader)>, ReplayError<E>> {
     let mut starts: Vec<(SegmentId, BatchHeader)> = fronts
         .iter()
         .filter_map(|front| match front {
@@ -462,30 +450,44 @@ fn chain_of<E>(fronts: &[Front]) -> Result<Vec<(SegmentId, BatchHeader)>, Replay
         })
         .collect();
     starts.sort_by_key(|(_, start)| start.epoch);
-    if let Some(pair) = starts.windows(2).find(|pair| pair[0].1.epoch == pair[1].1.epoch) {
-        return Err(corrupt(pair[1].0, 0, Reason::Twice(pair[1].1.epoch), Proof::File));
+    match starts.windows(2).find(|pair| pair[0].1.epoch == pair[1].1.epoch) {
+        Some(pair) => Err(corrupt(pair[1].0, 0, Reason::Twice(pair[1].1.epoch), Proof::File)),
+        None => Ok(starts),
     }
-    let oldest = starts.iter().map(|(_, start)| start.oldest_epoch).max().unwrap_or_default();
-    let mut chain = Vec::new();
-    let mut link = starts.last().map(|(_, start)| start.epoch);
-    while let Some(epoch) = link {
-        let Ok(place) = starts.binary_search_by_key(&epoch, |(_, start)| start.epoch) else { break };
-        chain.push(starts[place]);
-        link = (epoch > oldest).then_some(starts[place].1.previous_epoch);
-    }
-    chain.reverse();
-    Ok(chain)
 }
 
-/// A segment before `first` is needed and not there. When a file is one bit from being it, that file is named.
-fn missing<E>(fronts: &[Front], first: SegmentId, epoch: SegmentEpoch) -> ReplayError<E> {
+/// The chain of the highest epoch that leads back without a gap to a segment that is the oldest needed, or the first of
+/// all. A segment that a gap cuts off was never durable, or the statements found later prove otherwise.
+fn chain_of(starts: &[(SegmentId, BatchHeader)], oldest: SegmentEpoch) -> Chain {
+    let mut broken = None;
+    for (_, head) in starts.iter().rev() {
+        let mut segments = Vec::new();
+        let mut link = head.epoch;
+        while let Ok(place) = starts.binary_search_by_key(&link, |(_, start)| start.epoch) {
+            let (segment, start) = starts[place];
+            segments.push((segment, start));
+            link = start.previous_epoch;
+            if start.epoch <= oldest || link == SegmentEpoch(0) {
+                segments.reverse();
+                return Chain { segments, broken };
+            }
+        }
+        let (segment, _) = *segments.last().expect("a head is its own first link");
+        broken = broken.or(Some((segment, link)));
+    }
+    Chain { segments: Vec::new(), broken }
+}
+
+/// Segment `epoch`, which the one in `after` follows, is needed and not there. When a file is one bit from being it, that
+/// file is named.
+fn missing<E>(fronts: &[Front], after: SegmentId, epoch: SegmentEpoch, proof: Proof) -> ReplayError<E> {
     let near = fronts.iter().find_map(|front| match front {
         Front::Bad(segment, reason, Some(near)) if near.epoch == epoch => Some((*segment, *reason)),
         _ => None,
     });
     match near {
-        Some((segment, reason)) => corrupt(segment, 0, reason, Proof::OneBit),
-        None => corrupt(first, 0, Reason::Missing(epoch), Proof::File),
+        Some((segment, reason)) => corrupt(segment, 0, reason, proof),
+        None => corrupt(after, 0, Reason::Missing(epoch), proof),
     }
 }
 

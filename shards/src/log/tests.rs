@@ -1,1 +1,420 @@
-//! Tests of the log as a whole: writer and replay over a disk in memory.
+//! The log as a whole: writer and replay over a disk in memory that keeps, tears, flips and reuses.
+
+use super::header::{self, BLOCK_BYTES, BatchKind, SECTOR_BYTES};
+use super::replay::{Recovered, SegmentFile, SegmentSource, replay};
+use super::writer::{Fit, FrameNumber, LogWriter, Placed};
+use super::*;
+use crate::ids::{GroupId, Sequence};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+const SEGMENT_BYTES: u64 = 16 * BLOCK_BYTES as u64;
+const IDENTITY: LogIdentity = LogIdentity { cluster: 77, key: 99, shard: 2 };
+const START: &[u8] = b"state of every group";
+
+#[derive(Clone, Default)]
+struct MemoryDisk(BTreeMap<SegmentId, Vec<u8>>);
+
+impl SegmentSource for MemoryDisk {
+    type Error = String;
+
+    fn read(&mut self, segment: SegmentId, offset: u64, into: &mut [u8]) -> Result<(), String> {
+        let from = offset as usize;
+        into.copy_from_slice(&self.0[&segment][from..from + into.len()]);
+        Ok(())
+    }
+}
+
+fn shape() -> LogShape {
+    LogShape::new(IDENTITY, SEGMENT_BYTES)
+}
+
+/// A payload that no other sequence and length has, and that is far from all others in bits.
+fn payload(sequence: u64, bytes: usize) -> Vec<u8> {
+    let mut word = sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ bytes as u64;
+    (0..bytes)
+        .map(|_| {
+            word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (word >> 56) as u8
+        })
+        .collect()
+}
+
+/// A log being written: what is on the disk for sure, and frames whose fate a crash decides.
+struct Log {
+    disk: MemoryDisk,
+    writer: LogWriter,
+    durable: Sequence,
+    durable_frame: FrameNumber,
+    pending: Vec<(Placed, Vec<u8>)>,
+    free: Vec<SegmentId>,
+}
+
+type Read = Vec<(u64, Vec<u8>)>;
+
+fn read_back(disk: &mut MemoryDisk) -> Result<(Recovered, Read), ReplayError<String>> {
+    let mut files: Vec<SegmentFile> = disk
+        .0
+        .iter()
+        .map(|(segment, bytes)| SegmentFile { segment: *segment, bytes: bytes.len() as u64 })
+        .collect();
+    files.reverse();
+    let mut read = Vec::new();
+    let recovered = replay(&shape(), &files, disk, &mut |batch| match batch.kind {
+        BatchKind::Entries => read.push((batch.sequence.0, batch.payload.to_vec())),
+        BatchKind::SegmentStart => assert_eq!(batch.payload, START),
+        BatchKind::Seal => panic!("seals are not given"),
+    })?;
+    assert!(read.windows(2).all(|pair| pair[0].0 + 1 == pair[1].0), "sequences rise by one");
+    assert!(read.last().is_none_or(|(last, _)| *last == recovered.last_sequence.0));
+    Ok((recovered, read))
+}
+
+impl Log {
+    fn open(mut disk: MemoryDisk) -> Result<(Self, Read), ReplayError<String>> {
+        let (recovered, read) = read_back(&mut disk)?;
+        let writer = LogWriter::resume(shape(), &recovered);
+        let (durable, free) = (recovered.last_sequence, recovered.free);
+        Ok((Self { disk, writer, durable, durable_frame: FrameNumber(0), pending: Vec::new(), free }, read))
+    }
+
+    fn fresh() -> Self {
+        Self::open(MemoryDisk::default()).unwrap().0
+    }
+
+    fn append(&mut self, bytes: usize) -> Sequence {
+        let sequence = self.writer.next_sequence();
+        let payload = payload(sequence.0, bytes);
+        if self.writer.fit(payload.len()) == Fit::NeedsSegment {
+            let segment = self.free.pop().unwrap_or_else(|| self.create());
+            let mut frame = vec![0xee; header::frame_bytes(START.len())];
+            let placed = self.writer.start_segment(segment, START, self.durable, &mut frame);
+            self.pending.push((placed, frame));
+        }
+        let mut frame = vec![0xee; header::frame_bytes(bytes)];
+        let placed = self.writer.place(sequence, GroupId(1), &payload, self.durable, &mut frame);
+        self.pending.push((placed, frame));
+        sequence
+    }
+
+    fn create(&mut self) -> SegmentId {
+        let segment = SegmentId(self.disk.0.len() as u64 + 1);
+        self.disk.0.insert(segment, vec![0; SEGMENT_BYTES as usize]);
+        segment
+    }
+
+    fn seal(&mut self) {
+        let mut frame = vec![0; BLOCK_BYTES];
+        if let Some(placed) = self.writer.seal(self.durable, &mut frame) {
+            self.pending.push((placed, frame));
+        }
+    }
+
+    /// Makes everything written so far durable.
+    fn sync(&mut self) {
+        for (placed, frame) in std::mem::take(&mut self.pending) {
+            assert_eq!(placed.bytes, frame.len());
+            let offset = placed.offset as usize;
+            self.disk.0.get_mut(&placed.segment).unwrap()[offset..offset + frame.len()]
+                .copy_from_slice(&frame);
+            self.durable = placed.reaches;
+            self.durable_frame = placed.frame;
+        }
+        while let Some(free) = self.writer.take_free(self.durable_frame) {
+            self.free.push(free);
+        }
+    }
+
+    /// Crashes: of the pending frames only those sectors reach the disk for which `survives` says so.
+    fn crash(mut self, mut survives: impl FnMut() -> bool) -> MemoryDisk {
+        for (placed, frame) in &self.pending {
+            let file = self.disk.0.get_mut(&placed.segment).unwrap();
+            for (number, sector) in frame.chunks(SECTOR_BYTES).enumerate() {
+                if survives() {
+                    let at = placed.offset as usize + number * SECTOR_BYTES;
+                    file[at..at + SECTOR_BYTES].copy_from_slice(sector);
+                }
+            }
+        }
+        self.disk
+    }
+}
+
+/// What was written must come back exactly, at least up to `durable` and in any case as a prefix of what was appended.
+fn assert_prefix(read: &Read, durable: u64, sizes: &BTreeMap<u64, usize>) {
+    for (sequence, bytes) in read {
+        assert_eq!(*bytes, payload(*sequence, sizes[sequence]), "sequence {sequence}");
+    }
+    assert!(read.last().map_or(0, |(last, _)| *last) >= durable, "acknowledged batches are lost");
+}
+
+#[test]
+fn an_empty_log_is_clean() {
+    let (log, read) = Log::open(MemoryDisk::default()).unwrap();
+    assert!(read.is_empty());
+    assert_eq!((log.writer.next_sequence(), log.durable), (Sequence(1), Sequence(0)));
+}
+
+#[test]
+fn batches_come_back_over_many_segments_and_restarts() {
+    let mut disk = MemoryDisk::default();
+    let mut sizes = BTreeMap::new();
+    for restart in 0..5 {
+        let (mut log, read) = Log::open(disk).unwrap();
+        assert_prefix(&read, sizes.len() as u64, &sizes);
+        assert_eq!(read.len(), sizes.len());
+        for step in 0..20 {
+            let bytes = (restart * 7919 + step * 997) % shape().payload_bytes_max();
+            sizes.insert(log.append(bytes).0, bytes);
+            log.sync();
+        }
+        disk = log.crash(|| false);
+    }
+}
+
+/// Two segments, the first left by a full one, the second by a crash; then a third, sealed or not.
+fn small_log(sealed: bool) -> (MemoryDisk, BTreeMap<u64, usize>) {
+    let mut log = Log::fresh();
+    let mut sizes = BTreeMap::new();
+    for bytes in [10, 5000, 20_000, 300, 12_000, 600] {
+        sizes.insert(log.append(bytes).0, bytes);
+        log.sync();
+    }
+    let mut log = Log::open(log.crash(|| false)).unwrap().0;
+    for bytes in [40, 900] {
+        sizes.insert(log.append(bytes).0, bytes);
+        log.sync();
+    }
+    if sealed {
+        log.seal();
+        log.sync();
+    }
+    (log.crash(|| false), sizes)
+}
+
+/// Whether the bit lies in bytes that a checksum covers.
+fn covered_bits(disk: &MemoryDisk) -> Vec<(SegmentId, usize)> {
+    let mut covered = Vec::new();
+    for (segment, bytes) in &disk.0 {
+        let mut offset = 0;
+        while offset < bytes.len() {
+            let Ok((header, _)) = header::BatchHeader::decode(&bytes[offset..]) else { break };
+            let length = header::covered_bytes(header.payload_bytes as usize);
+            covered.extend((offset * 8..(offset + length) * 8).map(|bit| (*segment, bit)));
+            offset += header::frame_bytes(header.payload_bytes as usize);
+        }
+    }
+    covered
+}
+
+#[test]
+fn every_flipped_bit_in_durable_data_is_found() {
+    let (mut disk, _) = small_log(false);
+    // Every bit of headers and their sectors' beginnings, and a stride of the rest: the whole would take minutes.
+    let bits = covered_bits(&disk);
+    assert!(bits.len() > 300_000);
+    for (number, (segment, bit)) in bits.into_iter().enumerate() {
+        if bit % (SECTOR_BYTES * 8) >= 1024 && number % 61 != 0 {
+            continue;
+        }
+        disk.0.get_mut(&segment).unwrap()[bit / 8] ^= 1 << (bit % 8);
+        match read_back(&mut disk) {
+            Err(ReplayError::Corrupt(_)) => {}
+            other => panic!("{segment} bit {bit}: {other:?}"),
+        }
+        disk.0.get_mut(&segment).unwrap()[bit / 8] ^= 1 << (bit % 8);
+    }
+}
+
+#[test]
+fn damage_is_named_by_file_and_offset() {
+    let (mut disk, _) = small_log(true);
+    disk.0.get_mut(&SegmentId(1)).unwrap()[BLOCK_BYTES + 130..BLOCK_BYTES + 140].fill(0xff);
+    let Err(ReplayError::Corrupt(found)) = read_back(&mut disk) else { panic!("damage is found") };
+    assert_eq!((found.segment, found.offset, found.reason), (SegmentId(1), 4096, Reason::PayloadCrc));
+    let text = found.to_string();
+    assert!(text.starts_with("the log is damaged in wal-00000001.seg at byte 4096: the payload"), "{text}");
+}
+
+#[test]
+fn a_wiped_block_of_the_newest_acknowledged_batch_is_found_when_sealed() {
+    let (mut disk, _) = small_log(true);
+    let last = disk.0.len() as u64;
+    disk.0.get_mut(&SegmentId(last)).unwrap()[2 * BLOCK_BYTES..3 * BLOCK_BYTES].fill(0);
+    assert!(matches!(read_back(&mut disk), Err(ReplayError::Corrupt(_))));
+}
+
+#[test]
+fn a_lost_start_or_file_is_found() {
+    let (whole, _) = small_log(true);
+    for segment in whole.0.keys() {
+        let mut disk = whole.clone();
+        disk.0.get_mut(segment).unwrap()[..BLOCK_BYTES].fill(0);
+        assert!(matches!(read_back(&mut disk), Err(ReplayError::Corrupt(_))), "start of {segment}");
+    }
+    for segment in whole.0.keys().rev().skip(1) {
+        let mut disk = whole.clone();
+        disk.0.remove(segment);
+        assert!(matches!(read_back(&mut disk), Err(ReplayError::Corrupt(_))), "file {segment}");
+    }
+}
+
+#[test]
+fn every_truncation_is_found() {
+    let (whole, _) = small_log(true);
+    for segment in whole.0.keys() {
+        for length in (0..SEGMENT_BYTES as usize).step_by(509) {
+            let mut disk = whole.clone();
+            disk.0.get_mut(segment).unwrap().truncate(length);
+            let Err(ReplayError::Corrupt(found)) = read_back(&mut disk) else {
+                panic!("{segment} at {length}")
+            };
+            assert_eq!(found.reason, Reason::Size(length as u64));
+        }
+    }
+}
+
+#[test]
+fn foreign_and_newer_files_are_refused() {
+    let (whole, _) = small_log(true);
+    let mut disk = whole.clone();
+    let other = LogShape::new(LogIdentity { cluster: 78, ..IDENTITY }, SEGMENT_BYTES);
+    let files: Vec<SegmentFile> =
+        disk.0.keys().map(|segment| SegmentFile { segment: *segment, bytes: SEGMENT_BYTES }).collect();
+    assert_eq!(replay(&other, &files, &mut disk, &mut |_| {}), Err(ReplayError::Foreign(SegmentId(1))));
+    let block = &mut disk.0.get_mut(&SegmentId(1)).unwrap()[..128];
+    block[8] = 2;
+    let crc = crc32c::crc32c(&block[..124]);
+    block[124..].copy_from_slice(&crc.to_le_bytes());
+    assert_eq!(read_back(&mut disk).unwrap_err(), ReplayError::NewerFormat(SegmentId(1), 2));
+}
+
+#[test]
+fn a_torn_tail_stays_cut_through_later_restarts() {
+    // Batches 1 and 2 are acknowledged; 3 is torn and 4 reaches the disk whole. Recovery cuts at 2 and goes on with a new
+    // 3 and 4; later recoveries must neither see the old 4 nor take the old torn 3 for damage.
+    let mut log = Log::fresh();
+    log.append(100);
+    log.append(200);
+    log.sync();
+    log.append(300);
+    log.append(400);
+    let mut sectors = 0;
+    let mut disk = log.crash(|| {
+        sectors += 1;
+        sectors != 1
+    });
+    let mut sizes = BTreeMap::from([(1, 100), (2, 200)]);
+    for restart in 0..6_usize {
+        let (mut log, read) = Log::open(disk).unwrap();
+        assert_eq!(read.len(), sizes.len());
+        assert_prefix(&read, sizes.len() as u64, &sizes);
+        let bytes = 300 + restart;
+        sizes.insert(log.append(bytes).0, bytes);
+        log.sync();
+        log.append(1000);
+        disk = log.crash(|| false);
+    }
+}
+
+#[test]
+fn restarts_without_entries_take_no_segments() {
+    let (mut disk, sizes) = small_log(true);
+    let before = disk.0.len();
+    for _ in 0..20 {
+        let (mut log, read) = Log::open(disk).unwrap();
+        assert_eq!(read.len(), sizes.len());
+        log.append(50);
+        disk = log.crash(|| false);
+    }
+    assert!(disk.0.len() <= before + 2, "{} files from {before}", disk.0.len());
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Append(usize),
+    Sync,
+    Seal,
+    Cut(u8),
+    /// A crash whose surviving sectors follow from the number.
+    Crash(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (0..24_000_usize).prop_map(Step::Append),
+        3 => (0..600_usize).prop_map(Step::Append),
+        4 => Just(Step::Sync),
+        1 => Just(Step::Seal),
+        1 => any::<u8>().prop_map(Step::Cut),
+        2 => any::<u64>().prop_map(Step::Crash),
+    ]
+}
+
+/// Runs a history; the disk after it, with what must come back.
+fn run(steps: &[Step]) -> (MemoryDisk, BTreeMap<u64, usize>, u64) {
+    let mut log = Log::fresh();
+    let mut sizes = BTreeMap::new();
+    let mut cut_upto = 0;
+    for step in steps {
+        match step {
+            Step::Append(bytes) => {
+                sizes.insert(log.append(*bytes).0, *bytes);
+            }
+            Step::Sync => log.sync(),
+            Step::Seal => log.seal(),
+            Step::Cut(part) => {
+                cut_upto = cut_upto.max(log.durable.0 * u64::from(*part) / 256);
+                log.writer.cut(Sequence(cut_upto));
+            }
+            Step::Crash(seed) => {
+                let mut word = *seed | 1;
+                let durable = log.durable.0;
+                let disk = log.crash(|| {
+                    word =
+                        word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    word >> 61 > seed % 9
+                });
+                let (next, read) = Log::open(disk).expect("a crash is no damage");
+                let first = read.first().map_or(durable + 1, |(first, _)| *first);
+                assert!(first <= cut_upto + 1, "what was not cut is still there");
+                assert_prefix(&read, durable, &sizes);
+                log = next;
+                sizes.retain(|sequence, _| *sequence <= log.durable.0);
+            }
+        }
+    }
+    let files = log.disk.0.len() as u64;
+    let held = log.writer.live().len() as u64;
+    assert!(held <= files);
+    (log.crash(|| false), sizes, cut_upto)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, max_shrink_iters: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_history_comes_back(steps in prop::collection::vec(step(), 1..120)) {
+        run(&steps);
+    }
+
+    #[test]
+    fn damage_never_becomes_a_record(
+        steps in prop::collection::vec(step(), 1..60),
+        hits in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<u8>()), 1..6),
+    ) {
+        let (mut disk, sizes, _) = run(&steps);
+        for (file, byte, value) in hits {
+            if disk.0.is_empty() { continue }
+            let segment = *file.get(&disk.0.keys().copied().collect::<Vec<_>>());
+            let bytes = disk.0.get_mut(&segment).unwrap();
+            let at = byte.index(bytes.len());
+            bytes[at] = value;
+        }
+        if let Ok((_, read)) = read_back(&mut disk) {
+            for (sequence, bytes) in read {
+                prop_assert_eq!(bytes, payload(sequence, sizes[&sequence]));
+            }
+        }
+    }
+}

@@ -356,3 +356,15 @@ impl Wal {
         came
     }
 }
+
+#[cfg(test)]
+impl Wal {
+    /// Puts a file that cannot be written in the place of the open segment.
+    pub(in crate::disk) fn break_open_segment_for_test(&mut self, directory: &std::path::Path) {
+        let (segment, slot) = self.open.expect("a segment is open");
+        let file = std::fs::File::open(directory.join(segment.file_name())).unwrap();
+        self.ring.remove_file(slot).unwrap();
+        let again = self.ring.add_file(file).unwrap().unwrap();
+        assert_eq!(again, slot, "the first free slot is the one just freed");
+    }
+}
