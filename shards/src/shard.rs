@@ -21,7 +21,7 @@ use crate::command::answer::Failure;
 use crate::command::record::Malformed;
 use crate::consensus::group::{Append, ConsensusError, Group, Restored};
 use crate::effect::Effects;
-use crate::event::Event;
+use crate::event::{DiskFigures, Event};
 use crate::ids::{GroupId, Millis, Sequence, Slot};
 use crate::state::State;
 use crate::txn::coordinator::Coordinator;
@@ -220,6 +220,7 @@ pub struct Shard {
     snapshots: snapshots::Snapshots,
 
     counters: ShardCounters,
+    disk: DiskFigures,
     last_tick: Millis,
     committed: Vec<Entry>,
     appends: Vec<Append>,
@@ -287,6 +288,7 @@ impl Shard {
             expiry: expiry::Expiry::default(),
             snapshots: snapshots::Snapshots::restored(applied, log_bytes),
             counters: ShardCounters::default(),
+            disk: DiskFigures::default(),
             last_tick: now,
             committed: Vec::new(),
             appends: Vec::new(),
@@ -314,6 +316,7 @@ impl Shard {
                 Event::Message(message) => self.hear(message, effects),
                 Event::Durable(sequence) => self.became_durable(sequence, effects),
                 Event::LogRoom(has_room) => self.has_log_room = has_room,
+                Event::Disk(figures) => self.disk = figures,
                 Event::SnapshotWritten { bytes } => self.snapshot_written(bytes),
                 Event::SnapshotFinished(result) => self.snapshot_finished(result, effects),
             }
