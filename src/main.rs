@@ -3,5 +3,6 @@
 pub mod doorbell;
 pub mod front;
 pub mod links;
+pub mod router;
 
 fn main() {}
