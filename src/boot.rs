@@ -11,7 +11,7 @@ use crate::disk::data_dir::{DataDir, DataDirError, DataMeta};
 use crate::disk::segment::SegmentPool;
 use crate::disk::worker::{FileWorker, Wake, start_file_worker};
 use crate::doorbell::Doorbell;
-use crate::driver::{self, Driver};
+use crate::driver::{self, Driver, SnapshotFiles};
 use crate::fatal::{self, Fatal};
 use crate::front::{Front, Listeners, Wait};
 use crate::links::{self, RouterLink, ShardLink, ShardMesh};
@@ -21,6 +21,7 @@ use crate::sys;
 use crate::tuning::cores::{self, Deal};
 use crate::tuning::{Tuning, WalSync};
 use glommio::{LocalExecutorBuilder, Placement};
+use shards::gather::topology::Topology;
 use shards::ids::GroupId;
 use shards::txn::message::GroupMessage;
 use std::io;
@@ -219,7 +220,7 @@ impl Server {
             let recovered = recover::shard(&tuning, &directory, number, segments, &bell);
             let made = recovered.and_then(|recovered| {
                 let settings = settings::driver(&tuning);
-                let files = driver::SnapshotFiles::new(files);
+                let files = SnapshotFiles::new(files);
                 let recover::RecoveredShard { shard, wal, clock } = recovered;
                 let mut driver =
                     Driver::new(number, group, shard, wal, routers, mesh, files, bell, clock, settings);
@@ -282,7 +283,8 @@ fn run_router(
     };
     let stop = Arc::clone(&facts.stop);
     let mut front = Front::open(settings::front(tuning), listeners, bell, move || clock.now()).map_err(failed)?;
-    let mut router = Router::new(links, settings::router(tuning), facts);
+    let topology = Topology::even(links.len());
+    let mut router = Router::new(links, topology, settings::router(tuning), facts, move || clock.now());
     let spin_us = u64::from(tuning.router.spin_us);
     let mut idle_since_us = None;
     while !stop.is_requested() {
@@ -296,7 +298,7 @@ fn run_router(
     }
     front.stop_accepting();
     let deadline_us = clock.elapsed_us() + u64::from(tuning.timeouts.drain_s) * 1_000_000;
-    while clock.elapsed_us() < deadline_us && !(front.is_drained() && router.is_drained()) {
+    while clock.elapsed_us() < deadline_us && !(front.is_drained() && router.is_quiet()) {
         let wait = Wait::Until(shards::ids::Millis(clock.now().0 + settings::DRAIN_STEP_MS));
         front.turn(&mut router, wait).map_err(failed)?;
     }

@@ -20,7 +20,7 @@ use shards::log::payload::PayloadBuffer;
 use shards::shard::image::{encode_append, encode_start};
 use shards::shard::{Left, Shard, ShardFault};
 use shards::txn::message::GroupMessage;
-use snapshot::SnapshotFiles;
+pub use snapshot::SnapshotFiles;
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -158,7 +158,7 @@ impl Driver {
             || self.mesh.has_messages()
             || self.mesh.can_advance()
             || self.files.has_news()
-            || self.wal.as_ref().is_some_and(Wal::has_completions)
+            || self.wal.as_mut().is_some_and(Wal::has_completions)
     }
 
     /// The bell that wakes this shard.
@@ -349,7 +349,6 @@ fn log_failed(shard: u32, failure: WalFailure) -> Fatal {
 /// The reason for which the process must end.
 pub async fn run(mut driver: Driver, stop: impl Fn() -> bool) -> Result<(), Fatal> {
     let bell = Arc::clone(driver.bell());
-    // SAFETY-free borrow: the bell lives as long as this function, and the duplicate is glommio's to close.
     let descriptor = wake_descriptor(&bell)?;
     let sleep = driver.longest_sleep();
     let ticker = {

@@ -62,7 +62,7 @@ pub(super) fn shard(
     })
     .map_err(|error| recovery_failed(number, error))?;
     let recovered = &log.recovered;
-    tracing::info!(shard = number, batches = replayed, tail = %recovered.tail, "log read back");
+    tracing::info!(shard = number, batches = replayed, tail = ?recovered.tail, "log read back");
     let mut image: ShardImage =
         builder.finish(recovered.last_sequence).map_err(|error| damaged(format!("{}: {error}", path.display())))?;
     if tuning.wal.sync != WalSync::Always {
@@ -118,10 +118,13 @@ fn newest_snapshot(
 fn recovery_failed(shard: u32, error: RecoveryError) -> Fatal {
     let text = error.to_string();
     match error {
-        RecoveryError::Io(path, source) | RecoveryError::Replay(ReplayError::Source(source), path) => {
+        RecoveryError::Io(path, source) | RecoveryError::Replay(ReplayError::Read(_, source), path) => {
             Fatal::Directory { path, source }
         }
-        RecoveryError::Replay(..) => Fatal::Corruption { shard, detail: text },
+        RecoveryError::Replay(ReplayError::Foreign(_) | ReplayError::NewerFormat(..), _) => {
+            Fatal::DirectoryMismatch(text)
+        }
+        RecoveryError::Replay(ReplayError::Corrupt(_), _) => Fatal::Corruption { shard, detail: text },
     }
 }
 

@@ -112,12 +112,15 @@ pub(super) fn front(tuning: &Tuning) -> FrontSettings {
 
 /// The settings of a router.
 pub(super) fn router(tuning: &Tuning) -> RouterSettings {
-    let _ = tuning;
-    RouterSettings::default()
+    RouterSettings {
+        limits: limits(tuning),
+        debug_faults: tuning.debug.faults,
+        ..RouterSettings::default()
+    }
 }
 
 /// What clients may ask for.
-pub(super) fn limits(tuning: &Tuning) -> Limits {
+fn limits(tuning: &Tuning) -> Limits {
     let limits = &tuning.limits;
     Limits {
         line_bytes_max: limits.line_bytes_max as usize,
