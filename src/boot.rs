@@ -186,9 +186,7 @@ impl Server {
             return Ok(bells.iter().map(|_| None).collect());
         }
         let ends = bells.iter().enumerate().map(|(number, bell)| {
-            let bell = Arc::clone(bell);
-            let wake: Wake = Arc::new(move || drop(bell.ring()));
-            (self.directory.shard_path(number as u32), wake)
+            (self.directory.shard_path(number as u32), waker(bell))
         });
         let workers = start_file_worker(ends.collect())
             .map_err(|source| Fatal::Start { thread: "snapshots".to_owned(), source })?;
@@ -208,7 +206,8 @@ impl Server {
         let tuning = Arc::clone(&self.tuning);
         let directory = Arc::clone(&self.directory);
         let shape = directory.log_shape(number);
-        let segments = pool.handle(&directory.shard_path(number), shape.segment_bytes);
+        let wake = waker(&parts.bell);
+        let segments = pool.handle(&directory.shard_path(number), shape.segment_bytes, wake);
         let knobs = &tuning.shard;
         let builder = LocalExecutorBuilder::new(placement)
             .name(&format!("shard-{number}"))
@@ -283,7 +282,8 @@ fn run_router(
     };
     let stop = Arc::clone(&facts.stop);
     let mut front = Front::open(settings::front(tuning), listeners, bell, move || clock.now()).map_err(failed)?;
-    let topology = Topology::even(links.len());
+    let groups = u16::try_from(links.len()).expect("at most 256 shards");
+    let topology = Topology::even(groups);
     let mut router = Router::new(links, topology, settings::router(tuning), facts, move || clock.now());
     let spin_us = u64::from(tuning.router.spin_us);
     let mut idle_since_us = None;
@@ -309,6 +309,12 @@ fn run_router(
         front.turn(&mut router, wait).map_err(failed)?;
     }
     Ok(())
+}
+
+/// What a helper thread calls when it has done something for a shard.
+fn waker(bell: &Arc<Doorbell>) -> Wake {
+    let bell = Arc::clone(bell);
+    Arc::new(move || drop(bell.ring()))
 }
 
 fn lost(thread: &str) -> Fatal {

@@ -384,7 +384,7 @@ pub async fn run(mut driver: Driver, stop: impl Fn() -> bool) -> Result<(), Fata
             detail: format!("its doorbell cannot be read: {error}"),
         })?;
     }
-    ticker.cancel().await;
+    ticker.cancel();
     driver.close()
 }
 

@@ -14,7 +14,6 @@ use std::collections::VecDeque;
 const PIECE_BYTES: usize = 256 << 10;
 
 /// A shard's snapshot file under way.
-#[derive(Debug)]
 pub struct SnapshotFiles {
     worker: Option<FileWorker>,
     /// Jobs that the worker had no room for.
