@@ -19,7 +19,7 @@ fn quick() -> ClientOptions {
 }
 
 fn client(server: &FakeServer) -> Client {
-    Client::connect_with(&[&server.address], quick()).unwrap()
+    Client::connect_with(&[&server.address], quick()).expect("the fake server listens")
 }
 
 #[test]
