@@ -83,13 +83,9 @@ impl Command {
                 ("key", Some(key)) => command.key(&key),
                 _ => command.field(field, raw)?,
             };
-            match field.as_str() {
-                "client" | "seq" => command.nature = Nature::Once,
-                "timeout_ms" => {
-                    let ms = raw.get().parse().ok();
-                    command.patience = ms.map(|ms| Duration::from_millis(ms).saturating_add(GRACE));
-                }
-                _ => {}
+            if field == "timeout_ms" {
+                let ms = raw.get().parse().ok();
+                command.patience = ms.map(|ms| Duration::from_millis(ms).saturating_add(GRACE));
             }
         }
         Ok(command)
@@ -111,6 +107,8 @@ impl Command {
     }
 
     /// Adds a member with any value that can be written as JSON; the bytes of a raw value are kept.
+    ///
+    /// A command that is given `client` or `seq` keeps them, and its caller answers for retries.
     pub fn field<T: Serialize + ?Sized>(self, name: &str, value: &T) -> Result<Self, Error> {
         let mut written = Ok(());
         let command = self.member(name, |body| written = serde_json::to_writer(body, value));
@@ -120,6 +118,10 @@ impl Command {
 
     /// Adds a member whose JSON `write` appends.
     pub(crate) fn member(mut self, name: &str, write: impl FnOnce(&mut Vec<u8>)) -> Self {
+        // Who brings numbers of his own answers for retries.
+        if matches!(name, "client" | "seq") {
+            self.nature = Nature::Once;
+        }
         self.body.push(b',');
         serde_json::to_writer(&mut self.body, name).expect("a text is always JSON");
         self.body.push(b':');

@@ -49,6 +49,9 @@ pub(super) fn run(session: &mut Session) -> Ended {
                 if !line.trim().is_empty() && !line.to_ascii_lowercase().contains("token") {
                     // A history that cannot be kept is no reason to stop.
                     let _ = editor.add_history_entry(line.as_str());
+                    if let Some(path) = &history {
+                        let _ = editor.append_history(path);
+                    }
                 }
                 session.lines(&[line]);
             }
@@ -62,9 +65,6 @@ pub(super) fn run(session: &mut Session) -> Ended {
         if session.is_over() {
             break;
         }
-    }
-    if let Some(path) = &history {
-        let _ = editor.save_history(path);
     }
     Ended::Well
 }
@@ -168,7 +168,7 @@ fn candidates(before: &str, begun: &str) -> Vec<String> {
         return names.filter(|name| begins(name)).map(|name| format!("{name} ")).collect();
     };
     let Some(spec) = find(name) else { return Vec::new() };
-    let fields = || spec.fields.iter().chain(COMMON);
+    let fields = || spec.fields.iter().chain(COMMON).filter(|field| !words::is_the_clients(spec, field));
     let mut found = Vec::new();
     for field in fields() {
         let assigned = format!("{}=", field.name);

@@ -53,13 +53,19 @@ pub(super) fn usage(spec: &CommandSpec) -> String {
         Rest::Pairs(_) => " key value...",
         Rest::Joined(_) => " words...",
     };
-    for field in spec.fields.iter().filter(|field| !is_positional(spec.name, field.name)) {
+    let named = |field: &&Field| !is_positional(spec.name, field.name) && !is_the_clients(spec, field);
+    for field in spec.fields.iter().filter(named) {
         text += &match field.kind {
             FieldKind::Flag => format!(" [--{}]", dashed(field.name)),
             kind => format!(" [--{} {}]", dashed(field.name), form(kind)),
         };
     }
     text
+}
+
+/// Whether a field belongs to the client, which fills it by itself. It may be given all the same.
+pub(super) fn is_the_clients(spec: &CommandSpec, field: &Field) -> bool {
+    spec.field("seq").is_some() && ["client", "seq", "acked"].contains(&field.name)
 }
 
 /// Whether a field is filled by position.
