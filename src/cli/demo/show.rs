@@ -200,7 +200,7 @@ impl<'a> Show<'a> {
             "{found} of {count} new documents were found by the search right after their SET."
         ));
         let (middle, slowest) = (millis(times[count / 2]), millis(times[count - 1]));
-        self.say(&format!("Durable write and search together: median {middle}, slowest {slowest}"));
+        self.say(&format!("Write and search together: median {middle}, slowest {slowest}"));
         if found < count {
             self.troubles.push(format!("{} acknowledged writes were not found", count - found));
         }
@@ -214,13 +214,13 @@ impl<'a> Show<'a> {
             self.client.create_index(field, &IndexKind::Value)?;
             self.say(&format!("CREATE_INDEX {field}: {}", millis(begin.elapsed())));
         }
-        let topic = match corpus.name {
-            Name::Wordnet => "noun.animal",
-            Name::Gcide => "Q",
-            Name::Shipped => "animal",
+        let (topic, prefix) = match corpus.name {
+            Name::Wordnet => ("noun.animal", "noun."),
+            Name::Gcide => ("Q", "Q"),
+            Name::Shipped => ("animal", "p"),
         };
         self.index_query("topic", IndexQuery::value(topic), &format!("topic = {topic}"))?;
-        self.index_query("topic", IndexQuery::prefix("noun."), "topic begins with noun.")?;
+        self.index_query("topic", IndexQuery::prefix(prefix), &format!("topic begins with {prefix}"))?;
         self.index_query(
             "size",
             IndexQuery::gte(2).and_lt(4).descending(true),
@@ -240,6 +240,9 @@ impl<'a> Show<'a> {
             count += 1;
         }
         let elapsed = begin.elapsed();
+        if count == 0 {
+            self.troubles.push(format!("no key was found by {told}"));
+        }
         let examples = if keys.is_empty() { String::new() } else { format!(", such as {}", keys.join(", ")) };
         self.say(&format!("QUERY_INDEX {told}: {count} keys in {}{examples}", millis(elapsed)));
         Ok(())

@@ -53,7 +53,7 @@ pub(super) fn run(session: &mut Session) -> Ended {
                         let _ = editor.append_history(path);
                     }
                 }
-                session.lines(&[line]);
+                session.lines(&statements(&line));
             }
             Err(ReadlineError::Interrupted) => {}
             Err(ReadlineError::Eof) => break,
@@ -118,6 +118,23 @@ impl Validator for Assistant {
 /// Whether every bracket and quote is closed. An empty line at the end gives up waiting for the rest.
 fn is_whole(input: &str) -> bool {
     input.ends_with("\n\n") || words::split(input).is_ok()
+}
+
+/// The commands in what was entered: several lines may have been pasted at once, and one command may have several lines.
+fn statements(input: &str) -> Vec<String> {
+    let mut whole = Vec::new();
+    let mut begun = String::new();
+    for line in input.lines() {
+        begun.push_str(line);
+        if words::split(&begun).is_ok() {
+            whole.push(std::mem::take(&mut begun));
+        } else {
+            begun.push('\n');
+        }
+    }
+    // What is left open is told as what it is.
+    whole.extend((!begun.is_empty()).then_some(begun));
+    whole
 }
 
 impl Hinter for Assistant {
@@ -208,5 +225,7 @@ mod tests {
         assert!(is_whole("SET foo {\"a\":\n1}"));
         assert!(!is_whole("SEARCH 'open"));
         assert!(is_whole("SEARCH 'open\n\n"));
+        assert_eq!(statements("GET a\nSET b {\n1}\n"), ["GET a", "SET b {\n1}"]);
+        assert_eq!(statements("SEARCH 'open\n\n"), ["SEARCH 'open\n\n"]);
     }
 }
