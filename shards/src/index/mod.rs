@@ -41,3 +41,6 @@ impl Units {
         self.left
     }
 }
+
+/// What asking a filter about one document is taken to cost.
+pub(crate) const ACCEPT_UNITS: u64 = 16;

@@ -121,6 +121,31 @@ impl Dictionary {
         Some(id)
     }
 
+    /// Gives the next id, of a snapshot, to a term or to nothing; false if that cannot be.
+    pub(crate) fn load(&mut self, term: Option<(FieldId, &[u8])>) -> bool {
+        let Some((field, term)) = term else {
+            self.start.push(FREE);
+            self.document_frequency.push(0);
+            self.references.push(0);
+            return self.start.len() < SECOND as usize;
+        };
+        if term.len() > 255 || self.find(field, term).is_some() {
+            return false;
+        }
+        self.add(field, term, hash_of(field, term)).is_some_and(|id| id as usize + 1 == self.start.len())
+    }
+
+    /// Completes a load: gives back the ids that nothing refers to.
+    pub(crate) fn finish_load(&mut self) {
+        for id in (0..self.id_end()).rev() {
+            if self.start[id as usize] == FREE {
+                self.free.push(id);
+            } else if self.references[id as usize] == 0 {
+                self.reclaim(id);
+            }
+        }
+    }
+
     fn append(&mut self, field: FieldId, term: &[u8]) -> Option<u32> {
         let arena = &mut self.arenas[self.current];
         let at = u32::try_from(arena.len()).ok().filter(|at| *at < SECOND - 1024)?;

@@ -15,7 +15,7 @@ use super::part::{Lengths, Open};
 use super::score::Weigher;
 use super::segment::Packed;
 use super::top::Top;
-use crate::index::Units;
+use crate::index::{ACCEPT_UNITS, Units};
 
 /// Documents in a window.
 const WINDOW: u32 = 4096;
@@ -217,7 +217,10 @@ fn offer(
             }
             if possible && score >= threshold && !dead.contains(document) {
                 let key = open.key(document);
-                if top.admits(score, key) && accept(key) {
+                if top.admits(score, key) && {
+                    units.spend(ACCEPT_UNITS);
+                    accept(key)
+                } {
                     top.push(score, key);
                 }
             }

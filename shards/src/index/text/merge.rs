@@ -23,6 +23,8 @@ pub(crate) struct Merge {
     writer: SegmentWriter,
     stage: Stage,
     vector_bytes: usize,
+    /// Whether the output takes the inputs' place, and so their references to terms.
+    replaces: bool,
 }
 
 pub(crate) struct Input {
@@ -74,7 +76,13 @@ impl Merge {
             writer: SegmentWriter::new(sizes),
             stage: Stage::Documents { input: 0 },
             vector_bytes,
+            replaces: true,
         }
+    }
+
+    /// A merge whose output goes elsewhere, while the inputs stay. The dictionary's ids must be held meanwhile.
+    pub(crate) fn copy(parts: &[PartView], vector_bytes: usize) -> Self {
+        Self { replaces: false, ..Self::new(parts, vector_bytes) }
     }
 
     /// A document of an input has died.
@@ -172,11 +180,14 @@ impl Merge {
     fn copy_postings(&mut self, id: u32, at: usize, from: u32, units: &mut Units, dictionary: &mut Dictionary) {
         if at == self.inputs.len() {
             let holders = self.inputs.iter().filter(|input| input.next_term == Some(id)).count();
-            if self.writer.end_term() {
-                dictionary.retain(id);
-            }
-            for _ in 0..holders {
-                dictionary.release(id);
+            let is_kept = self.writer.end_term();
+            if self.replaces {
+                if is_kept {
+                    dictionary.retain(id);
+                }
+                for _ in 0..holders {
+                    dictionary.release(id);
+                }
             }
             self.stage = Stage::Terms { from: id + 1 };
             return;

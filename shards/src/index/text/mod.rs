@@ -18,6 +18,7 @@ mod part;
 pub mod score;
 pub mod search;
 pub(crate) mod segment;
+pub mod store;
 pub(crate) mod tail;
 pub(crate) mod top;
 mod writer;

@@ -13,7 +13,7 @@ use super::part::PartView;
 use super::score::{Weigher, bm25_idf, cosine_idf, document_weight};
 use super::top::{Hit, Top};
 use super::{TextIndex, WHOLE};
-use crate::index::Units;
+use crate::index::{ACCEPT_UNITS, Units};
 use crate::index::codec::{Corrupt, Reader, put_bytes, put_varint_u64};
 use crate::index::query::compile::Clause;
 use crate::index::query::{CompiledQuery, QueryField};
@@ -304,7 +304,10 @@ fn run_tree(
             let score = scorer.score();
             if score >= top.threshold() {
                 let key = open.key(document);
-                if top.admits(score, key) && accept(key) {
+                if top.admits(score, key) && {
+                    units.spend(ACCEPT_UNITS);
+                    accept(key)
+                } {
                     top.push(score, key);
                 }
             }

@@ -95,6 +95,11 @@ impl TermSet {
         for id in ids {
             words[*id as usize / 64] |= 1 << (id % 64);
         }
+        Self::from_words(words)
+    }
+
+    /// The set of the bits in `words`.
+    pub(crate) fn from_words(words: Vec<u64>) -> Self {
         let ranks = words.iter().scan(0, |rank, word| {
             let before = *rank;
             *rank += word.count_ones();
@@ -102,6 +107,15 @@ impl TermSet {
         });
         let ranks = ranks.collect();
         Self { words, ranks }
+    }
+
+    pub(crate) fn words(&self) -> &[u64] {
+        &self.words
+    }
+
+    /// Number of ids in the set.
+    pub(crate) fn count(&self) -> usize {
+        self.words.iter().map(|word| word.count_ones() as usize).sum()
     }
 
     #[inline]

@@ -427,3 +427,88 @@ fn removing_everything_leaves_nothing() {
     let left: u32 = index.parts.list.iter().map(|part| part.body.documents()).sum();
     assert!(ids == 0 || left > 0, "{ids} terms for {left} documents");
 }
+
+fn sections(index: &mut TextIndex, budget: u32, between: &mut dyn FnMut(&mut TextIndex)) -> Vec<Vec<u8>> {
+    let mut writer = index.begin_snapshot();
+    let mut sections = Vec::new();
+    loop {
+        let mut section = Vec::new();
+        if !writer.next_section(index, &mut Units::new(budget), &mut section) {
+            break;
+        }
+        if !section.is_empty() {
+            sections.push(section);
+        }
+        between(index);
+    }
+    index.end_snapshot(writer);
+    sections
+}
+
+fn load(sections: &[Vec<u8>]) -> Result<TextIndex, crate::index::Corrupt> {
+    let mut loader = super::store::Loader::new();
+    for section in sections {
+        loader.section(section)?;
+    }
+    loader.finish(None)
+}
+
+#[test]
+fn a_snapshot_holds_the_index_as_it_was() {
+    let mut chance = Chance(99);
+    let known = fields();
+    let query = CompiledQuery::new(&parse("cat \"dogs be\" t:eel care*", &|name| name == "t"), &known[..1], &known);
+    let mut index = empty_index(60);
+    for _ in 0..700 {
+        index.put(format!("k{}", chance.below(400)).as_bytes(), chance.value().as_bytes(), &mut Units::unlimited());
+        index.remove(format!("k{}", chance.below(400)).as_bytes(), &mut Units::unlimited());
+        index.work(&mut Units::new(300));
+    }
+    let (view, stats) = index.pin(&query);
+    let then = run(view, &query, &stats, Model::Bm25, 500, 10_000);
+    let sections = sections(&mut index, 50, &mut |index| {
+        index.put(format!("k{}", chance.below(400)).as_bytes(), b"\"new words every time\"", &mut Units::unlimited());
+        index.work(&mut Units::new(900));
+    });
+    let mut loaded = load(&sections).unwrap();
+    let (view, loaded_stats) = loaded.pin(&query);
+    assert_eq!(loaded_stats, stats);
+    assert_eq!(run(view, &query, &stats, Model::Bm25, 500, 10_000), then);
+    // It goes on living: everything can be replaced and removed.
+    for n in 0..400 {
+        loaded.put(format!("k{n}").as_bytes(), b"\"cat\"", &mut Units::unlimited());
+        loaded.remove(format!("k{n}").as_bytes(), &mut Units::unlimited());
+        loaded.work(&mut Units::new(2000));
+    }
+    assert_eq!(loaded.documents(), 0);
+}
+
+proptest! {
+    #[test]
+    fn damaged_sections_are_refused(seed in any::<u64>(), flips in prop::collection::vec((any::<u32>(), 0u8..8), 1..4), resum in any::<bool>()) {
+        let mut chance = Chance(seed | 1);
+        let mut index = empty_index(30);
+        for n in 0..100 {
+            index.put(format!("k{n}").as_bytes(), chance.value().as_bytes(), &mut Units::unlimited());
+            index.work(&mut Units::new(200));
+        }
+        let mut sections = sections(&mut index, 1000, &mut |_| {});
+        prop_assert!(load(&sections).is_ok());
+        for (place, bit) in &flips {
+            let at = *place as usize % sections.len();
+            let section = &mut sections[at];
+            let byte = (*place as usize / 97) % section.len();
+            section[byte] ^= 1 << bit;
+            if resum && section.len() > 4 {
+                // A wrong byte under a right checksum: structure checks must hold alone.
+                let end = section.len() - 4;
+                let sum = crc32c::crc32c(&section[..end]);
+                section[end..].copy_from_slice(&sum.to_le_bytes());
+            }
+        }
+        let outcome = load(&sections);
+        prop_assert!(resum || outcome.is_err() || flips.len() > 1);
+        let missing = load(&sections[..sections.len() - 1]);
+        prop_assert!(missing.is_err());
+    }
+}
