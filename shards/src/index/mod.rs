@@ -3,7 +3,9 @@
 pub mod analyze;
 pub(crate) mod codec;
 pub mod extract;
+pub mod filter;
 pub mod query;
+pub mod set;
 pub mod text;
 pub mod value;
 

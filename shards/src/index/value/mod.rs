@@ -23,6 +23,8 @@ pub struct ValueIndex {
     several: BTreeMap<Box<[u8]>, Vec<Box<[u8]>>>,
     bytes: usize,
     walker: Walker,
+    /// While a snapshot is written: entries that changed since it began, and whether they were there then.
+    frozen: Option<BTreeMap<Box<[u8]>, bool>>,
 }
 
 const SECTION_VERSION: u8 = 1;
@@ -58,6 +60,9 @@ impl ValueIndex {
             let entry = entry_of(value, key);
             if self.entries.remove(&entry) {
                 self.bytes -= entry.len();
+                if let Some(frozen) = &mut self.frozen {
+                    frozen.entry(entry).or_insert(true);
+                }
             }
         }
         if before.len() > 1 {
@@ -71,10 +76,14 @@ impl ValueIndex {
     fn insert_all(&mut self, key: &[u8], values: &[Box<[u8]>]) {
         for value in values {
             let entry = entry_of(value, key);
-            let length = entry.len();
-            if self.entries.insert(entry) {
-                self.bytes += length;
+            if self.entries.contains(&entry) {
+                continue;
             }
+            if let Some(frozen) = &mut self.frozen {
+                frozen.entry(entry.clone()).or_insert(false);
+            }
+            self.bytes += entry.len();
+            self.entries.insert(entry);
         }
         if values.len() > 1 && !self.several.contains_key(key) {
             self.bytes += several_bytes(key, values);
@@ -97,23 +106,42 @@ impl ValueIndex {
         found
     }
 
+    /// From now on [`ValueIndex::write_section`] writes the index as it is now, until [`ValueIndex::end_snapshot`].
+    pub fn begin_snapshot(&mut self) {
+        self.frozen = Some(BTreeMap::new());
+    }
+
+    /// Forgets what the snapshot needed.
+    pub fn end_snapshot(&mut self) {
+        self.frozen = None;
+    }
+
     /// Writes entries from `after` on (empty: from the start) until `units` are spent; returns where to go on.
-    ///
-    /// The index must not change between the slices of one snapshot: what changes is told to the snapshot's writer.
     pub fn write_section(&self, after: &[u8], units: &mut Units, out: &mut Vec<u8>) -> Option<Box<[u8]>> {
         use std::ops::Bound::{Excluded, Unbounded};
-        out.push(SECTION_VERSION);
         let start = if after.is_empty() { Unbounded } else { Excluded(after) };
+        let nothing = BTreeMap::new();
+        let frozen = self.frozen.as_ref().unwrap_or(&nothing);
+        let now = self.entries.range::<[u8], _>((start, Unbounded)).filter(|entry| !frozen.contains_key(*entry));
+        let then = frozen.range::<[u8], _>((start, Unbounded)).filter(|(_, was_there)| **was_there).map(|(entry, _)| entry);
+        let (mut now, mut then) = (now.peekable(), then.peekable());
         let mut taken: Vec<&[u8]> = Vec::new();
         let mut more = None;
-        for entry in self.entries.range::<[u8], _>((start, Unbounded)) {
-            if !units.left() {
+        loop {
+            let entry = match (now.peek(), then.peek()) {
+                (Some(left), Some(right)) if left < right => now.next(),
+                (Some(_), None) => now.next(),
+                _ => then.next(),
+            };
+            let Some(entry) = entry else { break };
+            if !units.left() && !taken.is_empty() {
                 more = taken.last().map(|last| Box::from(*last));
                 break;
             }
             units.spend(4 + entry.len() as u64 / 64);
             taken.push(entry);
         }
+        out.push(SECTION_VERSION);
         put_varint_u64(out, taken.len() as u64);
         taken.iter().for_each(|entry| put_bytes(out, entry));
         more

@@ -132,7 +132,8 @@ impl PageRequest {
         }
     }
 
-    fn includes(&self, value: &[u8]) -> bool {
+    /// Whether an encoded value lies in the range.
+    pub(crate) fn includes(&self, value: &[u8]) -> bool {
         self.includes_from_below(value) && self.includes_from_above(value)
     }
 }
