@@ -102,6 +102,7 @@ impl Shard {
         match record.op {
             Op::Scan => self.scan_page(router, head, &record, effects),
             Op::DeletePrefix => self.delete_prefix_slice(router, head, &record, effects),
+            Op::SearchStats | Op::QueryIndex => self.begin_search(router, head, bytes, effects),
             _ => self.recall(router, head, &record, effects),
         }
     }
