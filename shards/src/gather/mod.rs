@@ -22,6 +22,7 @@ use crate::command::answer;
 use crate::command::record::{Malformed, Record};
 use crate::ids::GroupId;
 use strand_wire::code::Code;
+use strand_wire::reply::push_unsigned;
 
 /// Longest result of one gather, in bytes; a longer one is refused with TOO_LARGE.
 pub const RESULT_BYTES_MAX: usize = 64 << 20;
@@ -126,12 +127,7 @@ impl Step {
     /// The end because of the bound on results.
     fn too_large() -> Self {
         let mut members = Vec::new();
-        let text = format!(
-            "the result is larger than {} MiB; ask for fewer keys at a time, or without values",
-            RESULT_BYTES_MAX >> 20
-        );
-        answer::error(&mut members, Code::TooLarge, &text);
-        members.extend_from_slice(format!(",\"limit\":{RESULT_BYTES_MAX}").as_bytes());
+        write_too_large(&mut members);
         Self::Done { kind: ReplyKind::Error, members }
     }
 
@@ -139,6 +135,17 @@ impl Step {
     fn passed_on(kind: ReplyKind, members: &[u8]) -> Self {
         Self::Done { kind, members: members.to_vec() }
     }
+}
+
+/// Appends the members of the error for a result over [`RESULT_BYTES_MAX`].
+pub fn write_too_large(out: &mut Vec<u8>) {
+    let text = format!(
+        "the result is larger than {} MiB; ask for fewer keys at a time, or without values",
+        RESULT_BYTES_MAX >> 20
+    );
+    answer::error(out, Code::TooLarge, &text);
+    out.extend_from_slice(b",\"limit\":");
+    push_unsigned(out, RESULT_BYTES_MAX as u64);
 }
 
 /// The text of a key.
