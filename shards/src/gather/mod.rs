@@ -9,11 +9,15 @@
 //! router can bound the sum.
 
 pub mod bulk_get;
+pub mod catalog;
 pub mod cursor;
 pub mod delete_prefix;
 pub mod info;
+pub mod list_indexes;
 pub mod parts;
+pub mod query_index;
 pub mod scan;
+pub mod search;
 pub mod snapshot;
 pub mod topology;
 
@@ -63,6 +67,10 @@ pub enum Gather {
     DeletePrefix(delete_prefix::DeletePrefix),
     Info(info::Info),
     Snapshot(snapshot::Snapshot),
+    Search(Box<search::Search>),
+    QueryIndex(Box<query_index::QueryIndex>),
+    ListIndexes(list_indexes::ListIndexes),
+    CatalogChange(catalog::CatalogChange),
 }
 
 impl Gather {
@@ -74,6 +82,10 @@ impl Gather {
             Self::DeletePrefix(gather) => gather.part(number, kind, body),
             Self::Info(gather) => gather.part(number, kind, body),
             Self::Snapshot(gather) => Ok(gather.part(number, kind, body)),
+            Self::Search(gather) => gather.part(number, kind, body),
+            Self::QueryIndex(gather) => gather.part(number, kind, body),
+            Self::ListIndexes(gather) => gather.part(kind, body),
+            Self::CatalogChange(gather) => gather.part(kind, body),
         };
         step.unwrap_or_else(|malformed| {
             let text = format!("a shard's answer cannot be read: {}", malformed.0);
@@ -84,8 +96,13 @@ impl Gather {
     /// Whether it changes nothing, so that it may be given up and begun again.
     pub fn is_read(&self) -> bool {
         match self {
-            Self::BulkGet(_) | Self::Scan(_) | Self::Info(_) => true,
-            Self::DeletePrefix(_) | Self::Snapshot(_) => false,
+            Self::BulkGet(_)
+            | Self::Scan(_)
+            | Self::Info(_)
+            | Self::Search(_)
+            | Self::QueryIndex(_)
+            | Self::ListIndexes(_) => true,
+            Self::DeletePrefix(_) | Self::Snapshot(_) | Self::CatalogChange(_) => false,
         }
     }
 
@@ -95,7 +112,9 @@ impl Gather {
             Self::BulkGet(gather) => gather.held_bytes(),
             Self::Scan(gather) => gather.held_bytes(),
             Self::Info(gather) => gather.held_bytes(),
-            Self::DeletePrefix(_) | Self::Snapshot(_) => 0,
+            Self::Search(gather) => gather.held_bytes(),
+            Self::QueryIndex(gather) => gather.held_bytes(),
+            Self::DeletePrefix(_) | Self::Snapshot(_) | Self::ListIndexes(_) | Self::CatalogChange(_) => 0,
         }
     }
 }
