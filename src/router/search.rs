@@ -73,7 +73,7 @@ fn define(create: &CreateIndex<'_>) -> Result<Change, Refused> {
         (IndexKind::Text, Some(name)) => match AnalyzerKind::from_name(name) {
             Some(kind) => kind.name().to_owned(),
             None => {
-                let text = "field \"analyzer\" names no analyzer; give english, standard or leave it out";
+                let text = "field \"analyzer\" names no analyzer; give english, standard or keyword";
                 return Err((Code::BadRequest, text.to_owned()));
             }
         },
