@@ -89,7 +89,8 @@ impl Version {
     pub fn parse(text: &str) -> Option<Self> {
         let (epoch, place) = text.split_once('-')?;
         let number = |part: &str| -> Option<u64> {
-            let plain = !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+            let plain =
+                !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
             plain.then(|| u64::from_str_radix(part, 16).ok()).flatten()
         };
         Some(Self { epoch: u32::try_from(number(epoch)?).ok()?, place: number(place)? })

@@ -2,12 +2,16 @@
 
 pub mod analyze;
 pub(crate) mod codec;
+pub mod embed;
 pub mod extract;
 pub mod filter;
+pub mod highlight;
+pub mod hybrid;
 pub mod query;
 pub mod set;
 pub mod text;
 pub mod value;
+pub mod vector;
 
 pub use codec::Corrupt;
 

@@ -106,6 +106,12 @@ impl Dictionary {
             }
             None => {
                 let id = u32::try_from(self.start.len()).expect("2 GiB of terms are fewer than 2^32");
+                if self.start.len() == self.start.capacity() {
+                    let more = self.start.len() / 8 + 256;
+                    self.start.reserve_exact(more);
+                    self.document_frequency.reserve_exact(more);
+                    self.references.reserve_exact(more);
+                }
                 self.start.push(start);
                 self.document_frequency.push(0);
                 self.references.push(0);
@@ -148,6 +154,10 @@ impl Dictionary {
 
     fn append(&mut self, field: FieldId, term: &[u8]) -> Option<u32> {
         let arena = &mut self.arenas[self.current];
+        if arena.capacity() - arena.len() < HEADER_BYTES + term.len() {
+            // Doubling would leave a quarter of the arena empty on average.
+            arena.reserve_exact(arena.len() / 8 + 1024);
+        }
         let at = u32::try_from(arena.len()).ok().filter(|at| *at < SECOND - 1024)?;
         arena.push(u8::try_from(term.len()).expect("analyzers cut terms to 255 bytes"));
         arena.extend_from_slice(&field.to_be_bytes());
@@ -241,7 +251,9 @@ impl Dictionary {
 
     /// Whether [`Dictionary::work`] has something to do.
     pub(crate) fn has_work(&self) -> bool {
-        self.moving.is_some() || self.wasted_bytes > self.arenas[self.current].len() / 2 + (64 << 10) || self.ordered.has_work()
+        self.moving.is_some()
+            || self.wasted_bytes > self.arenas[self.current].len() / 2 + (64 << 10)
+            || self.ordered.has_work()
     }
 
     /// Goes on with closing the gaps of the arena and with the ordered terms, about `units` terms far.
@@ -257,7 +269,9 @@ impl Dictionary {
             let Self { ordered, tables, start, arenas, .. } = self;
             ordered.work(units, |field, term| {
                 let hash = hash_of(field, term);
-                tables[table_of(hash)].find(hash, |id| entry_at(arenas, start[*id as usize]) == (field, term)).is_some()
+                tables[table_of(hash)]
+                    .find(hash, |id| entry_at(arenas, start[*id as usize]) == (field, term))
+                    .is_some()
             });
         }
     }
@@ -289,7 +303,13 @@ impl Dictionary {
     }
 
     /// The `limit` live terms of `field` nearest to `word`, by (edits, bytes): term, edits and id.
-    pub(crate) fn near(&self, field: FieldId, word: &str, edits_max: u8, limit: usize) -> Vec<(Vec<u8>, u8, u32)> {
+    pub(crate) fn near(
+        &self,
+        field: FieldId,
+        word: &str,
+        edits_max: u8,
+        limit: usize,
+    ) -> Vec<(Vec<u8>, u8, u32)> {
         self.ordered.near(field, word, edits_max, limit, |term| self.live(field, term))
     }
 
@@ -300,7 +320,12 @@ impl Dictionary {
     pub(crate) fn bytes(&self) -> usize {
         let tables: usize = self.tables.iter().map(|table| table.allocation_size()).sum();
         let lists = (self.start.capacity() + self.document_frequency.capacity() + self.free.capacity()) * 4;
-        tables + lists + self.references.capacity() * 2 + self.arenas[0].capacity() + self.arenas[1].capacity() + self.ordered.bytes()
+        tables
+            + lists
+            + self.references.capacity() * 2
+            + self.arenas[0].capacity()
+            + self.arenas[1].capacity()
+            + self.ordered.bytes()
     }
 }
 

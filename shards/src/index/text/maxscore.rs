@@ -61,7 +61,13 @@ impl Term<'_> {
 
 /// What a term adds to a document.
 #[inline]
-pub(crate) fn contribution(weigher: Weigher, lengths: Lengths<'_>, norms: &[f32], document: u32, frequency: u32) -> i64 {
+pub(crate) fn contribution(
+    weigher: Weigher,
+    lengths: Lengths<'_>,
+    norms: &[f32],
+    document: u32,
+    frequency: u32,
+) -> i64 {
     if weigher.is_cosine() {
         weigher.by_norm(frequency, norms.get(document as usize).copied().unwrap_or(0.0))
     } else {
@@ -74,7 +80,7 @@ pub(crate) fn search(
     open: &Open<'_>,
     dead: &Bitmap,
     plan: &[TermPlan],
-    from: u32,
+    (part, from): (u32, u32),
     top: &mut Top,
     sums: &mut Sums,
     units: &mut Units,
@@ -114,7 +120,18 @@ pub(crate) fn search(
             units.spend(accumulate(term, base, end, sums));
         }
         if essential < order.len() {
-            offer(&mut terms, &order[..essential], &below, base, open, dead, top, sums, units, accept);
+            offer(
+                &mut terms,
+                &order[..essential],
+                &below,
+                (part, base),
+                open,
+                dead,
+                top,
+                sums,
+                units,
+                accept,
+            );
         }
         base = end;
     }
@@ -122,7 +139,14 @@ pub(crate) fn search(
 
 /// Orders the terms of a window by bound; returns the number of non-essential ones. `below[n]` is the most that the first
 /// `n + 1` can add together.
-fn partition(terms: &mut [Term<'_>], base: u32, end: u32, threshold: i64, order: &mut Vec<usize>, below: &mut Vec<i64>) -> usize {
+fn partition(
+    terms: &mut [Term<'_>],
+    base: u32,
+    end: u32,
+    threshold: i64,
+    order: &mut Vec<usize>,
+    below: &mut Vec<i64>,
+) -> usize {
     if threshold == i64::MIN || terms.len() > BOUNDED_TERMS_MAX {
         order.extend((0..terms.len()).filter(|n| terms[*n].cursor.document() < end));
         return 0;
@@ -152,12 +176,16 @@ fn accumulate(term: &mut Term<'_>, base: u32, end: u32, sums: &mut Sums) -> u64 
         (Weigher::Cosine { .. }, _) => add_all(cursor, base, end, sums, |document, frequency| {
             weigher.by_norm(frequency, norms.get(document as usize).copied().unwrap_or(0.0))
         }),
-        (_, Lengths::Packed(Packed::One(lengths))) => add_all(cursor, base, end, sums, |document, frequency| {
-            weigher.by_length(f64::from(frequency), u32::from(lengths[document as usize]))
-        }),
-        (_, Lengths::Packed(Packed::Two(lengths))) => add_all(cursor, base, end, sums, |document, frequency| {
-            weigher.by_length(f64::from(frequency), u32::from(lengths[document as usize]))
-        }),
+        (_, Lengths::Packed(Packed::One(lengths))) => {
+            add_all(cursor, base, end, sums, |document, frequency| {
+                weigher.by_length(f64::from(frequency), u32::from(lengths[document as usize]))
+            })
+        }
+        (_, Lengths::Packed(Packed::Two(lengths))) => {
+            add_all(cursor, base, end, sums, |document, frequency| {
+                weigher.by_length(f64::from(frequency), u32::from(lengths[document as usize]))
+            })
+        }
         _ => add_all(cursor, base, end, sums, |document, frequency| {
             weigher.by_length(f64::from(frequency), lengths.get(document))
         }),
@@ -165,7 +193,13 @@ fn accumulate(term: &mut Term<'_>, base: u32, end: u32, sums: &mut Sums) -> u64 
 }
 
 #[inline]
-fn add_all(cursor: &mut Cursor<'_>, base: u32, end: u32, sums: &mut Sums, score: impl Fn(u32, u32) -> i64) -> u64 {
+fn add_all(
+    cursor: &mut Cursor<'_>,
+    base: u32,
+    end: u32,
+    sums: &mut Sums,
+    score: impl Fn(u32, u32) -> i64,
+) -> u64 {
     let mut count = 0;
     while cursor.document() < end {
         let taken = cursor.take_below(end);
@@ -186,7 +220,7 @@ fn offer(
     terms: &mut [Term<'_>],
     others: &[usize],
     below: &[i64],
-    base: u32,
+    (part, base): (u32, u32),
     open: &Open<'_>,
     dead: &Bitmap,
     top: &mut Top,
@@ -221,9 +255,26 @@ fn offer(
                     units.spend(ACCEPT_UNITS);
                     accept(key)
                 } {
-                    top.push(score, key);
+                    top.push(score, key, (part, document));
                 }
             }
         }
     }
+}
+
+/// The scores of documents given in ascending order; `None` where no term matches.
+pub(crate) fn score_documents(open: &Open<'_>, plan: &[TermPlan], documents: &[u32]) -> Vec<Option<i64>> {
+    let mut scores = vec![None; documents.len()];
+    for term in plan {
+        let Some(mut cursor) = open.cursor(term.id, false) else { continue };
+        let (lengths, norms) = (open.lengths(term.field), open.norms());
+        for (score, document) in scores.iter_mut().zip(documents) {
+            cursor.advance(*document);
+            if cursor.document() == *document {
+                *score.get_or_insert(0) +=
+                    contribution(term.weigher, lengths, norms, *document, cursor.frequency());
+            }
+        }
+    }
+    scores
 }

@@ -1,6 +1,6 @@
 //! The terms of a dictionary in byte order, for prefix and fuzzy queries: an `fst` set and what came since.
 //!
-//! May hold terms that live no more; the caller says which do. Rebuilt in slices when the new terms outgrow a quarter of
+//! May hold terms that live no more; the caller says which do. Rebuilt in slices when the new terms outgrow an eighth of
 //! the set, so that a term costs one insertion into a B-tree and a few into builders over the life of the index.
 
 use super::dictionary::FieldId;
@@ -50,10 +50,10 @@ impl Ordered {
     }
 
     pub(crate) fn has_work(&self) -> bool {
-        self.build.is_some() || self.recent.len() > RECENT_MIN.max(self.set.len() / 4)
+        self.build.is_some() || self.recent.len() > RECENT_MIN.max(self.set.len() / 8)
     }
 
-    /// Goes on with the rebuild by about `units` terms, leaving out those that are not in `use_of`.
+    /// Goes on with the rebuild by about `units` terms, leaving out those that are not in use.
     pub(crate) fn work(&mut self, units: u32, in_use: impl Fn(FieldId, &[u8]) -> bool) {
         if !self.has_work() {
             return;
@@ -117,7 +117,8 @@ impl Ordered {
         for tree in [&self.frozen, &self.recent] {
             let keys = tree.range::<[u8], _>((Bound::Included(&from[..]), Bound::Unbounded));
             let keys = keys.take_while(|key| key.starts_with(&from));
-            found.extend(keys.filter_map(|key| live(&key[2..]).map(|id| (key[2..].to_vec(), id))).take(limit));
+            found
+                .extend(keys.filter_map(|key| live(&key[2..]).map(|id| (key[2..].to_vec(), id))).take(limit));
         }
         found.sort_unstable();
         found.dedup();
@@ -146,7 +147,9 @@ impl Ordered {
             let from = field.to_be_bytes();
             let keys = tree.range::<[u8], _>((Bound::Included(&from[..]), Bound::Unbounded));
             for key in keys.take_while(|key| key.starts_with(&from)) {
-                if let Some((edits, id)) = run(&automaton, key).and_then(|edits| Some((edits, live(&key[2..])?))) {
+                if let Some((edits, id)) =
+                    run(&automaton, key).and_then(|edits| Some((edits, live(&key[2..])?)))
+                {
                     found.push((edits, key[2..].to_vec(), id));
                 }
             }

@@ -3,14 +3,31 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-/// A document and its score.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A document and its score. Hits compare by score and key alone.
+#[derive(Clone, Debug)]
 pub struct Hit {
     /// In units of 2^-24.
     pub score: i64,
     /// The document's key.
     pub key: Box<[u8]>,
+    /// Part and document in the view that was searched.
+    pub(crate) place: (u32, u32),
 }
+
+impl Hit {
+    /// A hit of another shard.
+    pub fn new(score: i64, key: &[u8]) -> Self {
+        Self { score, key: key.into(), place: (u32::MAX, u32::MAX) }
+    }
+}
+
+impl PartialEq for Hit {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Hit {}
 
 impl Ord for Hit {
     /// Orders the better hit first: higher score, then lower key.
@@ -40,7 +57,11 @@ impl Top {
     /// A hit below this score cannot get in.
     #[inline]
     pub(crate) fn threshold(&self) -> i64 {
-        if self.heap.len() < self.limit { i64::MIN } else { self.heap.peek().map_or(i64::MAX, |worst| worst.score) }
+        if self.heap.len() < self.limit {
+            i64::MIN
+        } else {
+            self.heap.peek().map_or(i64::MAX, |worst| worst.score)
+        }
     }
 
     /// Whether a hit would get in.
@@ -49,15 +70,17 @@ impl Top {
         if self.heap.len() < self.limit {
             return true;
         }
-        self.heap.peek().is_some_and(|worst| score > worst.score || (score == worst.score && *key < *worst.key))
+        self.heap
+            .peek()
+            .is_some_and(|worst| score > worst.score || (score == worst.score && *key < *worst.key))
     }
 
     /// Adds a hit that is admitted.
-    pub(crate) fn push(&mut self, score: i64, key: &[u8]) {
+    pub(crate) fn push(&mut self, score: i64, key: &[u8], place: (u32, u32)) {
         if self.heap.len() == self.limit {
             self.heap.pop();
         }
-        self.heap.push(Hit { score, key: key.into() });
+        self.heap.push(Hit { score, key: key.into(), place });
     }
 
     /// The hits, best first.
