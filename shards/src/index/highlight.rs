@@ -109,12 +109,11 @@ impl Highlighter {
                     }
                 });
             }
-            if let Some((value, stretch)) = best_stretch(text, &found, *length_max) {
-                if best.as_ref().is_none_or(|(other, _)| value > *other) {
+            if let Some((value, stretch)) = best_stretch(text, &found, *length_max)
+                && best.as_ref().is_none_or(|(other, _)| value > *other) {
                     let path = String::from_utf8_lossy(path).into_owned();
                     best = Some((value, cut(path, text, &found, stretch)));
                 }
-            }
         });
         best.map(|(_, snippet)| snippet)
     }
@@ -163,12 +162,11 @@ fn cut(
 ) -> Snippet {
     let first = found.range(from..).next().map_or(from, |(start, _)| *start);
     let mut start = from;
-    if from > 0 {
-        if let Some(space) = text[from..first.max(from)].find(char::is_whitespace) {
+    if from > 0
+        && let Some(space) = text[from..first.max(from)].find(char::is_whitespace) {
             let after = text[from + space..].chars().next().map_or(0, char::len_utf8);
             start = from + space + after;
         }
-    }
     let last = found
         .range(..to)
         .filter(|(_, (end, _))| *end <= to)
@@ -177,11 +175,10 @@ fn cut(
         .unwrap_or(start)
         .max(start);
     let mut end = to;
-    if to < text.len() {
-        if let Some(space) = text[last..to].rfind(char::is_whitespace) {
+    if to < text.len()
+        && let Some(space) = text[last..to].rfind(char::is_whitespace) {
             end = last + space;
         }
-    }
     let inside = found.range(start..end).filter(|(_, (stop, _))| *stop <= end);
     let matches = inside.map(|(begin, (stop, _))| (begin - start, stop - start)).collect();
     Snippet { path, text: text[start..end].to_owned(), matches }

@@ -137,11 +137,10 @@ impl VectorIndex {
         if let Some(value) = new {
             let limit = self.dimensions + 1;
             each_value(&mut self.walker, value, &self.path, |scalar| {
-                if let Scalar::Number(token) = scalar {
-                    if vector.len() < limit {
+                if let Scalar::Number(token) = scalar
+                    && vector.len() < limit {
                         vector.push(token.parse::<f32>().unwrap_or(f32::INFINITY));
                     }
-                }
             });
         }
         if vector.len() == self.dimensions && vector.iter().all(|number| number.is_finite()) {

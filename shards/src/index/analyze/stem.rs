@@ -5,9 +5,12 @@
 use frostem::Stemmer;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Longest word and stem kept, in bytes; longer words are stemmed each time.
+/// Longest word kept, in bytes; longer words are stemmed each time.
 const CACHED_BYTES_MAX: usize = 23;
-const SLOTS: usize = 1 << 14;
+/// A stem is kept as so many bytes of its word and an own end of at most this length.
+const ENDING_BYTES_MAX: usize = 6;
+/// One MiB of entries.
+const SLOTS: usize = 1 << 15;
 
 /// Lucene's English stop words (`EnglishAnalyzer.ENGLISH_STOP_WORDS_SET`), 33 of them.
 pub(crate) const ENGLISH_STOP_WORDS: [&str; 33] = [
@@ -19,14 +22,22 @@ pub(crate) const ENGLISH_STOP_WORDS: [&str; 33] = [
 #[derive(Clone, Copy)]
 struct Entry {
     word_length: u8,
-    /// 0 marks a stop word: no stem is empty.
-    stem_length: u8,
     word: [u8; CACHED_BYTES_MAX],
-    stem: [u8; CACHED_BYTES_MAX],
+    /// Bytes that the stem shares with the word. A stop word has neither these nor an ending: no stem is empty.
+    shared_length: u8,
+    ending_length: u8,
+    ending: [u8; ENDING_BYTES_MAX],
 }
 
-const EMPTY: Entry =
-    Entry { word_length: 0, stem_length: 0, word: [0; CACHED_BYTES_MAX], stem: [0; CACHED_BYTES_MAX] };
+const _: () = assert!(size_of::<Entry>() == 32);
+
+const EMPTY: Entry = Entry {
+    word_length: 0,
+    word: [0; CACHED_BYTES_MAX],
+    shared_length: 0,
+    ending_length: 0,
+    ending: [0; ENDING_BYTES_MAX],
+};
 
 /// A stemmer with stop words and a memory.
 #[derive(Clone)]
@@ -66,9 +77,14 @@ impl CachedStemmer {
             self.fill(slot, word, then);
             return;
         }
-        if entry.stem_length > 0 {
-            let stem = &entry.stem[..usize::from(entry.stem_length)];
-            then(std::str::from_utf8(stem).expect("a cached stem is the UTF-8 that was put there"));
+        let (shared, ending) = (usize::from(entry.shared_length), usize::from(entry.ending_length));
+        if ending == 0 && shared > 0 {
+            then(&word[..shared]);
+        } else if ending > 0 {
+            let mut stem = [0; CACHED_BYTES_MAX + ENDING_BYTES_MAX];
+            stem[..shared].copy_from_slice(&entry.word[..shared]);
+            stem[shared..shared + ending].copy_from_slice(&entry.ending[..ending]);
+            then(std::str::from_utf8(&stem[..shared + ending]).expect("a cached stem is the UTF-8 that was put there"));
         }
     }
 
@@ -76,12 +92,16 @@ impl CachedStemmer {
     fn fill(&mut self, slot: usize, word: &str, then: impl FnOnce(&str)) {
         let stem = self.compute(word);
         let text = stem.as_deref().unwrap_or("");
-        if text.len() <= CACHED_BYTES_MAX {
+        let shared = word.bytes().zip(text.bytes()).take_while(|(left, right)| left == right).count();
+        let shared = text.floor_char_boundary(word.floor_char_boundary(shared));
+        let ending = &text.as_bytes()[shared..];
+        if ending.len() <= ENDING_BYTES_MAX {
             let entry = &mut self.entries[slot];
             entry.word_length = word.len() as u8;
             entry.word[..word.len()].copy_from_slice(word.as_bytes());
-            entry.stem_length = text.len() as u8;
-            entry.stem[..text.len()].copy_from_slice(text.as_bytes());
+            entry.shared_length = shared as u8;
+            entry.ending_length = ending.len() as u8;
+            entry.ending[..ending.len()].copy_from_slice(ending);
         }
         if let Some(stem) = stem {
             then(&stem);
@@ -105,7 +125,7 @@ mod tests {
     #[test]
     fn cached_and_fresh_stems_agree() {
         let mut cached = CachedStemmer::new(Stemmer::new(Algorithm::English), &ENGLISH_STOP_WORDS);
-        for word in ["running", "the", "relational", "internationalizations", "a", "généralement", "x"] {
+        for word in ["running", "the", "relational", "internationalizations", "a", "généralement", "x", "happy", "happily", "éléments", "ay", "skies", "dying"] {
             let fresh = cached.compute(word);
             for _ in 0..2 {
                 let mut seen = None;

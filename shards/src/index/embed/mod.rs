@@ -77,7 +77,7 @@ impl Model {
     }
 
     /// The sum of the rows of a text's word pieces, not normalised.
-    fn sum<'t>(&self, texts: &mut dyn Iterator<Item = &'t str>) -> Vec<f32> {
+    fn sum(&self, texts: &mut dyn Iterator<Item = &str>) -> Vec<f32> {
         let mut sum = vec![0.0f32; self.dimensions];
         for text in texts {
             self.pieces.each(text, |piece| {

@@ -96,7 +96,7 @@ fn collect(clause: &Clause, wanted: &mut BTreeSet<usize>) {
         }
         Clause::Phrase { terms, .. } => wanted.extend(terms.iter().map(|(leaf, _)| *leaf)),
         Clause::Bool { must, should, .. } => {
-            must.iter().chain(should).for_each(|clause| collect(clause, wanted))
+            must.iter().chain(should).for_each(|clause| collect(clause, wanted));
         }
     }
 }
@@ -243,7 +243,7 @@ impl<'a> Compiler<'a> {
 /// Where the last word of `text` begins.
 fn last_word(text: &str) -> usize {
     use unicode_segmentation::UnicodeSegmentation;
-    text.unicode_word_indices().last().map_or(0, |(start, _)| start)
+    text.unicode_word_indices().next_back().map_or(0, |(start, _)| start)
 }
 
 /// A disjunction, as simple as can be.

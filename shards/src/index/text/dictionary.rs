@@ -69,7 +69,7 @@ fn table_of(hash: u64) -> usize {
     (hash >> 40) as usize % TABLES
 }
 
-fn entry_at<'a>(arenas: &'a [Vec<u8>; 2], start: u32) -> (FieldId, &'a [u8]) {
+fn entry_at(arenas: &[Vec<u8>; 2], start: u32) -> (FieldId, &[u8]) {
     let arena = &arenas[usize::from(start & SECOND != 0)];
     let at = (start & !SECOND) as usize;
     let length = usize::from(arena[at]);

@@ -124,7 +124,7 @@ impl Merge {
                 Stage::Documents { input } => self.copy_document(input, units, &is_dead),
                 Stage::Terms { from } => self.begin_term(from, units, dictionary),
                 Stage::Term { id, input, document } => {
-                    self.copy_postings(id, input, document, units, dictionary)
+                    self.copy_postings(id, input, document, units, dictionary);
                 }
                 Stage::Done => return true,
             }

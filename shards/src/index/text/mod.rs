@@ -416,11 +416,10 @@ impl TextIndex {
                     None => return,
                 }
             }
-            if self.merges.len() < MERGES_MAX {
-                if let Some(parts) = self.next_merge() {
+            if self.merges.len() < MERGES_MAX
+                && let Some(parts) = self.next_merge() {
                     self.begin_merge(&parts);
                 }
-            }
         }
     }
 

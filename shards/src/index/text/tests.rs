@@ -62,7 +62,7 @@ impl Chance {
                 "t:\"{} {}\" +{}*",
                 word,
                 self.word(),
-                &self.word()[..2.min(word.len()).max(1).min(1)]
+                &self.word()[..1]
             ),
             11 => (0..80).map(|_| self.word()).collect::<Vec<_>>().join(" "),
             12 => format!("(+{word} +{}) OR nowhere", self.word()),

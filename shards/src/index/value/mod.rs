@@ -65,11 +65,10 @@ impl ValueIndex {
                 }
             }
         }
-        if before.len() > 1 {
-            if let Some(values) = self.several.remove(key) {
+        if before.len() > 1
+            && let Some(values) = self.several.remove(key) {
                 self.bytes -= several_bytes(key, &values);
             }
-        }
         self.insert_all(key, &after);
     }
 
