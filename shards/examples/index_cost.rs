@@ -5,7 +5,7 @@
 //! index_cost relevance DIR [SHARDS]    nDCG@10 of a collection: docs.jsonl, queries.jsonl, qrels.tsv
 //! ```
 //!
-//! Speeds are by processor time, latencies by the wall clock. A measuring tool, not part of the server: it reads files and clocks, which the engine itself never does.
+//! A measuring tool, not part of the server: it reads files and clocks, which the engine itself never does.
 #![allow(clippy::print_stdout, clippy::disallowed_methods, clippy::disallowed_types)]
 
 use serde::Deserialize;
@@ -68,10 +68,19 @@ fn read_documents(files: &[&str]) -> Outcome<Vec<(String, String)>> {
     Ok(documents)
 }
 
-/// Time that this thread has been on a processor: on a shared machine, slices cannot be measured by the wall clock.
-fn processor_time() -> Duration {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    Duration::from_nanos(text.split(' ').next().and_then(|nanos| nanos.parse().ok()).unwrap_or(0))
+/// Middle, 999th thousandth and longest of the slices of background work. On a shared machine the longest are those in
+/// which somebody else ran.
+fn show_slices(name: &str, mut slices: Vec<Duration>) {
+    slices.sort_unstable();
+    let at = |part: usize| slices.get(slices.len() * part / 1000).copied().unwrap_or_default();
+    let over = slices.iter().filter(|slice| **slice > Duration::from_millis(1)).count();
+    println!(
+        "{name}: {} slices, p50 {:?}, p99.9 {:?}, longest {:?}, {over} over 1 ms",
+        slices.len(),
+        at(500),
+        at(999),
+        slices.last()
+    );
 }
 
 fn new_index() -> TextIndex {
@@ -81,14 +90,14 @@ fn new_index() -> TextIndex {
 }
 
 /// Indexes as the engine does: a document, then as many units of merging as it took.
-fn fill(index: &mut TextIndex, documents: &[(String, String)], slowest: &mut Duration) {
+fn fill(index: &mut TextIndex, documents: &[(String, String)], slices: &mut Vec<Duration>) {
     for (key, value) in documents {
         let mut units = Units::new(0);
         index.put(key.as_bytes(), value.as_bytes(), &mut units);
         if index.has_work() {
-            let start = processor_time();
+            let start = Instant::now();
             index.work(&mut Units::new(u32::try_from(-units.balance()).unwrap_or(0)));
-            *slowest = (*slowest).max(processor_time().saturating_sub(start));
+            slices.push(start.elapsed());
         }
     }
 }
@@ -101,37 +110,35 @@ fn throughput(files: &[&str]) -> Outcome<()> {
 
     for kind in [AnalyzerKind::Standard, AnalyzerKind::English] {
         let mut analyzer = Analyzer::new(kind);
-        let (start, mut tokens) = (processor_time(), 0u64);
+        let (start, mut tokens) = (Instant::now(), 0u64);
         documents.iter().for_each(|(_, value)| {
             analyzer.analyze(value, |_| tokens += 1);
         });
-        let seconds = (processor_time() - start).as_secs_f64();
+        let seconds = start.elapsed().as_secs_f64();
         println!("analysis, {kind}: {tokens} tokens, {:.0} MB/s", megabytes / seconds);
     }
 
     let mut index = new_index();
-    let mut slowest = Duration::ZERO;
-    let start = processor_time();
-    fill(&mut index, &documents, &mut slowest);
-    let seconds = (processor_time() - start).as_secs_f64();
+    let mut slices = Vec::new();
+    let start = Instant::now();
+    fill(&mut index, &documents, &mut slices);
+    let seconds = start.elapsed().as_secs_f64();
     println!(
-        "indexing with merging: {:.0} documents/s, {:.1} MB/s, {} parts, longest merge slice {slowest:?}",
+        "indexing with merging: {:.0} documents/s, {:.1} MB/s, {} parts",
         documents.len() as f64 / seconds,
         megabytes / seconds,
         index.parts()
     );
+    show_slices("merging beside", slices);
     let start = Instant::now();
-    let mut longest = Duration::ZERO;
+    let mut slices = Vec::new();
     while index.has_work() {
-        let step = processor_time();
+        let step = Instant::now();
         index.work(&mut Units::new(20_000));
-        longest = longest.max(processor_time().saturating_sub(step));
+        slices.push(step.elapsed());
     }
-    println!(
-        "rest of merging: {:?}, longest step of 20,000 units {longest:?}, {} parts",
-        start.elapsed(),
-        index.parts()
-    );
+    println!("rest of merging: {:?}, {} parts", start.elapsed(), index.parts());
+    show_slices("steps of 20,000 units", slices);
     let bytes = index.bytes();
     println!("index: {:.1} MB, {:.2} of the text", bytes as f64 / 1e6, bytes as f64 / text as f64);
     println!("{}", index.report());

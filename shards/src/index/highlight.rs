@@ -110,10 +110,11 @@ impl Highlighter {
                 });
             }
             if let Some((value, stretch)) = best_stretch(text, &found, *length_max)
-                && best.as_ref().is_none_or(|(other, _)| value > *other) {
-                    let path = String::from_utf8_lossy(path).into_owned();
-                    best = Some((value, cut(path, text, &found, stretch)));
-                }
+                && best.as_ref().is_none_or(|(other, _)| value > *other)
+            {
+                let path = String::from_utf8_lossy(path).into_owned();
+                best = Some((value, cut(path, text, &found, stretch)));
+            }
         });
         best.map(|(_, snippet)| snippet)
     }
@@ -163,10 +164,11 @@ fn cut(
     let first = found.range(from..).next().map_or(from, |(start, _)| *start);
     let mut start = from;
     if from > 0
-        && let Some(space) = text[from..first.max(from)].find(char::is_whitespace) {
-            let after = text[from + space..].chars().next().map_or(0, char::len_utf8);
-            start = from + space + after;
-        }
+        && let Some(space) = text[from..first.max(from)].find(char::is_whitespace)
+    {
+        let after = text[from + space..].chars().next().map_or(0, char::len_utf8);
+        start = from + space + after;
+    }
     let last = found
         .range(..to)
         .filter(|(_, (end, _))| *end <= to)
@@ -176,9 +178,10 @@ fn cut(
         .max(start);
     let mut end = to;
     if to < text.len()
-        && let Some(space) = text[last..to].rfind(char::is_whitespace) {
-            end = last + space;
-        }
+        && let Some(space) = text[last..to].rfind(char::is_whitespace)
+    {
+        end = last + space;
+    }
     let inside = found.range(start..end).filter(|(_, (stop, _))| *stop <= end);
     let matches = inside.map(|(begin, (stop, _))| (begin - start, stop - start)).collect();
     Snippet { path, text: text[start..end].to_owned(), matches }

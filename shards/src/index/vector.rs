@@ -90,10 +90,13 @@ pub struct VectorIndex {
     frozen: Option<Frozen>,
 }
 
+/// A key and its vector.
+type Stored = (Box<[u8]>, Vec<f32>);
+
 #[derive(Debug)]
 struct Frozen {
     slots: usize,
-    changed: BTreeMap<u32, Option<(Box<[u8]>, Vec<f32>)>>,
+    changed: BTreeMap<u32, Option<Stored>>,
 }
 
 const SECTION_VERSION: u8 = 1;
@@ -138,9 +141,10 @@ impl VectorIndex {
             let limit = self.dimensions + 1;
             each_value(&mut self.walker, value, &self.path, |scalar| {
                 if let Scalar::Number(token) = scalar
-                    && vector.len() < limit {
-                        vector.push(token.parse::<f32>().unwrap_or(f32::INFINITY));
-                    }
+                    && vector.len() < limit
+                {
+                    vector.push(token.parse::<f32>().unwrap_or(f32::INFINITY));
+                }
             });
         }
         if vector.len() == self.dimensions && vector.iter().all(|number| number.is_finite()) {

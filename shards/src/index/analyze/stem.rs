@@ -3,7 +3,6 @@
 //! The cache changes cost only, never a result. It holds what a word becomes: a stem, or nothing for a stop word.
 
 use frostem::Stemmer;
-use xxhash_rust::xxh3::xxh3_64;
 
 /// Longest word kept, in bytes; longer words are stemmed each time.
 const CACHED_BYTES_MAX: usize = 23;
@@ -21,8 +20,7 @@ pub(crate) const ENGLISH_STOP_WORDS: [&str; 33] = [
 
 #[derive(Clone, Copy)]
 struct Entry {
-    word_length: u8,
-    word: [u8; CACHED_BYTES_MAX],
+    word: Padded,
     /// Bytes that the stem shares with the word. A stop word has neither these nor an ending: no stem is empty.
     shared_length: u8,
     ending_length: u8,
@@ -31,13 +29,25 @@ struct Entry {
 
 const _: () = assert!(size_of::<Entry>() == 32);
 
+/// A word, zeros, and its length: words compare and hash as three integers.
+type Padded = [u8; CACHED_BYTES_MAX + 1];
+
 const EMPTY: Entry = Entry {
-    word_length: 0,
-    word: [0; CACHED_BYTES_MAX],
+    word: [0; CACHED_BYTES_MAX + 1],
     shared_length: 0,
     ending_length: 0,
     ending: [0; ENDING_BYTES_MAX],
 };
+
+/// Multiplies and folds the three integers; only speed depends on how well.
+#[inline]
+fn slot_of(padded: &Padded) -> usize {
+    let part =
+        |at: usize| u64::from_le_bytes(padded[at..at + 8].try_into().expect("three times eight bytes"));
+    let mixed =
+        (part(0) ^ part(8).rotate_left(23) ^ part(16).rotate_left(47)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 40) as usize & (SLOTS - 1)
+}
 
 /// A stemmer with stop words and a memory.
 #[derive(Clone)]
@@ -71,10 +81,13 @@ impl CachedStemmer {
         if self.entries.is_empty() {
             self.entries.resize(SLOTS, EMPTY);
         }
-        let slot = xxh3_64(word.as_bytes()) as usize & (SLOTS - 1);
+        let mut padded: Padded = [0; CACHED_BYTES_MAX + 1];
+        padded[..word.len()].copy_from_slice(word.as_bytes());
+        padded[CACHED_BYTES_MAX] = word.len() as u8;
+        let slot = slot_of(&padded);
         let entry = &self.entries[slot];
-        if usize::from(entry.word_length) != word.len() || entry.word[..word.len()] != *word.as_bytes() {
-            self.fill(slot, word, then);
+        if entry.word != padded {
+            self.fill(slot, padded, word, then);
             return;
         }
         let (shared, ending) = (usize::from(entry.shared_length), usize::from(entry.ending_length));
@@ -84,12 +97,15 @@ impl CachedStemmer {
             let mut stem = [0; CACHED_BYTES_MAX + ENDING_BYTES_MAX];
             stem[..shared].copy_from_slice(&entry.word[..shared]);
             stem[shared..shared + ending].copy_from_slice(&entry.ending[..ending]);
-            then(std::str::from_utf8(&stem[..shared + ending]).expect("a cached stem is the UTF-8 that was put there"));
+            then(
+                std::str::from_utf8(&stem[..shared + ending])
+                    .expect("a cached stem is the UTF-8 that was put there"),
+            );
         }
     }
 
     #[cold]
-    fn fill(&mut self, slot: usize, word: &str, then: impl FnOnce(&str)) {
+    fn fill(&mut self, slot: usize, padded: Padded, word: &str, then: impl FnOnce(&str)) {
         let stem = self.compute(word);
         let text = stem.as_deref().unwrap_or("");
         let shared = word.bytes().zip(text.bytes()).take_while(|(left, right)| left == right).count();
@@ -97,8 +113,7 @@ impl CachedStemmer {
         let ending = &text.as_bytes()[shared..];
         if ending.len() <= ENDING_BYTES_MAX {
             let entry = &mut self.entries[slot];
-            entry.word_length = word.len() as u8;
-            entry.word[..word.len()].copy_from_slice(word.as_bytes());
+            entry.word = padded;
             entry.shared_length = shared as u8;
             entry.ending_length = ending.len() as u8;
             entry.ending[..ending.len()].copy_from_slice(ending);
@@ -125,7 +140,21 @@ mod tests {
     #[test]
     fn cached_and_fresh_stems_agree() {
         let mut cached = CachedStemmer::new(Stemmer::new(Algorithm::English), &ENGLISH_STOP_WORDS);
-        for word in ["running", "the", "relational", "internationalizations", "a", "généralement", "x", "happy", "happily", "éléments", "ay", "skies", "dying"] {
+        for word in [
+            "running",
+            "the",
+            "relational",
+            "internationalizations",
+            "a",
+            "généralement",
+            "x",
+            "happy",
+            "happily",
+            "éléments",
+            "ay",
+            "skies",
+            "dying",
+        ] {
             let fresh = cached.compute(word);
             for _ in 0..2 {
                 let mut seen = None;

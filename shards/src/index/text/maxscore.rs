@@ -76,6 +76,7 @@ pub(crate) fn contribution(
 }
 
 /// Offers a part's documents from `from` on to `top`, until the budget is spent; returns where to go on, or [`END`].
+#[allow(clippy::too_many_arguments)] // One call; a struct of these would be taken apart at once.
 pub(crate) fn search(
     open: &Open<'_>,
     dead: &Bitmap,
@@ -215,7 +216,7 @@ fn add_all(
 }
 
 /// Completes the sums of a window's documents where that may matter, offers them, and clears the sums.
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments)] // As above.
 fn offer(
     terms: &mut [Term<'_>],
     others: &[usize],

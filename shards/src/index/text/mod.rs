@@ -417,9 +417,10 @@ impl TextIndex {
                 }
             }
             if self.merges.len() < MERGES_MAX
-                && let Some(parts) = self.next_merge() {
-                    self.begin_merge(&parts);
-                }
+                && let Some(parts) = self.next_merge()
+            {
+                self.begin_merge(&parts);
+            }
         }
     }
 

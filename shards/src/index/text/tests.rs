@@ -58,12 +58,7 @@ impl Chance {
             7 => format!("{word}~1 {}~2", self.word()),
             8 => format!("{word}^2.5 {} {word}", self.word()),
             9 => format!("{word} AND NOT {}", self.word()),
-            10 => format!(
-                "t:\"{} {}\" +{}*",
-                word,
-                self.word(),
-                &self.word()[..1]
-            ),
+            10 => format!("t:\"{} {}\" +{}*", word, self.word(), &self.word()[..1]),
             11 => (0..80).map(|_| self.word()).collect::<Vec<_>>().join(" "),
             12 => format!("(+{word} +{}) OR nowhere", self.word()),
             _ => self.text(8),
@@ -564,5 +559,42 @@ proptest! {
         prop_assert!(resum || outcome.is_err() || flips.len() > 1);
         let missing = load(&sections[..sections.len() - 1]);
         prop_assert!(missing.is_err());
+    }
+}
+
+/// The bytes of a small snapshot are part of the storage format: a change here needs a new version there.
+#[test]
+fn golden_snapshot() {
+    let mut index = empty_index(4096);
+    index.put(b"k1", b"{\"t\":\"red fox\",\"b\":\"the quick fox runs\"}", &mut Units::unlimited());
+    index.put(b"k2", b"\"a lazy dog\"", &mut Units::unlimited());
+    index.remove(b"k2", &mut Units::unlimited());
+    for n in 0..300 {
+        index.put(format!("n{n}").as_bytes(), b"\"fox fox dog\"", &mut Units::unlimited());
+    }
+    let sections = sections(&mut index, 1_000_000, &mut |_| {});
+    let bytes = sections.concat();
+    assert_eq!((sections.len(), bytes.len(), crc32c::crc32c(&bytes)), GOLDEN);
+}
+
+const GOLDEN: (usize, usize, u32) = (15, 6531, 2_590_430_866);
+
+#[test]
+fn golden_statistics() {
+    let stats = Stats {
+        fields: vec![super::search::FieldStats { documents: 300, total_length: 5 }],
+        document_frequencies: vec![1, 0],
+        expansions: vec![vec![super::search::ExpandedTerm {
+            edits: 1,
+            term: b"ab".to_vec(),
+            document_frequency: 2,
+        }]],
+    };
+    let mut bytes = Vec::new();
+    stats.encode(&mut bytes);
+    assert_eq!(bytes, [1, 1, 0xac, 2, 5, 2, 1, 0, 1, 1, 1, 2, b'a', b'b', 2]);
+    assert_eq!(Stats::decode(&bytes), Ok(stats));
+    for length in 0..bytes.len() {
+        assert!(Stats::decode(&bytes[..length]).is_err());
     }
 }
