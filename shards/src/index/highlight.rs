@@ -64,7 +64,7 @@ impl Highlighter {
         let mut number = 0;
         let mut add = |field: &QueryField, term: &[u8]| {
             let at = fields.iter().position(|known| known.path == field.path).unwrap_or_else(|| {
-                let (path, analyzer) = (field.path.clone(), Analyzer::new(field.analyzer));
+                let (path, analyzer) = (field.path.clone(), Analyzer::for_query(field.analyzer));
                 fields.push(Marked { path, analyzer, terms: BTreeMap::new() });
                 fields.len() - 1
             });

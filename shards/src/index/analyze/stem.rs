@@ -54,7 +54,9 @@ fn slot_of(padded: &Padded) -> usize {
 pub(crate) struct CachedStemmer {
     stemmer: Stemmer,
     stop_words: &'static [&'static str],
-    /// Empty until the first word, so that an analyzer that only reads queries costs little.
+    /// Whether to remember: not worth its memory for a query.
+    is_caching: bool,
+    /// Empty until the first word.
     entries: Vec<Entry>,
 }
 
@@ -65,14 +67,14 @@ impl std::fmt::Debug for CachedStemmer {
 }
 
 impl CachedStemmer {
-    pub(crate) fn new(stemmer: Stemmer, stop_words: &'static [&'static str]) -> Self {
-        Self { stemmer, stop_words, entries: Vec::new() }
+    pub(crate) fn new(stemmer: Stemmer, stop_words: &'static [&'static str], is_caching: bool) -> Self {
+        Self { stemmer, stop_words, is_caching, entries: Vec::new() }
     }
 
     /// Calls `then` with the stem of the lower-case `word`, or not at all for a stop word.
     #[inline]
     pub(crate) fn stem(&mut self, word: &str, then: impl FnOnce(&str)) {
-        if word.is_empty() || word.len() > CACHED_BYTES_MAX {
+        if !self.is_caching || word.is_empty() || word.len() > CACHED_BYTES_MAX {
             if let Some(stem) = self.compute(word) {
                 then(&stem);
             }
@@ -139,7 +141,7 @@ mod tests {
 
     #[test]
     fn cached_and_fresh_stems_agree() {
-        let mut cached = CachedStemmer::new(Stemmer::new(Algorithm::English), &ENGLISH_STOP_WORDS);
+        let mut cached = CachedStemmer::new(Stemmer::new(Algorithm::English), &ENGLISH_STOP_WORDS, true);
         for word in [
             "running",
             "the",

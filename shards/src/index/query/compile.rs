@@ -132,7 +132,7 @@ impl<'a> Compiler<'a> {
             return at;
         }
         self.fields.push(field.clone());
-        self.analyzers.push(Analyzer::new(field.analyzer));
+        self.analyzers.push(Analyzer::for_query(field.analyzer));
         self.fields.len() - 1
     }
 

@@ -79,7 +79,7 @@ fn tokens(value: &str, field: &QueryField) -> Tokens {
     Walker::default().walk(value.as_bytes(), |path, scalar| {
         let Scalar::String(text) = scalar else { return };
         if field.path == WHOLE || is_within(path, field.path.as_bytes()) {
-            let mut analyzer = Analyzer::new(field.analyzer);
+            let mut analyzer = Analyzer::for_query(field.analyzer);
             let used = analyzer
                 .analyze(text, |token| tokens.push((token.term.as_bytes().to_vec(), base + token.position)));
             base += if used > 0 { used + STRING_GAP } else { 0 };
