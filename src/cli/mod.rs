@@ -3,6 +3,7 @@
 //! Every subcommand returns a [`Fatal`] that says what is wrong and what to do; this file tells it and picks the exit
 //! code. Usage errors are clap's, with exit code 2.
 
+pub mod bench;
 pub mod config;
 pub mod doctor;
 pub mod flags;
@@ -37,6 +38,8 @@ struct Arguments {
 enum Command {
     /// Run the server.
     Serve(serve::Arguments),
+    /// Measure a server, this one or another.
+    Bench(bench::Arguments),
     /// Print the configuration that a server would run with.
     Config(config::Arguments),
     /// Check whether this machine can run the server, and say what to change.
@@ -59,6 +62,7 @@ pub fn run() -> ExitCode {
     };
     let outcome = match arguments.command {
         Command::Serve(arguments) => serve::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Config(arguments) => config::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Tune(arguments) => tune::run(&arguments),
