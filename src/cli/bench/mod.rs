@@ -56,7 +56,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Fatal> {
     match outcomes.iter().find(|outcome| !outcome.tally.is_sound()) {
         None => Ok(()),
         Some(outcome) => {
-            let problem = outcome.tally.first_problem.as_deref().unwrap_or("Some requests were never answered.");
+            let problem =
+                outcome.tally.first_problem.as_deref().unwrap_or("Some requests were never answered.");
             Err(Fatal::Failed(format!("Not every reply in {} was right. {problem}", outcome.name)))
         }
     }
@@ -174,14 +175,21 @@ impl<D: Dialect> Run<'_, D> {
             let server = self.watch(began, &pulses, done);
             let mut whole = Tally::new(self.phase);
             for handle in handles {
-                let tally = handle.join().map_err(|_| "A thread of the generator panicked; report this.".to_owned())?;
+                let tally = handle
+                    .join()
+                    .map_err(|_| "A thread of the generator panicked; report this.".to_owned())?;
                 whole.add(tally?);
             }
             Ok((whole, server))
         })
     }
 
-    fn worker<'w>(&'w self, place: Place, pulse: &'w Pulse, failed: &'w AtomicBool) -> Result<Worker<'w, D>, String> {
+    fn worker<'w>(
+        &'w self,
+        place: Place,
+        pulse: &'w Pulse,
+        failed: &'w AtomicBool,
+    ) -> Result<Worker<'w, D>, String> {
         let Self { dialect, arguments, address, phase, material, shared } = self;
         let source = Source::new(phase, shared, arguments.seed, place.thread, arguments.batch);
         Worker::connect(*dialect, *address, place, phase, material, source, pulse, failed)

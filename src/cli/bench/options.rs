@@ -198,9 +198,12 @@ impl Arguments {
     pub(super) fn resolve(&self) -> Result<SocketAddr, Fatal> {
         let told = |why: String| {
             let address = &self.address;
-            Fatal::Configuration(format!("--address {address} {why}. Give it as HOST:PORT, such as 127.0.0.1:8000."))
+            Fatal::Configuration(format!(
+                "--address {address} {why}. Give it as HOST:PORT, such as 127.0.0.1:8000."
+            ))
         };
-        let mut found = self.address.to_socket_addrs().map_err(|error| told(format!("cannot be used: {error}")))?;
+        let mut found =
+            self.address.to_socket_addrs().map_err(|error| told(format!("cannot be used: {error}")))?;
         found.next().ok_or_else(|| told("names no address".to_owned()))
     }
 

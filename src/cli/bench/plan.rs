@@ -139,7 +139,11 @@ pub(super) fn phases(arguments: &Arguments, documents: u64, queries: u64) -> Vec
         connections: arguments.connections(),
         depth: arguments.depth().max(LOAD_DEPTH),
         mix: Mix::Each(Kind::Set),
-        until: Until::Requests(if arguments.workload == Workload::Search { documents } else { arguments.keys }),
+        until: Until::Requests(if arguments.workload == Workload::Search {
+            documents
+        } else {
+            arguments.keys
+        }),
         rate: None,
         before: None,
     };

@@ -143,7 +143,8 @@ mod tests {
         let mut random = Random::new(3);
         for count in [1, 2, 1000] {
             let zipfian = Zipfian::new(count, YCSB_THETA);
-            let choices = [KeyChoice::Uniform, KeyChoice::Zipfian(zipfian.clone()), KeyChoice::Latest(zipfian)];
+            let choices =
+                [KeyChoice::Uniform, KeyChoice::Zipfian(zipfian.clone()), KeyChoice::Latest(zipfian)];
             for choice in &choices {
                 assert!((0..1000).all(|_| choice.draw(&mut random, count) < count), "{choice:?}");
             }

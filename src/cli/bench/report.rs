@@ -117,8 +117,10 @@ pub(super) fn json(workload: &str, protocol: &str, outcomes: &[Outcome]) -> Valu
 
 fn phase_json(outcome: &Outcome) -> Value {
     let tally = &outcome.tally;
-    let latencies: serde_json::Map<String, Value> =
-        tally.latencies().map(|(group, histogram)| (group.name().to_owned(), latency_json(histogram))).collect();
+    let latencies: serde_json::Map<String, Value> = tally
+        .latencies()
+        .map(|(group, histogram)| (group.name().to_owned(), latency_json(histogram)))
+        .collect();
     json!({
         "name": outcome.name,
         "connections": outcome.connections,
@@ -209,8 +211,14 @@ pub(super) mod tests {
         let mut outcome = outcome();
         outcome.tally.errors = 3;
         let shown = table(&[outcome]);
-        for part in ["mixed", "50 x 16", "4,000", "500 ns/request", "router-0 500 (0% of a core)", "3 requests were REFUSED"]
-        {
+        for part in [
+            "mixed",
+            "50 x 16",
+            "4,000",
+            "500 ns/request",
+            "router-0 500 (0% of a core)",
+            "3 requests were REFUSED",
+        ] {
             assert!(shown.contains(part), "{part} in\n{shown}");
         }
     }

@@ -28,7 +28,9 @@ impl CpuTimes {
             let Some(id) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
             // A thread may end between the listing and the reading.
             let Ok(times) = fs::read_to_string(path.join("schedstat")) else { continue };
-            let Some(cpu_ns) = times.split_whitespace().next().and_then(|text| text.parse().ok()) else { continue };
+            let Some(cpu_ns) = times.split_whitespace().next().and_then(|text| text.parse().ok()) else {
+                continue;
+            };
             let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
             threads.insert(id, (name.trim_end().to_owned(), cpu_ns));
         }

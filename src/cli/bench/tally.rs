@@ -92,7 +92,9 @@ impl Tally {
     pub(super) fn new(phase: &Phase) -> Self {
         let window_ns = match phase.until {
             Until::Requests(_) => (0, u64::MAX),
-            Until::Time { warm_up, measured } => (nanos(warm_up), nanos(warm_up).saturating_add(nanos(measured))),
+            Until::Time { warm_up, measured } => {
+                (nanos(warm_up), nanos(warm_up).saturating_add(nanos(measured)))
+            }
         };
         Self {
             window_ns,

@@ -91,6 +91,8 @@ mod tests {
     #[test]
     fn a_file_without_words_is_told() {
         assert!(Texts::cut("a b\n1 2\n", &mut Random::new(1)).queries.is_empty());
-        assert!(Texts::read(Path::new("no/such/file"), &mut Random::new(1)).unwrap_err().contains("no/such/file"));
+        assert!(
+            Texts::read(Path::new("no/such/file"), &mut Random::new(1)).unwrap_err().contains("no/such/file")
+        );
     }
 }

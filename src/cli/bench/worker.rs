@@ -10,8 +10,8 @@ use super::link::{Flushed, Link, UnderWay};
 use super::plan::{Phase, Request, Source};
 use super::tally::{Group, Tally};
 use rustix::buffer::spare_capacity;
-use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -179,7 +179,8 @@ impl<'p, D: Dialect> Worker<'p, D> {
                 let since = *drain_since.get_or_insert(now_ns);
                 let patience_over = now_ns.saturating_sub(since) > super::tally::nanos(DRAIN_MAX);
                 if self.under_way == 0 || patience_over && end_ns != u64::MAX {
-                    self.tally.unsent += self.pace.as_ref().map_or(0, |pace| overdue(pace, now_ns.min(end_ns)));
+                    self.tally.unsent +=
+                        self.pace.as_ref().map_or(0, |pace| overdue(pace, now_ns.min(end_ns)));
                     return Ok(());
                 }
             } else {
@@ -224,7 +225,8 @@ impl<'p, D: Dialect> Worker<'p, D> {
         if self.pace.is_some() && wait_ns <= SPIN_MAX_NS {
             wait_ns = 0;
         }
-        let timeout = Timespec { tv_sec: 0, tv_nsec: i64::try_from(wait_ns).expect("waits are short").into() };
+        let timeout =
+            Timespec { tv_sec: 0, tv_nsec: i64::try_from(wait_ns).expect("waits are short").into() };
         match epoll::wait(&self.poller, spare_capacity(events), Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(format!("epoll failed: {error}.")),
