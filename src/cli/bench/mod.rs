@@ -4,10 +4,12 @@
 //! `tally` counts, `report` and `plot` show. It is a client like any other and uses no part of the server.
 
 mod dialect;
+mod durability;
 mod json;
 mod link;
 mod options;
 mod plan;
+mod plot;
 mod random;
 mod report;
 mod resp;
@@ -43,6 +45,9 @@ use std::time::{Duration, Instant};
 /// When the load cannot be made, or when any reply was wrong, so that scripts notice by the exit code.
 pub fn run(arguments: &Arguments) -> Result<(), Fatal> {
     arguments.check()?;
+    if arguments.workload == Workload::Durability {
+        return durability(arguments);
+    }
     let outcomes = match arguments.protocol {
         Protocol::Json => phases(json::Json, arguments)?,
         Protocol::Resp => phases(resp::Resp, arguments)?,
@@ -53,6 +58,12 @@ pub fn run(arguments: &Arguments) -> Result<(), Fatal> {
         report::table(&outcomes)
     };
     super::print(&text)?;
+    if let Some(path) = &arguments.plot {
+        let title = format!("strand bench {}, {}", name(arguments.workload), arguments.address);
+        let page = plot::page(&title, &report::table(&outcomes), &outcomes);
+        let written = std::fs::write(path, page);
+        written.map_err(|error| Fatal::Failed(format!("Cannot write {}: {error}.", path.display())))?;
+    }
     match outcomes.iter().find(|outcome| !outcome.tally.is_sound()) {
         None => Ok(()),
         Some(outcome) => {
@@ -61,6 +72,13 @@ pub fn run(arguments: &Arguments) -> Result<(), Fatal> {
             Err(Fatal::Failed(format!("Not every reply in {} was right. {problem}", outcome.name)))
         }
     }
+}
+
+/// Kills servers of its own and tells what they kept.
+fn durability(arguments: &Arguments) -> Result<(), Fatal> {
+    let found = durability::run(arguments).map_err(Fatal::Failed)?;
+    super::print(&found.report(arguments.json))?;
+    found.problem().map_or(Ok(()), |told| Err(Fatal::Failed(told)))
 }
 
 /// The name of a flag's value.

@@ -187,6 +187,12 @@ impl Tally {
         (end_ns - self.window_ns.0) as f64 / 1e9
     }
 
+    /// From when to when replies count, in seconds since the phase began.
+    pub(super) fn window_s(&self) -> (f64, f64) {
+        let end_ns = if self.window_ns.1 == u64::MAX { self.last_reply_ns } else { self.window_ns.1 };
+        (self.window_ns.0 as f64 / 1e9, end_ns as f64 / 1e9)
+    }
+
     /// The latencies of the groups that occurred, in nanoseconds.
     pub(super) fn latencies(&self) -> impl Iterator<Item = (Group, &Histogram<u64>)> {
         let pairs = Group::ALL.into_iter().zip(&self.histograms);
