@@ -48,7 +48,7 @@ pub enum Op {
     TxnFinish = 12,
     /// Forget a transaction that every participant has finished.
     TxnForget = 13,
-    /// Replace the index catalogue by a later one.
+    /// Change the index catalogue; the value holds the change.
     Catalog = 14,
     /// Store the reply of a multi-step command for its retries.
     Remember = 15,
@@ -82,7 +82,7 @@ pub enum Op {
     DeletePrefix = 97,
     /// Write a snapshot now.
     Snapshot = 98,
-    /// Change the index catalogue at the group that owns it.
+    /// Change the index catalogue.
     CatalogChange = 99,
 }
 

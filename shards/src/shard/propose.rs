@@ -55,6 +55,15 @@ impl Shard {
         self.group.last_index() + unproposed
     }
 
+    /// The position that the next command will have in the entry at the horizon; beyond all of them when that entry is
+    /// closed.
+    pub(super) fn next_position(&self) -> u16 {
+        match self.gathered.is_empty() {
+            true => u16::MAX,
+            false => self.gathered.entry.count() as u16,
+        }
+    }
+
     /// Proposes what may be proposed now; whether anything was.
     pub(super) fn propose_some(&mut self) -> Result<bool, ShardFault> {
         let mut any = false;
@@ -75,7 +84,7 @@ impl Shard {
         if !self.is_ready || (self.sealed.is_empty() && self.gathered.is_empty()) {
             return false;
         }
-        if self.snapshot_is_behind() {
+        if self.snapshot_is_behind() || self.indexing_is_behind() {
             return false;
         }
         if self.config.floor != Floor::Always {

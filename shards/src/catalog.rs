@@ -1,0 +1,212 @@
+//! The index catalogue: which indexes exist. Group 0 owns it, every group holds a copy.
+//!
+//! Group 0 applies edits in the order of its log and so gives each state of the catalogue a version; the others take over
+//! whatever later version they are sent. It is a pure list: building and answering is the index room's duty.
+
+use crate::command::record::{Malformed, take, take_u8, take_u16, take_u64};
+use crate::gather::catalog::Change;
+use crate::index::analyze::AnalyzerKind;
+use crate::index::set::{INDEXES_MAX, IndexDefinition, IndexKind};
+use strand_wire::request::IndexKind as WireKind;
+
+/// All definitions, in order of creation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Catalog {
+    /// Rises with every change.
+    pub version: u64,
+    /// The definitions.
+    pub definitions: Vec<IndexDefinition>,
+}
+
+/// What a change of the catalogue came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// The catalogue has changed.
+    Yes,
+    /// It was so already, or there was nothing to drop.
+    No,
+    /// The path has an index of this kind with another definition.
+    Conflict(String),
+    /// It cannot be: the reason.
+    Refused(String),
+}
+
+impl Catalog {
+    /// Applies a change.
+    pub fn change(&mut self, change: &Change) -> Changed {
+        match change {
+            Change::Define { path, kind, analyzer } => match definition_of(path, *kind, analyzer) {
+                Ok(definition) => self.define(definition),
+                Err(text) => Changed::Refused(text),
+            },
+            Change::Drop { path, kind } => {
+                let before = self.definitions.len();
+                let is_meant = |known: &IndexDefinition| {
+                    known.path == *path && kind.is_none_or(|kind| known.kind.name() == name_of(kind))
+                };
+                self.definitions.retain(|known| !is_meant(known));
+                if self.definitions.len() == before {
+                    return Changed::No;
+                }
+                self.version += 1;
+                Changed::Yes
+            }
+            Change::Install(bytes) => match Self::decode(bytes) {
+                Ok(later) if later.version > self.version => {
+                    *self = later;
+                    Changed::Yes
+                }
+                Ok(_) => Changed::No,
+                Err(malformed) => Changed::Refused(format!("a catalogue cannot be read: {}", malformed.0)),
+            },
+        }
+    }
+
+    fn define(&mut self, definition: IndexDefinition) -> Changed {
+        let same_place = |known: &&IndexDefinition| {
+            known.path == definition.path && known.kind.name() == definition.kind.name()
+        };
+        match self.definitions.iter().find(same_place) {
+            Some(known) if *known == definition => Changed::No,
+            Some(known) => Changed::Conflict(format!(
+                "there is another index of kind {} on {:?}; DROP_INDEX it first",
+                known.kind.name(),
+                known.path
+            )),
+            None if self.definitions.len() >= INDEXES_MAX => Changed::Refused(format!(
+                "there are {INDEXES_MAX} indexes, the most there may be; DROP_INDEX one first"
+            )),
+            None => {
+                self.definitions.push(definition);
+                self.version += 1;
+                Changed::Yes
+            }
+        }
+    }
+
+    /// Appends the catalogue.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.push(FORMAT);
+        out.extend_from_slice(&self.version.to_le_bytes());
+        let count = u16::try_from(self.definitions.len()).expect("the catalogue is bounded");
+        out.extend_from_slice(&count.to_le_bytes());
+        for definition in &self.definitions {
+            encode_definition(definition, out);
+        }
+    }
+
+    /// Reads what [`Catalog::encode`] wrote.
+    pub fn decode(mut bytes: &[u8]) -> Result<Self, Malformed> {
+        let rest = &mut bytes;
+        if take_u8(rest)? != FORMAT {
+            return Err(Malformed("a catalogue of an unknown format"));
+        }
+        let version = take_u64(rest)?;
+        let definitions = (0..take_u16(rest)?).map(|_| decode_definition(rest)).collect::<Result<_, _>>()?;
+        if rest.is_empty() {
+            Ok(Self { version, definitions })
+        } else {
+            Err(Malformed("bytes after the catalogue"))
+        }
+    }
+}
+
+fn definition_of(path: &str, kind: WireKind, analyzer: &str) -> Result<IndexDefinition, String> {
+    let kind = match kind {
+        WireKind::Value => IndexKind::Value,
+        WireKind::Text => {
+            let analyzer = AnalyzerKind::from_name(analyzer)
+                .ok_or_else(|| format!("no analyzer is called {analyzer:?}"))?;
+            IndexKind::Text { analyzer }
+        }
+        WireKind::Vector => return Err("this server keeps no vector indexes".to_owned()),
+    };
+    Ok(IndexDefinition { path: path.to_owned(), kind })
+}
+
+fn name_of(kind: WireKind) -> &'static str {
+    match kind {
+        WireKind::Value => "value",
+        WireKind::Text => "text",
+        WireKind::Vector => "vector",
+    }
+}
+
+const FORMAT: u8 = 1;
+
+fn encode_definition(definition: &IndexDefinition, out: &mut Vec<u8>) {
+    push_text(out, &definition.path);
+    push_text(out, definition.kind.name());
+    let analyzer = match definition.kind {
+        IndexKind::Text { analyzer } => analyzer.name(),
+        IndexKind::Value => "",
+    };
+    push_text(out, analyzer);
+}
+
+fn decode_definition(rest: &mut &[u8]) -> Result<IndexDefinition, Malformed> {
+    let path = take_text(rest)?.to_owned();
+    let (kind, analyzer) = (take_text(rest)?, take_text(rest)?);
+    let kind = match kind {
+        "value" => IndexKind::Value,
+        "text" => {
+            let analyzer = AnalyzerKind::from_name(analyzer).ok_or(Malformed("unknown analyzer"))?;
+            IndexKind::Text { analyzer }
+        }
+        _ => return Err(Malformed("unknown kind of index")),
+    };
+    Ok(IndexDefinition { path, kind })
+}
+
+/// Appends a text of at most 65,535 bytes with its length.
+pub(crate) fn push_text(out: &mut Vec<u8>, text: &str) {
+    let length = u16::try_from(text.len()).expect("paths and names are short");
+    out.extend_from_slice(&length.to_le_bytes());
+    out.extend_from_slice(text.as_bytes());
+}
+
+/// Reads a text that [`push_text`] wrote.
+pub(crate) fn take_text<'a>(rest: &mut &'a [u8]) -> Result<&'a str, Malformed> {
+    let length = usize::from(take_u16(rest)?);
+    std::str::from_utf8(take(rest, length)?).map_err(|_| Malformed("a text that is no UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn define(path: &str, kind: WireKind, analyzer: &str) -> Change {
+        Change::Define { path: path.to_owned(), kind, analyzer: analyzer.to_owned() }
+    }
+
+    #[test]
+    fn changes_and_the_bytes_of_the_catalogue() {
+        let drop = |kind| Change::Drop { path: "a.b".to_owned(), kind };
+        let mut catalog = Catalog::default();
+        let steps = [
+            (define("a.b", WireKind::Value, ""), Changed::Yes),
+            (define("a.b", WireKind::Value, ""), Changed::No),
+            (define("a.b", WireKind::Text, "english"), Changed::Yes),
+            (drop(Some(WireKind::Text)), Changed::Yes),
+            (drop(Some(WireKind::Text)), Changed::No),
+            (drop(None), Changed::Yes),
+            (define("*", WireKind::Text, "keyword"), Changed::Yes),
+        ];
+        for (change, expected) in steps {
+            assert_eq!(catalog.change(&change), expected, "{change:?}");
+        }
+        assert!(matches!(catalog.change(&define("*", WireKind::Text, "english")), Changed::Conflict(_)));
+        assert!(matches!(catalog.change(&define("v", WireKind::Vector, "")), Changed::Refused(_)));
+        assert_eq!(catalog.version, 5);
+        let mut bytes = Vec::new();
+        catalog.encode(&mut bytes);
+        assert_eq!(Catalog::decode(&bytes).as_ref(), Ok(&catalog));
+        for end in 0..bytes.len() {
+            assert!(Catalog::decode(&bytes[..end]).is_err());
+        }
+        let mut copy = Catalog::default();
+        assert_eq!(copy.change(&Change::Install(bytes.clone())), Changed::Yes);
+        assert_eq!(copy, catalog);
+        assert_eq!(copy.change(&Change::Install(bytes)), Changed::No);
+    }
+}
