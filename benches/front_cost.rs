@@ -11,6 +11,7 @@
 )]
 #![allow(
     dead_code,
+    unused_imports,
     unreachable_pub,
     reason = "the modules are the server's; a measurement uses part of them"
 )]

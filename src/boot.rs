@@ -1,26 +1,388 @@
-//! Starts a server: cores, preflight, threads.
+//! Starts a server and ends it in good order: cores, preflight, data directory, threads, signals.
 //!
-//! Decides nothing about data. Returns when the server has stopped in good order.
+//! Shards recover in their own threads, all at once; clients are listened for before (a taken port fails early) and
+//! served after every shard is ready. Decides nothing about data. Whatever a thread dies of ends the whole process.
 
-use crate::fatal::Fatal;
+mod recover;
+mod settings;
+
+use crate::clock::{self, Clock};
+use crate::disk::data_dir::{DataDir, DataDirError, DataMeta};
+use crate::disk::segment::SegmentPool;
+use crate::disk::worker::{FileWorker, Wake, start_file_worker};
+use crate::doorbell::Doorbell;
+use crate::driver::{self, Driver, SnapshotFiles};
+use crate::fatal::{self, Fatal};
+use crate::front::{Front, Listeners, Wait};
+use crate::links::{self, RouterLink, ShardLink, ShardMesh};
 use crate::preflight;
+use crate::router::{Router, ServerFacts, StopHandle};
 use crate::sys;
-use crate::tuning::Tuning;
-use crate::tuning::cores;
+use crate::tuning::cores::{self, Deal};
+use crate::tuning::{Tuning, WalSync};
+use glommio::{LocalExecutorBuilder, Placement};
+use shards::gather::topology::Topology;
+use shards::ids::GroupId;
+use shards::txn::message::GroupMessage;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+/// Messages of transactions on the way from one shard to another, before they wait at their sender.
+const MESH_SLOTS: usize = 1024;
+/// Messages that may wait at a sender: a few for each request that routers may admit.
+const MESH_OVERFLOW_MAX: usize = 1 << 22;
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 4096;
 
 /// Runs a server with this configuration until it is asked to stop.
 ///
 /// # Errors
 /// The reason for which it could not start or had to stop.
 pub fn serve(tuning: Tuning) -> Result<(), Fatal> {
+    let signals = Signals::take()?;
     let available =
         sys::available_cores().map_err(|source| Fatal::Start { thread: "main".to_owned(), source })?;
     let told = |error: cores::DealError| Fatal::Configuration(error.to_string());
     let usable = cores::usable(&available, &tuning.cores.allowed).map_err(told)?;
-    let shards = cores::shards_of_new_directory(tuning.server.shards, &tuning.cores, &usable);
+    let shards_wanted = cores::shards_of_new_directory(tuning.server.shards, &tuning.cores, &usable);
+    preflight::demand(&tuning, shards_wanted)?;
+    let directory = Arc::new(open_directory(&tuning, shards_wanted)?);
+    let shards = directory.meta().shards;
+    if shards != shards_wanted {
+        preflight::demand(&tuning, shards)?;
+    }
     let deal = cores::deal(&usable, shards, &tuning.cores, &tuning.router).map_err(told)?;
-    preflight::demand(&tuning, shards)?;
-    tracing::info!(shards, cores = ?deal, "ready to start");
-    drop(tuning);
-    Err(Fatal::Failed("This build has no engine yet: src/boot.rs is where it is started.".to_owned()))
+    let server = Server { tuning: Arc::new(tuning), directory, deal };
+    server.run(signals)
+}
+
+struct Server {
+    tuning: Arc<Tuning>,
+    directory: Arc<DataDir>,
+    deal: Deal,
+}
+
+/// What one router thread gets.
+struct RouterParts {
+    number: usize,
+    links: Vec<ShardLink>,
+    bell: Arc<Doorbell>,
+    listeners: Listeners,
+}
+
+/// What one shard thread gets.
+struct ShardParts {
+    number: u32,
+    bell: Arc<Doorbell>,
+    routers: Vec<RouterLink>,
+    mesh: ShardMesh<GroupMessage>,
+    files: Option<FileWorker>,
+}
+
+impl Server {
+    fn run(self, signals: Signals) -> Result<(), Fatal> {
+        let shards = self.directory.meta().shards as usize;
+        let routers = self.deal.routers.len();
+        let listeners = self.listen(routers)?;
+        let address = listeners.first().and_then(|bound| bound.addresses().ok()?.first().copied());
+        let address = address.map_or_else(|| self.address(), |bound| bound.to_string());
+
+        let bells = |count: usize| -> Result<Vec<_>, Fatal> {
+            let made = (0..count).map(|_| Doorbell::new()).collect::<io::Result<Vec<_>>>();
+            made.map_err(|source| Fatal::Start { thread: "doorbell".to_owned(), source })
+        };
+        let (shard_bells, router_bells) = (bells(shards)?, bells(routers)?);
+        let stop = StopHandle::new(router_bells.iter().chain(&shard_bells).cloned().collect());
+        let shards_stop = Arc::new(AtomicBool::new(false));
+        let (shard_links, router_links) = self.links(&shard_bells, &router_bells);
+        let meshes = links::mesh::<GroupMessage>(&shard_bells, MESH_SLOTS, MESH_OVERFLOW_MAX);
+        let pool = SegmentPool::start(shards, None)
+            .map_err(|source| Fatal::Start { thread: "segments".to_owned(), source })?;
+        let workers = self.file_workers(&shard_bells)?;
+
+        let (told, ready) = channel();
+        let mut shard_threads = Vec::new();
+        let parts = shard_bells.iter().zip(shard_links).zip(meshes).zip(workers);
+        for (number, (((bell, routers), mesh), files)) in parts.enumerate() {
+            let parts = ShardParts { number: number as u32, bell: Arc::clone(bell), routers, mesh, files };
+            shard_threads.push(self.spawn_shard(parts, &pool, told.clone(), Arc::clone(&shards_stop))?);
+        }
+        drop(told);
+        await_shards(&ready, shards)?;
+
+        let facts = Arc::new(ServerFacts {
+            node_id: self.directory.meta().node_id.clone(),
+            address: address.clone(),
+            started: Clock::start().now(),
+            extra: std::sync::Mutex::new(String::new()),
+            stop: Arc::clone(&stop),
+        });
+        let mut router_threads = Vec::new();
+        let parts = router_links.into_iter().zip(&router_bells).zip(listeners).enumerate();
+        for (number, ((links, bell), listeners)) in parts {
+            let parts = RouterParts { number, links, bell: Arc::clone(bell), listeners };
+            router_threads.push(self.spawn_router(parts, Arc::clone(&facts))?);
+        }
+        tracing::info!(%address, shards, routers, data_dir = %self.directory.path().display(), "serving");
+
+        signals.watch(Arc::clone(&stop), self.tuning.timeouts.drain_s)?;
+        for thread in router_threads {
+            thread.join().map_err(|_| lost("router"))?;
+        }
+        shards_stop.store(true, Ordering::Release);
+        shard_bells.iter().for_each(|bell| drop(bell.ring()));
+        for thread in shard_threads {
+            thread.join().map_err(|_| lost("shard"))?;
+        }
+        tracing::info!("stopped in good order");
+        Ok(())
+    }
+
+    fn address(&self) -> String {
+        let server = &self.tuning.server;
+        format!("{}:{}", server.host, server.port)
+    }
+
+    /// One set of listening sockets; routers beyond the first get none and are handed nothing yet.
+    fn listen(&self, routers: usize) -> Result<Vec<Listeners>, Fatal> {
+        let address = self.address();
+        let failed = |source| Fatal::Listen { address: address.clone(), source };
+        let server = &self.tuning.server;
+        let resolved: Vec<SocketAddr> =
+            (server.host.as_str(), server.port).to_socket_addrs().map_err(failed)?.collect();
+        let bound = Listeners::bind(&resolved, BACKLOG).map_err(failed)?;
+        bound.split(routers).map_err(failed)
+    }
+
+    #[allow(clippy::type_complexity, reason = "the two ends of every link, by their owners")]
+    fn links(
+        &self,
+        shard_bells: &[Arc<Doorbell>],
+        router_bells: &[Arc<Doorbell>],
+    ) -> (Vec<Vec<RouterLink>>, Vec<Vec<ShardLink>>) {
+        let outstanding_max = self.tuning.router.outstanding_per_shard_max as usize;
+        let mut at_shards: Vec<Vec<RouterLink>> = shard_bells.iter().map(|_| Vec::new()).collect();
+        let mut at_routers = Vec::new();
+        for router_bell in router_bells {
+            let mut ends = Vec::new();
+            for (shard_bell, at_shard) in shard_bells.iter().zip(&mut at_shards) {
+                let (router_end, shard_end) =
+                    links::link(outstanding_max, Arc::clone(router_bell), Arc::clone(shard_bell));
+                ends.push(router_end);
+                at_shard.push(shard_end);
+            }
+            at_routers.push(ends);
+        }
+        (at_shards, at_routers)
+    }
+
+    fn file_workers(&self, bells: &[Arc<Doorbell>]) -> Result<Vec<Option<FileWorker>>, Fatal> {
+        if self.tuning.wal.sync == WalSync::Off {
+            return Ok(bells.iter().map(|_| None).collect());
+        }
+        let ends = bells.iter().enumerate().map(|(number, bell)| {
+            (self.directory.shard_path(number as u32), waker(bell))
+        });
+        let workers = start_file_worker(ends.collect())
+            .map_err(|source| Fatal::Start { thread: "snapshots".to_owned(), source })?;
+        Ok(workers.into_iter().map(Some).collect())
+    }
+
+    fn spawn_shard(
+        &self,
+        parts: ShardParts,
+        pool: &SegmentPool,
+        told: Sender<Result<(), Fatal>>,
+        stop: Arc<AtomicBool>,
+    ) -> Result<glommio::ExecutorJoinHandle<()>, Fatal> {
+        let number = parts.number;
+        let core = self.deal.shards[number as usize];
+        let placement = core.map_or(Placement::Unbound, |core| Placement::Fixed(core as usize));
+        let tuning = Arc::clone(&self.tuning);
+        let directory = Arc::clone(&self.directory);
+        let shape = directory.log_shape(number);
+        let wake = waker(&parts.bell);
+        let segments = pool.handle(&directory.shard_path(number), shape.segment_bytes, wake);
+        let knobs = &tuning.shard;
+        let builder = LocalExecutorBuilder::new(placement)
+            .name(&format!("shard-{number}"))
+            .preempt_timer(Duration::from_micros(u64::from(knobs.preempt_timer_us)))
+            .io_memory((knobs.io_memory_kib as usize) << 10);
+        let group = GroupId(number);
+        let started = builder.spawn(move || async move {
+            let ShardParts { number, bell, routers, mesh, files } = parts;
+            let recovered = recover::shard(&tuning, &directory, number, segments, &bell);
+            let made = recovered.and_then(|recovered| {
+                let settings = settings::driver(&tuning);
+                let files = SnapshotFiles::new(files);
+                let recover::RecoveredShard { shard, wal, clock } = recovered;
+                let mut driver =
+                    Driver::new(number, group, shard, wal, routers, mesh, files, bell, clock, settings);
+                driver.start().map(|()| driver)
+            });
+            let driver = match made {
+                Ok(driver) => driver,
+                Err(reason) => return drop(told.send(Err(reason))),
+            };
+            if told.send(Ok(())).is_err() {
+                return;
+            }
+            drop(told);
+            if let Err(reason) = driver::run(driver, move || stop.load(Ordering::Acquire)).await {
+                fatal::exit(&reason);
+            }
+        });
+        started.map_err(|error| Fatal::Start {
+            thread: format!("shard {number}"),
+            source: io::Error::other(error.to_string()),
+        })
+    }
+
+    fn spawn_router(
+        &self,
+        parts: RouterParts,
+        facts: Arc<ServerFacts>,
+    ) -> Result<std::thread::JoinHandle<()>, Fatal> {
+        let name = format!("router-{}", parts.number);
+        let core = self.deal.routers[parts.number];
+        let tuning = Arc::clone(&self.tuning);
+        let thread = name.clone();
+        let run = move || {
+            if let Some(core) = core
+                && let Err(error) = sys::pin_to_core(core)
+            {
+                tracing::warn!(core, "{thread} is not pinned: {error}");
+            }
+            if let Err(reason) = run_router(parts, &tuning, facts, &thread) {
+                fatal::exit(&reason);
+            }
+        };
+        let spawned = std::thread::Builder::new().name(name.clone()).spawn(run);
+        spawned.map_err(|source| Fatal::Start { thread: name, source })
+    }
+}
+
+/// Serves clients until the server is asked to stop and every reply has left.
+fn run_router(
+    parts: RouterParts,
+    tuning: &Tuning,
+    facts: Arc<ServerFacts>,
+    thread: &str,
+) -> Result<(), Fatal> {
+    let RouterParts { links, bell, listeners, .. } = parts;
+    let clock = Clock::start();
+    let failed = |source: io::Error| Fatal::ThreadLost {
+        thread: thread.to_owned(),
+        detail: format!("its io_uring failed: {source}"),
+    };
+    let stop = Arc::clone(&facts.stop);
+    let mut front = Front::open(settings::front(tuning), listeners, bell, move || clock.now()).map_err(failed)?;
+    let groups = u16::try_from(links.len()).expect("at most 256 shards");
+    let topology = Topology::even(groups);
+    let mut router = Router::new(links, topology, settings::router(tuning), facts, move || clock.now());
+    let spin_us = u64::from(tuning.router.spin_us);
+    let mut idle_since_us = None;
+    while !stop.is_requested() {
+        let wait = match idle_since_us {
+            Some(since) if clock.elapsed_us() - since < spin_us => Wait::No,
+            _ if spin_us > 0 && idle_since_us.is_none() => Wait::No,
+            _ => Wait::Until(shards::ids::Millis(clock.now().0 + settings::ROUTER_SLEEP_MS)),
+        };
+        let turn = front.turn(&mut router, wait).map_err(failed)?;
+        idle_since_us = turn.is_idle().then(|| idle_since_us.unwrap_or_else(|| clock.elapsed_us()));
+    }
+    front.stop_accepting();
+    let deadline_us = clock.elapsed_us() + u64::from(tuning.timeouts.drain_s) * 1_000_000;
+    while clock.elapsed_us() < deadline_us && !(front.is_drained() && router.is_quiet()) {
+        let wait = Wait::Until(shards::ids::Millis(clock.now().0 + settings::DRAIN_STEP_MS));
+        front.turn(&mut router, wait).map_err(failed)?;
+    }
+    front.close_all();
+    let linger_us = clock.elapsed_us() + settings::LINGER_MS * 1000;
+    while front.connections() > 0 && clock.elapsed_us() < linger_us {
+        let wait = Wait::Until(shards::ids::Millis(clock.now().0 + settings::DRAIN_STEP_MS));
+        front.turn(&mut router, wait).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// What a helper thread calls when it has done something for a shard.
+fn waker(bell: &Arc<Doorbell>) -> Wake {
+    let bell = Arc::clone(bell);
+    Arc::new(move || drop(bell.ring()))
+}
+
+fn lost(thread: &str) -> Fatal {
+    Fatal::ThreadLost { thread: thread.to_owned(), detail: "it ended without a word".to_owned() }
+}
+
+/// Waits until every shard serves, or one says why it cannot.
+fn await_shards(ready: &Receiver<Result<(), Fatal>>, shards: usize) -> Result<(), Fatal> {
+    for _ in 0..shards {
+        ready.recv().map_err(|_| lost("shard"))??;
+    }
+    Ok(())
+}
+
+fn open_directory(tuning: &Tuning, shards: u32) -> Result<DataDir, Fatal> {
+    let path = tuning.data_dir();
+    let asked = (tuning.server.shards > 0).then_some(tuning.server.shards);
+    let node_id = tuning.server.id.clone();
+    let fresh = || DataMeta {
+        cluster: clock::random_u128(),
+        incarnation: clock::random_u128(),
+        log_key: clock::random_u64(),
+        node_id: node_id.clone(),
+        shards,
+        segment_bytes: u64::from(tuning.wal.segment_mib) << 20,
+    };
+    let directory = DataDir::open(&path, Some(&tuning.server.id), asked, fresh)
+        .map_err(|error| directory_failed(&path, error))?;
+    if tuning.wal.sync == WalSync::Off {
+        recover::refuse_kept_data(&directory)?;
+    }
+    Ok(directory)
+}
+
+fn directory_failed(path: &Path, error: DataDirError) -> Fatal {
+    let text = error.to_string();
+    match error {
+        DataDirError::InUse(..) => Fatal::DirectoryLocked(text),
+        DataDirError::Io(path, source) => Fatal::Directory { path, source },
+        DataDirError::Damaged(_) => Fatal::DirectoryDamaged(path.to_path_buf(), text),
+        _ => Fatal::DirectoryMismatch(text),
+    }
+}
+
+/// The signals that end the server.
+struct Signals(signal_hook::iterator::Signals);
+
+impl Signals {
+    /// Takes them over; before any thread is started.
+    fn take() -> Result<Self, Fatal> {
+        let taken = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT]);
+        taken.map(Self).map_err(|source| Fatal::Start { thread: "signals".to_owned(), source })
+    }
+
+    /// Watches for them in a thread of its own: the first asks for the stop, the second ends the process at once.
+    fn watch(mut self, stop: Arc<StopHandle>, drain_s: u32) -> Result<(), Fatal> {
+        let run = move || {
+            let mut asked = false;
+            for _ in self.0.forever() {
+                if asked {
+                    fatal::exit(&Fatal::Interrupted);
+                }
+                asked = true;
+                tracing::info!(drain_s, "asked to stop: finishing what is under way");
+                stop.request();
+            }
+        };
+        let spawned = std::thread::Builder::new().name("signals".to_owned()).spawn(run);
+        spawned.map(drop).map_err(|source| Fatal::Start { thread: "signals".to_owned(), source })
+    }
 }

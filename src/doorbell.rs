@@ -68,6 +68,14 @@ impl Doorbell {
         self.eventfd.as_raw_fd()
     }
 
+    /// A descriptor of its own for the same bell, for someone who closes what it waits on.
+    ///
+    /// # Errors
+    /// When the process or the system has no file descriptor left.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.eventfd.try_clone()
+    }
+
     fn signal(&self) {
         let one = 1u64.to_ne_bytes();
         loop {

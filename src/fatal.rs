@@ -40,8 +40,10 @@ pub enum Fatal {
     ClusterUnsupported,
     /// The machine does not let the server run as configured; the text says what to change.
     Machine(String),
-    /// Another process holds the data directory.
-    DirectoryLocked(PathBuf),
+    /// Another process holds the data directory; the text names both.
+    DirectoryLocked(String),
+    /// The file that says what the data directory is cannot be read.
+    DirectoryDamaged(PathBuf, String),
     /// The data directory cannot be used.
     Directory {
         /// Which.
@@ -115,7 +117,7 @@ impl Fatal {
             Fatal::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => ExitCode::TryAgain,
             Fatal::Listen { .. } => ExitCode::Configuration,
             Fatal::DirectoryLocked(_) | Fatal::NoSpace { .. } => ExitCode::TryAgain,
-            Fatal::Corruption { .. } => ExitCode::Corruption,
+            Fatal::Corruption { .. } | Fatal::DirectoryDamaged(..) => ExitCode::Corruption,
             Fatal::Directory { .. }
             | Fatal::LogFailed { .. }
             | Fatal::Start { .. }
@@ -140,9 +142,13 @@ impl fmt::Display for Fatal {
                 "This version runs a single node: replication between nodes arrives in a later version. Start without \
                  --peers (and without cluster.peers in the file or STRAND_CLUSTER__PEERS).",
             ),
-            Fatal::DirectoryLocked(path) => write!(
+            Fatal::DirectoryLocked(told) => write!(
                 f,
-                "Another process uses the data directory {}. Stop it first, or give this server another --data-dir or --id.",
+                "{told}. Stop it first, or give this server another --data-dir or --id."
+            ),
+            Fatal::DirectoryDamaged(path, told) => write!(
+                f,
+                "The data directory {} is damaged: {told}. Keep it as it is and restore a backup elsewhere.",
                 path.display()
             ),
             Fatal::Directory { path, source } => write!(

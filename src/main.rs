@@ -11,6 +11,7 @@ pub mod front;
 pub mod links;
 pub mod logging;
 pub mod preflight;
+pub mod router;
 pub mod sys;
 pub mod tuning;
 

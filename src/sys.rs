@@ -6,6 +6,7 @@
 use std::ffi::CString;
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -118,6 +119,28 @@ pub fn random_bytes(buffer: &mut [u8]) -> io::Result<()> {
 
 fn checked(result: libc::c_int) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A descriptor as a file that glommio can wait for and that it closes.
+pub fn buffered_file(descriptor: OwnedFd) -> glommio::io::BufferedFile {
+    // SAFETY: the descriptor is open and owned, and ownership passes to the file.
+    unsafe { glommio::io::BufferedFile::from_raw_fd(descriptor.into_raw_fd()) }
+}
+
+/// Pins the calling thread to one core.
+///
+/// # Errors
+/// What sched_setaffinity reports, such as a core that the process may not use.
+pub fn pin_to_core(core: u32) -> io::Result<()> {
+    let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
+    // SAFETY: an all-zero CPU set is a valid, empty one, and CPU_SET checks the number against the set's size.
+    let set = unsafe {
+        libc::CPU_SET(core as usize, set.assume_init_mut());
+        set.assume_init()
+    };
+    // SAFETY: the pointer and size name the live set; 0 means the calling thread.
+    let result = unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) };
+    checked(result)
 }
 
 #[cfg(test)]

@@ -20,6 +20,8 @@ pub enum Event {
     Durable(Sequence),
     /// Whether the log has room for writes of clients.
     LogRoom(bool),
+    /// Figures of the log's disk, to be told by INFO.
+    Disk(DiskFigures),
     /// Bytes of a snapshot have reached the file.
     SnapshotWritten {
         /// How many bytes since the last such event.
@@ -27,4 +29,21 @@ pub enum Event {
     },
     /// The snapshot under way was synced, read back, found equal and put in place; or it was not, for this reason.
     SnapshotFinished(Result<(), String>),
+}
+
+/// Figures of one shard's log, counted since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskFigures {
+    /// Batches appended.
+    pub batches: u64,
+    /// Writes submitted.
+    pub writes: u64,
+    /// Syncs submitted.
+    pub syncs: u64,
+    /// Bytes written.
+    pub bytes: u64,
+    /// Segments begun.
+    pub segments: u64,
+    /// Bytes of the segments that hold the live log.
+    pub live_bytes: u64,
 }

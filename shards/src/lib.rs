@@ -10,6 +10,7 @@ pub mod command;
 pub mod consensus;
 pub mod effect;
 pub mod event;
+pub mod gather;
 pub mod ids;
 pub mod index;
 pub mod log;

@@ -21,7 +21,7 @@ use crate::command::answer::Failure;
 use crate::command::record::Malformed;
 use crate::consensus::group::{Append, ConsensusError, Group, Restored};
 use crate::effect::Effects;
-use crate::event::Event;
+use crate::event::{DiskFigures, Event};
 use crate::ids::{GroupId, Millis, Sequence, Slot};
 use crate::state::State;
 use crate::txn::coordinator::Coordinator;
@@ -76,6 +76,10 @@ pub struct ShardConfig {
     pub page_examined_max: usize,
     /// A snapshot is due when so many bytes went into the log since the last one.
     pub snapshot_log_bytes: u64,
+    /// A snapshot is due after so many ms if anything changed; 0 is never.
+    pub snapshot_every_ms: u64,
+    /// Bytes a second that a snapshot writes at most; 0 is no limit.
+    pub snapshot_bytes_per_s_max: u64,
     /// Writes wait while a snapshot holds so many bytes of tables that changed before their turn.
     pub snapshot_buffer_bytes_max: usize,
 }
@@ -98,6 +102,8 @@ impl ShardConfig {
             page_bytes_max: 1 << 20,
             page_examined_max: 4000,
             snapshot_log_bytes: 256 << 20,
+            snapshot_every_ms: 0,
+            snapshot_bytes_per_s_max: 0,
             snapshot_buffer_bytes_max: 256 << 20,
         }
     }
@@ -220,6 +226,7 @@ pub struct Shard {
     snapshots: snapshots::Snapshots,
 
     counters: ShardCounters,
+    disk: DiskFigures,
     last_tick: Millis,
     committed: Vec<Entry>,
     appends: Vec<Append>,
@@ -285,8 +292,9 @@ impl Shard {
             tickets: BTreeMap::new(),
             next_ticket: 0,
             expiry: expiry::Expiry::default(),
-            snapshots: snapshots::Snapshots::restored(applied, log_bytes),
+            snapshots: snapshots::Snapshots::restored(applied, log_bytes, now),
             counters: ShardCounters::default(),
+            disk: DiskFigures::default(),
             last_tick: now,
             committed: Vec::new(),
             appends: Vec::new(),
@@ -314,6 +322,7 @@ impl Shard {
                 Event::Message(message) => self.hear(message, effects),
                 Event::Durable(sequence) => self.became_durable(sequence, effects),
                 Event::LogRoom(has_room) => self.has_log_room = has_room,
+                Event::Disk(figures) => self.disk = figures,
                 Event::SnapshotWritten { bytes } => self.snapshot_written(bytes),
                 Event::SnapshotFinished(result) => self.snapshot_finished(result, effects),
             }

@@ -4,9 +4,12 @@
 //! code. Usage errors are clap's, with exit code 2.
 
 pub mod config;
+pub mod demo;
 pub mod doctor;
 pub mod flags;
+mod hits;
 pub mod serve;
+pub mod shell;
 pub mod tune;
 
 use crate::fatal::{self, ExitCode, Fatal};
@@ -39,6 +42,10 @@ enum Command {
     Serve(serve::Arguments),
     /// Print the configuration that a server would run with.
     Config(config::Arguments),
+    /// Send commands: one, many from a pipe, or in a shell.
+    Cli(shell::ShellArgs),
+    /// Load a real text collection and show what the database can do with it.
+    Demo(demo::DemoArgs),
     /// Check whether this machine can run the server, and say what to change.
     Doctor(doctor::Arguments),
     /// Print a profile for this machine.
@@ -60,6 +67,8 @@ pub fn run() -> ExitCode {
     let outcome = match arguments.command {
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Config(arguments) => config::run(&arguments),
+        Command::Cli(arguments) => return shell::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Tune(arguments) => tune::run(&arguments),
         Command::Version => print(&version()),

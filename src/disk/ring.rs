@@ -260,6 +260,15 @@ impl LogRing {
     }
 
     /// The next completion, without blocking.
+    /// Whether [`LogRing::reap`] would find something.
+    pub(super) fn has_completions(&mut self) -> bool {
+        if !self.uring.completion().is_empty() {
+            return true;
+        }
+        let queue = self.uring.submission();
+        queue.taskrun() || queue.cq_overflow()
+    }
+
     pub(super) fn reap(&mut self) -> io::Result<Option<Completion>> {
         let mut found = self.uring.completion().next();
         if found.is_none() {

@@ -199,7 +199,7 @@ mod tests {
     #[test]
     fn the_newest_verified_snapshot_is_the_one_that_stays() {
         let scratch = Scratch::new();
-        let bytes: Vec<u8> = (0..3_000_001_u32).map(|at| (at * 7 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..3_000_001_u32).map(|at| ((at * 7) >> 3) as u8).collect();
         assert_eq!(write(scratch.path(), 5, &bytes, &bytes).unwrap(), 3_000_001);
         assert_eq!(list_snapshots(scratch.path()).unwrap(), [5]);
         write(scratch.path(), 9, b"short", b"short").unwrap();

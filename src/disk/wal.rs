@@ -306,6 +306,11 @@ impl Wal {
         self.writes.len() + usize::from(self.filling.is_some())
     }
 
+    /// Whether a reap would find something; no system call.
+    pub fn has_completions(&mut self) -> bool {
+        self.ring.has_completions()
+    }
+
     /// Figures for metrics.
     pub fn counters(&self) -> WalCounters {
         self.counters

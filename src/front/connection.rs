@@ -120,6 +120,9 @@ impl Connection {
         }
         self.out = Output::default();
         self.slots.trim();
+        if self.input.is_empty() {
+            self.input = Input::default();
+        }
         true
     }
 }

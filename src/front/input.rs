@@ -2,8 +2,8 @@
 //!
 //! A line end is looked for once in each byte, however many pieces a line arrives in. The caller bounds the length.
 
-/// Memory that an emptied input keeps; an idle connection should hold next to none.
-const KEEP_BYTES: usize = 4 * 1024;
+/// Memory that an emptied input keeps until its connection rests.
+const KEEP_BYTES: usize = 64 * 1024;
 
 /// Undispatched bytes, oldest first.
 #[derive(Debug, Default)]

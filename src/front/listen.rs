@@ -38,6 +38,20 @@ impl Listeners {
         self.list.iter().map(TcpListener::local_addr).collect()
     }
 
+    /// The same sockets for several fronts: each accepts from them, and the kernel hands every connection to one.
+    ///
+    /// # Errors
+    /// When the process or the system has no file descriptor left.
+    pub fn split(self, fronts: usize) -> io::Result<Vec<Self>> {
+        let copies = (1..fronts).map(|_| {
+            let list = self.list.iter().map(TcpListener::try_clone).collect::<io::Result<_>>()?;
+            Ok(Self { list })
+        });
+        let mut all = copies.collect::<io::Result<Vec<_>>>()?;
+        all.push(self);
+        Ok(all)
+    }
+
     pub(super) fn fd(&self, listener: usize) -> RawFd {
         self.list[listener].as_raw_fd()
     }

@@ -5,8 +5,11 @@
 use crate::error::Error;
 use crate::route::{Slot, slot_of};
 use serde::Serialize;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
+use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::fmt;
 use std::time::Duration;
 
 /// What sending a command twice would do.
@@ -64,21 +67,26 @@ impl Command {
     ///
     /// A command that brings its own `client` and `seq` keeps them, and its caller answers for retries.
     pub fn from_value(object: &Value) -> Result<Self, Error> {
-        let members = object.as_object().ok_or_else(|| Error::Encode("a command is a JSON object".into()))?;
-        let name = members.get("command").and_then(Value::as_str);
+        Self::from_json(&object.to_string())
+    }
+
+    /// As [`Command::from_value`] for JSON text, of which every member's bytes are kept, repeated members too.
+    pub fn from_json(text: &str) -> Result<Self, Error> {
+        let Members(members) =
+            serde_json::from_str(text).map_err(|error| Error::Encode(error.to_string()))?;
+        let text_of = |raw: &RawValue| serde_json::from_str::<String>(raw.get()).ok();
+        let name = members.iter().find(|(field, _)| field == "command").and_then(|(_, raw)| text_of(raw));
         let name = name.ok_or_else(|| Error::Encode("a command needs a text member `command`".into()))?;
-        let mut command = Self::new(name.to_owned());
-        for (field, value) in members.iter().filter(|(field, _)| *field != "command") {
-            command = match (field.as_str(), value) {
-                ("key", Value::String(key)) => command.key(key),
-                _ => command.field(field, value)?,
+        let mut command = Self::new(name);
+        for (field, raw) in members.iter().filter(|(field, _)| field != "command") {
+            command = match (field.as_str(), text_of(raw)) {
+                ("key", Some(key)) => command.key(&key),
+                _ => command.field(field, raw)?,
             };
-        }
-        if members.contains_key("client") || members.contains_key("seq") {
-            command.nature = Nature::Once;
-        }
-        if let Some(ms) = members.get("timeout_ms").and_then(Value::as_u64) {
-            command.patience = Some(Duration::from_millis(ms).saturating_add(GRACE));
+            if field == "timeout_ms" {
+                let ms = raw.get().parse().ok();
+                command.patience = ms.map(|ms| Duration::from_millis(ms).saturating_add(GRACE));
+            }
         }
         Ok(command)
     }
@@ -99,6 +107,8 @@ impl Command {
     }
 
     /// Adds a member with any value that can be written as JSON; the bytes of a raw value are kept.
+    ///
+    /// A command that is given `client` or `seq` keeps them, and its caller answers for retries.
     pub fn field<T: Serialize + ?Sized>(self, name: &str, value: &T) -> Result<Self, Error> {
         let mut written = Ok(());
         let command = self.member(name, |body| written = serde_json::to_writer(body, value));
@@ -108,6 +118,10 @@ impl Command {
 
     /// Adds a member whose JSON `write` appends.
     pub(crate) fn member(mut self, name: &str, write: impl FnOnce(&mut Vec<u8>)) -> Self {
+        // Who brings numbers of his own answers for retries.
+        if matches!(name, "client" | "seq") {
+            self.nature = Nature::Once;
+        }
         self.body.push(b',');
         serde_json::to_writer(&mut self.body, name).expect("a text is always JSON");
         self.body.push(b':');
@@ -177,6 +191,31 @@ impl Command {
     }
 }
 
+/// The members of an object as they stand, in their order.
+struct Members(Vec<(String, Box<RawValue>)>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Members;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a command as a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(InOrder)
+    }
+}
+
 /// How a command of this (upper case) name is retried, and whether it is a slow one.
 fn nature_of(name: &str) -> (Nature, bool) {
     match name {
@@ -196,7 +235,7 @@ fn nature_of(name: &str) -> (Nature, bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{json, value::RawValue};
+    use serde_json::json;
 
     #[test]
     fn raw_values_keep_their_bytes_on_one_line() {
@@ -210,6 +249,9 @@ mod tests {
         let command = Command::from_value(&json!({"command": "set", "key": "k\n", "value": [1]})).unwrap();
         assert_eq!(command.nature(), Nature::Sequenced);
         assert_eq!(command.slot(), Some(slot_of(b"k\n").0));
+        let exact =
+            Command::from_json(r#"{"command":"SET","value":{"z":1.50,"a":1e400},"x":1,"x":2}"#).unwrap();
+        assert_eq!(exact.body(), br#","value":{"z":1.50,"a":1e400},"x":1,"x":2"#);
         let own = Command::from_value(&json!({"command": "SET", "client": "me", "seq": 1})).unwrap();
         assert_eq!(own.nature(), Nature::Once);
         for bad in [json!([]), json!({}), json!({"command": 1})] {

@@ -193,6 +193,7 @@ impl Broken {
         match self {
             Self::Io(source) => Error::Disconnected { source: copied(source), outcome },
             Self::Deadline => Error::Timeout { after, outcome },
+            Self::Protocol(Error::Protocol(what)) => Error::Protocol(what.clone()),
             Self::Protocol(error) => Error::Protocol(error.to_string()),
         }
     }

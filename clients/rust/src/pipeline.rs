@@ -95,8 +95,12 @@ impl<'a> Pipeline<'a> {
 
     /// Sends everything and gives one outcome a command. The pipeline is empty afterwards and can be used again.
     pub fn send(&mut self) -> Vec<Result<Reply, Error>> {
+        self.send_raw().into_iter().map(|outcome| outcome.and_then(Reply::into_result)).collect()
+    }
+
+    /// As [`Pipeline::send`], with error replies as replies.
+    pub fn send_raw(&mut self) -> Vec<Result<Reply, Error>> {
         let commands = std::mem::take(&mut self.commands);
-        let outcomes = self.client.core.run(commands, self.timeout);
-        outcomes.into_iter().map(|outcome| outcome.and_then(Reply::into_result)).collect()
+        self.client.core.run(commands, self.timeout)
     }
 }

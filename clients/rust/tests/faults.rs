@@ -19,7 +19,7 @@ fn quick() -> ClientOptions {
 }
 
 fn client(server: &FakeServer) -> Client {
-    Client::connect_with(&[&server.address], quick()).unwrap()
+    Client::connect_with(&[&server.address], quick()).expect("the fake server listens")
 }
 
 #[test]
@@ -214,6 +214,7 @@ fn unordered_replies_find_their_requests() {
 fn a_connection_that_broke_while_idle_is_replaced_before_use() {
     let server = FakeServer::start();
     let mut client = client(&server);
+    client.ping().unwrap();
     server.close_connections();
     std::thread::sleep(Duration::from_millis(80));
     // SHUTDOWN is never repeated, so it shows that the dead connection was not even tried.
@@ -247,9 +248,10 @@ fn pools_are_bounded_and_give_out_only_sound_connections() {
     let server = FakeServer::start();
     let options = PoolOptions { size_max: 2, wait_max: Duration::from_millis(100) };
     let pool = Pool::new(&[&server.address], quick(), options).unwrap();
-    let (mut one, two) = (pool.get().unwrap(), pool.get().unwrap());
+    let (mut one, mut two) = (pool.get().unwrap(), pool.get().unwrap());
     assert!(matches!(pool.get().unwrap_err(), Error::PoolExhausted { .. }));
     one.ping().unwrap();
+    two.ping().unwrap();
     drop((one, two));
     assert_eq!((pool.size(), server.accepted()), (2, 2));
     server.close_connections();

@@ -7,6 +7,7 @@
 pub mod answer;
 pub mod bulk;
 pub mod context;
+pub mod encode;
 pub mod entry;
 pub mod incr;
 pub mod items;

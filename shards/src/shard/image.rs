@@ -13,7 +13,7 @@ use crate::log::payload::{
 };
 use crate::log::replay::ReplayedBatch;
 use crate::snapshot::{SnapshotError, SnapshotLoader};
-use crate::state::{SessionLimits, State, TableLimits};
+use crate::state::{SessionLimits, Sessions, State, TableLimits};
 use crate::txn::state::TxnState;
 use raft::prelude::{ConfState, Entry, EntryType, HardState};
 use smallvec::SmallVec;
@@ -133,8 +133,11 @@ pub struct ImageBuilder {
 
 impl ImageBuilder {
     /// Begins with a snapshot, or with nothing.
-    pub fn new(group: GroupId, snapshot: Option<SnapshotImage>) -> Self {
-        let snapshot = snapshot.unwrap_or_default();
+    pub fn new(group: GroupId, snapshot: Option<SnapshotImage>, sessions: SessionLimits) -> Self {
+        let snapshot = snapshot.unwrap_or_else(|| SnapshotImage {
+            state: State { sessions: Sessions::new(sessions), ..State::default() },
+            ..SnapshotImage::default()
+        });
         let conf_state = ConfState { voters: vec![LONE_REPLICA], ..ConfState::default() };
         let restored = Restored {
             replica: LONE_REPLICA,

@@ -207,12 +207,15 @@ impl Shard {
     /// The figures of this shard as a JSON object, for a router that puts them together.
     pub(super) fn answer_info(&mut self, router: u8, head: &RequestHead, effects: &mut Effects) {
         let (keys, counters) = (&self.state.keys, &self.counters);
+        let (disk, snapshots) = (&self.disk, &self.snapshots.counters);
         let text = format!(
             concat!(
                 "{{\"shard\":{},\"keys\":{},\"memory_bytes\":{},\"term\":{},\"commit_index\":{},\"applied_index\":{},",
                 "\"requests\":{},\"entries\":{},\"commands\":{},\"expired\":{},\"transactions\":{},\"log_bytes\":{},",
                 "\"gathered\":{},\"in_flight\":{},\"waiting_reads\":{},\"waiting_for_locks\":{},\"locked_keys\":{},",
-                "\"sessions\":{}}}"
+                "\"sessions\":{},\"wal\":{{\"batches\":{},\"writes\":{},\"syncs\":{},\"bytes\":{},\"segments\":{},",
+                "\"live_bytes\":{}}},\"snapshots\":{{\"kept\":{},\"refused\":{},\"failed\":{},\"last_bytes\":{},",
+                "\"last_index\":{},\"running\":{}}}}}"
             ),
             self.config.group,
             keys.len(),
@@ -232,6 +235,18 @@ impl Shard {
             self.locks.waiting(),
             self.locks.len(),
             self.state.sessions.clients(),
+            disk.batches,
+            disk.writes,
+            disk.syncs,
+            disk.bytes,
+            disk.segments,
+            disk.live_bytes,
+            snapshots.kept,
+            snapshots.refused,
+            snapshots.failed,
+            snapshots.last_bytes,
+            snapshots.last_index,
+            self.snapshots.is_running(),
         );
         effects.replies_to(router).push(head.token, ReplyKind::Part, |out| {
             out.write_all(text.as_bytes()).expect("a vector takes every byte");

@@ -32,6 +32,8 @@ pub(super) struct Snapshots {
     /// Bytes handed to the log since that one began.
     pub(super) log_bytes: u64,
     not_before: Millis,
+    /// When the last one began.
+    begun_at: Millis,
     pub(super) counters: SnapshotCounters,
 }
 
@@ -96,7 +98,10 @@ impl Shard {
         }
         let Some(run) = &mut self.snapshots.run else { return false };
         let Stage::Writing(writer) = &mut run.stage else { return false };
-        if run.in_flight_bytes >= IN_FLIGHT_BYTES_MAX {
+        let elapsed_ms = self.now.0 - self.snapshots.begun_at.0;
+        let rate = self.config.snapshot_bytes_per_s_max;
+        let is_early = rate > 0 && run.bytes > IN_FLIGHT_BYTES_MAX + rate.saturating_mul(elapsed_ms) / 1000;
+        if run.in_flight_bytes >= IN_FLIGHT_BYTES_MAX || is_early {
             return false;
         }
         let mut chunks = Vec::new();
@@ -154,7 +159,7 @@ impl Shard {
         self.is_ready
             && self.config.floor != Floor::Off
             && self.now >= snapshots.not_before
-            && (asked || is_long)
+            && asked
     }
 
     fn begin_snapshot(&mut self, with_faults: bool, effects: &mut Effects) {
@@ -172,6 +177,7 @@ impl Shard {
             entry_stamp: self.stamp_applied,
             slots,
         };
+        self.snapshots.begun_at = self.now;
         let mut chunks = Vec::new();
         let mut writer = SnapshotWriter::begin(&header, with_faults, &mut self.state, &mut chunks);
         let mut txns = Vec::new();
@@ -244,8 +250,8 @@ impl Snapshots {
     }
 
     /// A shard restored from a snapshot at this index, with so much log behind it.
-    pub(super) fn restored(kept_index: u64, log_bytes: u64) -> Self {
-        Self { kept_index, log_bytes, ..Self::default() }
+    pub(super) fn restored(kept_index: u64, log_bytes: u64, now: Millis) -> Self {
+        Self { kept_index, log_bytes, begun_at: now, ..Self::default() }
     }
 
     /// Whether one is being written.

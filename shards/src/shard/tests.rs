@@ -49,7 +49,7 @@ fn image(group: GroupId, snapshot: Option<&[u8]>, log: &[Append]) -> ShardImage 
         }
         intake.finish().unwrap()
     });
-    let mut builder = ImageBuilder::new(group, snapshot);
+    let mut builder = ImageBuilder::new(group, snapshot, SessionLimits::default());
     let mut payload = PayloadBuffer::new();
     let mut last = Sequence(0);
     for append in log {

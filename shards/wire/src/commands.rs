@@ -284,6 +284,7 @@ pub const COMMANDS: &[CommandSpec] = &[
             FILTER,
             WITH_VALUES,
             may("highlight", Flag, "adds snippets with the words marked"),
+            CONSISTENCY,
         ],
     ),
     command(
@@ -297,6 +298,7 @@ pub const COMMANDS: &[CommandSpec] = &[
             TOP_K,
             may("model", Text(PATH_BYTES_MAX), "tfidf (default), embedding, or the field of a vector index"),
             FILTER,
+            CONSISTENCY,
         ],
     ),
     command(
@@ -312,6 +314,7 @@ pub const COMMANDS: &[CommandSpec] = &[
             may("alpha", Number(0.0, 1.0), "the weight of similarity, 0.2 by default"),
             may("fusion", Choice(&["convex", "rrf"]), "how scores are joined, convex by default"),
             FILTER,
+            CONSISTENCY,
         ],
     ),
     command(
@@ -323,7 +326,7 @@ pub const COMMANDS: &[CommandSpec] = &[
             PATH,
             may("kind", INDEX_KINDS, "value by default"),
             may("dim", Integer(1, u32::MAX as u64), "dimensions of a vector index"),
-            may("metric", Choice(&["cosine", "dot", "euclidean"]), "of a vector index, cosine by default"),
+            may("metric", Choice(&["cosine", "dot", "l2"]), "of a vector index, cosine by default"),
             may("analyzer", Text(NAME_BYTES_MAX), "of a text index"),
         ],
     ),
@@ -344,6 +347,7 @@ pub const COMMANDS: &[CommandSpec] = &[
             CURSOR,
             may("order", Choice(&["asc", "desc"]), "asc by default"),
             WITH_VALUES,
+            CONSISTENCY,
         ],
     ),
     command("LIST_INDEXES", Class::Admin, LONG_MS, "the indexes and their state", &[]),

@@ -52,7 +52,7 @@ impl Default for Limits {
             batch_items_max: 100_000,
             in_flight_max: 1024,
             connections_max: 10_000,
-            id_bytes_max: 1024,
+            id_bytes_max: 256,
             query_bytes_max: 64 << 10,
             window_max: 10_000,
             page_items_max: 10_000,

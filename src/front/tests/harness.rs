@@ -13,7 +13,7 @@ use shards::batch::ReplyKind;
 use shards::ids::{Millis, Token};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -26,6 +26,8 @@ pub(super) struct Control {
     /// Completes in a scrambled order instead of the order of arrival.
     pub(super) scramble: AtomicBool,
     pub(super) seen: Mutex<Vec<String>>,
+    /// Commands sent and not yet carried out: work that a parking front must see like any other.
+    commands: AtomicUsize,
 }
 
 struct Reply {
@@ -98,7 +100,7 @@ impl LineHandler for Script {
             "flags" => {
                 let flags = at.flags();
                 at.answer_with(ReplyKind::Success, b"", |out| {
-                    out.extend(format!("\"result\":{flags}").into_bytes())
+                    out.extend(format!("\"result\":{flags}").into_bytes());
                 });
                 Handled::Answered
             }
@@ -138,7 +140,11 @@ impl LineHandler for Script {
 
     fn has_work(&self) -> bool {
         let released = self.control.release.load(Ordering::SeqCst) && !self.stalled.is_empty();
-        released || !self.open.is_empty() || self.control.room.load(Ordering::SeqCst) != self.had_room
+        let commands = self.control.commands.load(Ordering::SeqCst) > 0;
+        commands
+            || released
+            || !self.open.is_empty()
+            || self.control.room.load(Ordering::SeqCst) != self.had_room
     }
 }
 
@@ -236,6 +242,7 @@ impl Server {
 
     fn command(&self, command: Command) {
         self.commands.send(command).unwrap();
+        self.control.commands.fetch_add(1, Ordering::SeqCst);
         self.bell.ring();
     }
 }
@@ -244,6 +251,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         // A front that panicked has no receiver any more; the join below tells.
         let _ = self.commands.send(Command::Quit);
+        self.control.commands.fetch_add(1, Ordering::SeqCst);
         self.bell.ring();
         let ended = self.thread.take().unwrap().join();
         if !std::thread::panicking() {
@@ -262,10 +270,14 @@ fn serve(
     let origin = Instant::now();
     let clock = move || Millis(1_000 + origin.elapsed().as_millis() as u64);
     let mut front = Front::open(settings, listeners, bell, clock).unwrap();
+    let pending = Arc::clone(&control);
     let mut script = Script { control, open: Vec::new(), stalled: Vec::new(), had_room: false, chance: 1 };
     loop {
-        front.turn(&mut script, Wait::Until(Millis(clock().0 + 100))).unwrap();
-        for order in orders.try_iter() {
+        // So long that a lost wake-up fails a test.
+        front.turn(&mut script, Wait::Until(Millis(clock().0 + 60_000))).unwrap();
+        while pending.commands.load(Ordering::SeqCst) > 0 {
+            let order = orders.recv().unwrap();
+            pending.commands.fetch_sub(1, Ordering::SeqCst);
             match order {
                 Command::StopAccepting => front.stop_accepting(),
                 Command::CloseAll => front.close_all(),

@@ -4,6 +4,7 @@
 //! retry that would apply twice is seen. It is no model of the server's speed or durability.
 #![allow(
     clippy::unwrap_used,
+    clippy::needless_pass_by_value,
     dead_code,
     unreachable_pub,
     reason = "test support, shared by several test binaries"

@@ -3,7 +3,7 @@
 //!
 //! `top_k` 0 is legal and asks for no hits. `offset + top_k` is at most `window_max`.
 
-use super::data::page_limit;
+use super::data::{Consistency, consistency, page_limit};
 use super::fields::{Fields, ill_typed};
 use super::filter::{Filter, Test, TestFields, filter, path_of, read_test};
 use super::refusal::Problem;
@@ -29,6 +29,8 @@ pub struct Search<'a> {
     pub with_values: bool,
     /// Whether snippets come with the hits.
     pub highlight: bool,
+    /// How fresh the answer must be.
+    pub consistency: Consistency,
 }
 
 /// Search by similarity.
@@ -44,6 +46,8 @@ pub struct SemanticSearch<'a> {
     pub filter: Option<Filter<'a>>,
     /// The filter's JSON token, for sending on.
     pub filter_token: Option<&'a [u8]>,
+    /// How fresh the answer must be.
+    pub consistency: Consistency,
 }
 
 /// What a semantic search compares with.
@@ -74,6 +78,8 @@ pub struct HybridSearch<'a> {
     pub filter: Option<Filter<'a>>,
     /// The filter's JSON token, for sending on.
     pub filter_token: Option<&'a [u8]>,
+    /// How fresh the answer must be.
+    pub consistency: Consistency,
 }
 
 /// What makes texts similar.
@@ -132,8 +138,8 @@ pub enum Metric {
     Cosine,
     /// Their inner product.
     Dot,
-    /// Their distance.
-    Euclidean,
+    /// Their Euclidean distance.
+    L2,
 }
 
 /// Keys by the value of an indexed field.
@@ -151,6 +157,8 @@ pub struct QueryIndex<'a> {
     pub order: Order,
     /// Whether values come with the keys.
     pub with_values: bool,
+    /// How fresh the answer must be.
+    pub consistency: Consistency,
 }
 
 /// The order of an index's answer.
@@ -187,6 +195,7 @@ pub(super) fn search<'a>(fields: &Fields<'a, '_>) -> Result<Search<'a>, Problem>
         filter_token: fields.raw("filter").0,
         with_values: fields.flag("with_values")?,
         highlight: fields.flag("highlight")?,
+        consistency: consistency(fields)?,
     })
 }
 
@@ -201,8 +210,14 @@ pub(super) fn semantic<'a>(fields: &Fields<'a, '_>) -> Result<SemanticSearch<'a>
         let message = "with \"vector\" give the vector index's field, or embedding, in \"model\"";
         return Err(Problem::bad(message.to_owned()));
     }
-    let (top_k, filter) = (top_k(fields, 0)?, filter(fields)?);
-    Ok(SemanticSearch { query, top_k, model, filter, filter_token: fields.raw("filter").0 })
+    Ok(SemanticSearch {
+        query,
+        top_k: top_k(fields, 0)?,
+        model,
+        filter: filter(fields)?,
+        filter_token: fields.raw("filter").0,
+        consistency: consistency(fields)?,
+    })
 }
 
 pub(super) fn hybrid<'a>(fields: &Fields<'a, '_>) -> Result<HybridSearch<'a>, Problem> {
@@ -216,6 +231,7 @@ pub(super) fn hybrid<'a>(fields: &Fields<'a, '_>) -> Result<HybridSearch<'a>, Pr
         fusion: fields.choice("fusion", &[Fusion::Convex, Fusion::Rrf])?.unwrap_or_default(),
         filter: filter(fields)?,
         filter_token: fields.raw("filter").0,
+        consistency: consistency(fields)?,
     })
 }
 
@@ -223,7 +239,7 @@ pub(super) fn create_index<'a>(fields: &Fields<'a, '_>) -> Result<CreateIndex<'a
     let kind = index_kind(fields)?.unwrap_or_default();
     let dim = fields.unsigned_up_to("dim", fields.limits.dimensions_max as u64)?;
     let dim = dim.map(|dim| u32::try_from(dim).expect("the table's range fits 32 bits"));
-    let metric = fields.choice("metric", &[Metric::Cosine, Metric::Dot, Metric::Euclidean])?;
+    let metric = fields.choice("metric", &[Metric::Cosine, Metric::Dot, Metric::L2])?;
     let analyzer = fields.text("analyzer")?;
     let field = fields.needed_text("field")?;
     let vector = kind == IndexKind::Vector;
@@ -257,6 +273,7 @@ pub(super) fn query_index<'a>(fields: &Fields<'a, '_>) -> Result<QueryIndex<'a>,
         cursor: fields.text("cursor")?,
         order: fields.choice("order", &[Order::Ascending, Order::Descending])?.unwrap_or_default(),
         with_values: fields.flag("with_values")?,
+        consistency: consistency(fields)?,
     })
 }
 

@@ -1,0 +1,1 @@
+//! Gathers with scripted answers.

@@ -1,0 +1,417 @@
+//! The loop of one shard: events in, step, effects out. Performs what the engine decides, on the shard's own thread.
+//!
+//! One turn drains the inbox rings, reaps the log, steps, and flushes every effect once: log batches first, then replies
+//! and messages. Between turns the engine gets a slice of background work. With nothing to do the thread parks on its
+//! doorbell, which routers, other shards, the file worker and the log's ring all ring. Never decides about data, and
+//! never lets a failure pass: whatever makes durability unknown ends the process by name.
+
+mod snapshot;
+
+use crate::clock::Clock;
+use crate::disk::wal::{Append as LogAppend, Full, Wal, WalFailure};
+use crate::doorbell::Doorbell;
+use crate::fatal::Fatal;
+use crate::links::{RouterLink, ShardMesh};
+use shards::consensus::group::Append;
+use shards::effect::Effects;
+use shards::event::{DiskFigures, Event};
+use shards::ids::{GroupId, Millis};
+use shards::log::payload::PayloadBuffer;
+use shards::shard::image::{encode_append, encode_start};
+use shards::shard::{Left, Shard, ShardFault};
+use shards::txn::message::GroupMessage;
+pub use snapshot::SnapshotFiles;
+use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Times and bounds of the loop.
+#[derive(Clone, Copy, Debug)]
+pub struct DriverSettings {
+    /// Longest slice of background work between two looks at the inbox, in microseconds.
+    pub work_slice_us: u64,
+    /// How long an idle shard looks at its inbox again and again before it sleeps, in microseconds.
+    pub spin_us: u64,
+    /// Batches taken from one router in one turn.
+    pub inbox_batches_max: usize,
+    /// Longest sleep, in milliseconds: deadlines and expiry are looked at that often.
+    pub tick_ms: u64,
+}
+
+/// Records that one call of background work looks at; small, so that a slice ends near its time.
+const WORK_UNITS: usize = 256;
+
+/// Everything that a shard's thread owns.
+pub struct Driver {
+    number: u32,
+    group: GroupId,
+    shard: Shard,
+    wal: Option<Wal>,
+    /// Batches that the log had no room for, in order.
+    waiting: VecDeque<Append>,
+    log_has_room: bool,
+    routers: Vec<RouterLink>,
+    mesh: ShardMesh<GroupMessage>,
+    files: SnapshotFiles,
+    bell: Arc<Doorbell>,
+    clock: Clock,
+    settings: DriverSettings,
+    events: Vec<Event>,
+    effects: Effects,
+    payload: PayloadBuffer,
+    next_tick: Millis,
+    has_more_work: bool,
+}
+
+/// What a turn came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Something was done or is left to do.
+    Busy,
+    /// Nothing to do until something happens.
+    Idle,
+}
+
+impl Driver {
+    /// A driver for a restored shard. `wal` is absent for a cache without a log.
+    #[allow(clippy::too_many_arguments, reason = "the parts of a shard's thread, put together in one place")]
+    pub fn new(
+        number: u32,
+        group: GroupId,
+        shard: Shard,
+        wal: Option<Wal>,
+        routers: Vec<RouterLink>,
+        mesh: ShardMesh<GroupMessage>,
+        files: SnapshotFiles,
+        bell: Arc<Doorbell>,
+        clock: Clock,
+        settings: DriverSettings,
+    ) -> Self {
+        Self {
+            number,
+            group,
+            shard,
+            wal,
+            waiting: VecDeque::new(),
+            log_has_room: true,
+            routers,
+            mesh,
+            files,
+            bell,
+            clock,
+            settings,
+            events: Vec::new(),
+            effects: Effects::default(),
+            payload: PayloadBuffer::new(),
+            next_tick: Millis(0),
+            has_more_work: true,
+        }
+    }
+
+    /// Elects the shard and goes on until it serves. Blocks; before the loop only.
+    pub fn start(&mut self) -> Result<(), Fatal> {
+        let now = self.clock.now();
+        let started = self.shard.start(now, &mut self.effects);
+        self.checked(started)?;
+        self.perform()?;
+        while !self.shard.is_ready() {
+            if let Some(wal) = &mut self.wal {
+                let waited = wal.wait();
+                self.reaped(waited)?;
+            }
+            self.step()?;
+            self.perform()?;
+        }
+        Ok(())
+    }
+
+    /// One turn: whatever has happened, stepped and performed, and a slice of background work.
+    pub fn turn(&mut self) -> Result<Turn, Fatal> {
+        self.gather_events()?;
+        let now = self.clock.now();
+        let is_tick = now >= self.next_tick;
+        let mut busy = !self.events.is_empty();
+        if busy || is_tick {
+            if is_tick {
+                self.next_tick = Millis(now.0 + self.settings.tick_ms);
+                self.report_disk();
+            }
+            self.step()?;
+            self.perform()?;
+        }
+        if self.has_more_work || is_tick {
+            self.work()?;
+            busy |= self.has_more_work;
+        }
+        if let Some(wal) = &mut self.wal {
+            let flushed = wal.flush(self.clock.elapsed_us() * 1000);
+            flushed.map_err(|failure| log_failed(self.number, failure))?;
+        }
+        Ok(if busy { Turn::Busy } else { Turn::Idle })
+    }
+
+    /// Whether a turn would find something now: asked again after the park was announced.
+    pub fn has_work(&mut self) -> bool {
+        self.has_more_work
+            || self.routers.iter().any(RouterLink::has_requests)
+            || self.mesh.has_messages()
+            || self.mesh.can_advance()
+            || self.files.has_news()
+            || self.wal.as_mut().is_some_and(Wal::has_completions)
+    }
+
+    /// The bell that wakes this shard.
+    pub fn bell(&self) -> &Arc<Doorbell> {
+        &self.bell
+    }
+
+    /// Times and bounds.
+    pub fn settings(&self) -> &DriverSettings {
+        &self.settings
+    }
+
+    /// How long the loop may sleep.
+    pub fn longest_sleep(&self) -> Duration {
+        Duration::from_millis(self.settings.tick_ms)
+    }
+
+    /// Whether nothing is under way: every request answered, every transaction finished, every batch durable.
+    pub fn is_quiet(&self) -> bool {
+        self.shard.is_quiet() && self.waiting.is_empty() && self.routers.iter().all(|link| link.unanswered() == 0)
+    }
+
+    /// Seals and closes the log. The last thing that a shard does.
+    pub fn close(self) -> Result<(), Fatal> {
+        match self.wal {
+            Some(wal) => wal.close().map_err(|failure| log_failed(self.number, failure)),
+            None => Ok(()),
+        }
+    }
+
+    fn gather_events(&mut self) -> Result<(), Fatal> {
+        for (number, link) in self.routers.iter_mut().enumerate() {
+            for _ in 0..self.settings.inbox_batches_max {
+                let Some(batch) = link.receive() else { break };
+                self.events.push(Event::Requests { router: number as u8, batch });
+            }
+        }
+        while let Some((_, message)) = self.mesh.receive() {
+            self.events.push(Event::Message(*message));
+        }
+        self.files.collect(&mut self.events);
+        if let Some(wal) = &mut self.wal {
+            let reaped = wal.reap();
+            self.reaped(reaped)?;
+        }
+        Ok(())
+    }
+
+    fn reaped(&mut self, reaped: Result<crate::disk::wal::Reaped, WalFailure>) -> Result<(), Fatal> {
+        let reaped = reaped.map_err(|failure| log_failed(self.number, failure))?;
+        if let Some(upto) = reaped.durable_upto {
+            self.events.push(Event::Durable(upto));
+        }
+        if reaped.room && !self.waiting.is_empty() {
+            self.write_waiting()?;
+        }
+        let has_room = !reaped.disk_full;
+        if has_room != self.log_has_room {
+            self.log_has_room = has_room;
+            self.events.push(Event::LogRoom(has_room));
+            if has_room {
+                tracing::info!(shard = self.number, "the log has room again");
+            } else {
+                tracing::error!(shard = self.number, "the log has no room: writes answer DISK_FULL until there is space");
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self) -> Result<(), Fatal> {
+        let now = self.clock.now();
+        let stepped = self.shard.step(now, &mut self.events, &mut self.effects);
+        self.checked(stepped)
+    }
+
+    fn work(&mut self) -> Result<(), Fatal> {
+        let begun_us = self.clock.elapsed_us();
+        loop {
+            let now = self.clock.now();
+            let worked = self.shard.work(now, WORK_UNITS, &mut self.effects);
+            self.has_more_work = self.checked(worked)? == Left::More && self.files.has_room();
+            self.perform()?;
+            if !self.has_more_work || self.clock.elapsed_us() - begun_us >= self.settings.work_slice_us {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Performs every effect: the log first, so that the disk works while replies are handed over.
+    fn perform(&mut self) -> Result<(), Fatal> {
+        if !self.effects.appends.is_empty() {
+            self.waiting.extend(self.effects.appends.drain(..));
+            self.write_waiting()?;
+        }
+        if let Some(wal) = &mut self.wal {
+            if std::mem::take(&mut self.effects.sync_now) {
+                wal.sync_now();
+            }
+            if let Some(upto) = self.effects.cut.take() {
+                wal.cut(upto);
+            }
+            let flushed = wal.flush(self.clock.elapsed_us() * 1000);
+            flushed.map_err(|failure| log_failed(self.number, failure))?;
+        }
+        for (number, replies) in self.effects.replies.iter_mut().enumerate() {
+            if !replies.heads.is_empty() {
+                let link = &mut self.routers[number];
+                std::mem::swap(link.batch(), replies);
+                link.flush();
+            }
+        }
+        for (router, batch) in self.effects.returned.drain(..) {
+            self.routers[usize::from(router)].recycle(batch);
+        }
+        for message in self.effects.messages.drain(..) {
+            self.mesh.send(message.to.0 as usize, Box::new(message));
+        }
+        self.mesh.flush();
+        self.files.perform(&mut self.effects.snapshot);
+        Ok(())
+    }
+
+    /// Hands waiting batches to the log until it has no room.
+    fn write_waiting(&mut self) -> Result<(), Fatal> {
+        let Some(wal) = &mut self.wal else {
+            assert!(self.waiting.is_empty(), "a cache hands nothing to a log");
+            return Ok(());
+        };
+        while let Some(batch) = self.waiting.front() {
+            encode_append(batch, &mut self.payload);
+            // Votes and terms may use the reserve: without them the shard could not even answer reads.
+            let reserved = batch.entries.is_empty();
+            let append =
+                LogAppend { sequence: batch.sequence, group: self.group, payload: &self.payload, reserved };
+            let shard = &self.shard;
+            match wal.append(&append, |out| encode_start(shard, out)) {
+                Ok(()) => drop(self.waiting.pop_front()),
+                Err(Full::Buffers | Full::Preparing) => return Ok(()),
+                Err(Full::DiskFull) => {
+                    if self.log_has_room {
+                        self.log_has_room = false;
+                        self.events.push(Event::LogRoom(false));
+                        tracing::error!(shard = self.number, "the log has no room: writes answer DISK_FULL");
+                    }
+                    return Ok(());
+                }
+                Err(Full::TooLarge) => unreachable!("limits keep an entry below half a segment"),
+                // The failure is told by the next reap or flush.
+                Err(Full::Failed) => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    fn report_disk(&mut self) {
+        if let Some(wal) = &self.wal {
+            let counters = wal.counters();
+            let figures = DiskFigures {
+                batches: counters.batches,
+                writes: counters.writes,
+                syncs: counters.syncs,
+                bytes: counters.bytes,
+                segments: counters.segments,
+                live_bytes: wal.live_bytes(),
+            };
+            self.events.push(Event::Disk(figures));
+        }
+    }
+
+    fn checked<T>(&self, result: Result<T, ShardFault>) -> Result<T, Fatal> {
+        result.map_err(|fault| Fatal::Corruption { shard: self.number, detail: fault.to_string() })
+    }
+}
+
+fn log_failed(shard: u32, failure: WalFailure) -> Fatal {
+    let (action, errno) = match failure {
+        WalFailure::Write(_, errno) => ("write", errno),
+        WalFailure::Sync(_, errno) => ("sync", errno),
+        WalFailure::Ring(errno) => ("use its io_uring", errno),
+    };
+    tracing::error!(shard, "{failure}");
+    Fatal::LogFailed { shard, action, source: std::io::Error::from_raw_os_error(errno) }
+}
+
+/// Runs a driver on the shard's executor until `stop` says so and nothing is under way.
+///
+/// # Errors
+/// The reason for which the process must end.
+pub async fn run(mut driver: Driver, stop: impl Fn() -> bool) -> Result<(), Fatal> {
+    let bell = Arc::clone(driver.bell());
+    let descriptor = wake_descriptor(&bell)?;
+    let sleep = driver.longest_sleep();
+    let ticker = {
+        let bell = Arc::clone(&bell);
+        glommio::spawn_local(async move {
+            loop {
+                glommio::timer::sleep(sleep).await;
+                bell.ring();
+            }
+        })
+        .detach()
+    };
+    loop {
+        if driver.turn()? == Turn::Busy {
+            glommio::executor().yield_if_needed().await;
+            continue;
+        }
+        if stop() && driver.is_quiet() {
+            break;
+        }
+        if spin(&mut driver) {
+            continue;
+        }
+        bell.prepare_park();
+        if driver.has_work() || (stop() && driver.is_quiet()) {
+            bell.cancel_park();
+            continue;
+        }
+        let woken = descriptor.read_at(0, 8).await;
+        bell.cancel_park();
+        woken.map_err(|error| Fatal::ThreadLost {
+            thread: format!("shard {}", driver.number),
+            detail: format!("its doorbell cannot be read: {error}"),
+        })?;
+    }
+    ticker.cancel();
+    driver.close()
+}
+
+/// Looks at the inbox for a while before the thread sleeps; whether something came.
+fn spin(driver: &mut Driver) -> bool {
+    let spin_us = driver.settings.spin_us;
+    if spin_us == 0 {
+        return false;
+    }
+    let begun_us = driver.clock.elapsed_us();
+    while driver.clock.elapsed_us() - begun_us < spin_us {
+        if driver.has_work() {
+            return true;
+        }
+        std::hint::spin_loop();
+    }
+    false
+}
+
+/// The doorbell's eventfd as a file that glommio can wait for.
+fn wake_descriptor(bell: &Doorbell) -> Result<glommio::io::BufferedFile, Fatal> {
+    let failed = |source| Fatal::Start { thread: "shard doorbell".to_owned(), source };
+    let duplicate = bell.duplicate().map_err(failed)?;
+    Ok(crate::sys::buffered_file(duplicate))
+}
+
+/// The lock of the data directory, lent to a log's ring.
+pub fn lock_of(directory: &crate::disk::data_dir::DataDir) -> BorrowedFd<'_> {
+    std::os::fd::AsFd::as_fd(directory.lock())
+}

@@ -1,0 +1,81 @@
+//! What this server is and how it is asked to stop: made at boot, shared by every router, read by commands that describe
+//! the server. Nothing here is touched by requests on keys but one flag.
+
+use crate::doorbell::Doorbell;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// The version that INFO and HELLO tell.
+pub const SERVER_VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Facts about this process.
+#[derive(Debug)]
+pub struct ServerFacts {
+    /// This node's id.
+    pub node_id: String,
+    /// `HOST:PORT` at which clients reach it.
+    pub address: String,
+    /// Milliseconds of the router's clock at the start, for the uptime.
+    pub started: shards::ids::Millis,
+    /// JSON members that INFO appends as they are, such as `"wal":{...},"profile":"throughput"`; empty for none.
+    pub extra: Mutex<String>,
+    /// Asks for the end.
+    pub stop: Arc<StopHandle>,
+}
+
+/// Asks the server to stop in good order, as SIGTERM does.
+#[derive(Debug, Default)]
+pub struct StopHandle {
+    requested: AtomicBool,
+    bells: Vec<Arc<Doorbell>>,
+}
+
+impl StopHandle {
+    /// A handle that rings these bells when the stop is requested.
+    pub fn new(bells: Vec<Arc<Doorbell>>) -> Arc<Self> {
+        Arc::new(Self { requested: AtomicBool::new(false), bells })
+    }
+
+    /// Asks for the stop; asking again changes nothing. From here on routers answer new requests SHUTTING_DOWN.
+    pub fn request(&self) {
+        self.requested.store(true, Ordering::Release);
+        for bell in &self.bells {
+            bell.ring();
+        }
+    }
+
+    /// Whether the stop was requested.
+    #[inline]
+    pub fn is_requested(&self) -> bool {
+        self.requested.load(Ordering::Acquire)
+    }
+}
+
+/// Bytes of this process in memory; `None` when the system does not say.
+pub(super) fn resident_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_wakes_who_waits() {
+        let bell = Doorbell::new().unwrap();
+        let stop = StopHandle::new(vec![Arc::clone(&bell)]);
+        assert!(!stop.is_requested());
+        bell.prepare_park();
+        stop.request();
+        assert!(stop.is_requested());
+        assert!(!bell.ring(), "the stop took the flag");
+    }
+
+    #[test]
+    fn the_process_has_a_size() {
+        assert!(resident_bytes().unwrap() > 1 << 20);
+    }
+}

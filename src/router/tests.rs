@@ -1,0 +1,1 @@
+//! From a JSON line to a JSON reply, over real sockets, links and shards.
