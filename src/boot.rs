@@ -135,7 +135,9 @@ impl Server {
             thread.join().map_err(|_| lost("router"))?;
         }
         shards_stop.store(true, Ordering::Release);
-        shard_bells.iter().for_each(|bell| drop(bell.ring()));
+        for bell in &shard_bells {
+            bell.ring();
+        }
         for thread in shard_threads {
             thread.join().map_err(|_| lost("shard"))?;
         }
@@ -185,9 +187,10 @@ impl Server {
         if self.tuning.wal.sync == WalSync::Off {
             return Ok(bells.iter().map(|_| None).collect());
         }
-        let ends = bells.iter().enumerate().map(|(number, bell)| {
-            (self.directory.shard_path(number as u32), waker(bell))
-        });
+        let ends = bells
+            .iter()
+            .enumerate()
+            .map(|(number, bell)| (self.directory.shard_path(number as u32), waker(bell)));
         let workers = start_file_worker(ends.collect())
             .map_err(|source| Fatal::Start { thread: "snapshots".to_owned(), source })?;
         Ok(workers.into_iter().map(Some).collect())
@@ -281,7 +284,8 @@ fn run_router(
         detail: format!("its io_uring failed: {source}"),
     };
     let stop = Arc::clone(&facts.stop);
-    let mut front = Front::open(settings::front(tuning), listeners, bell, move || clock.now()).map_err(failed)?;
+    let mut front =
+        Front::open(settings::front(tuning), listeners, bell, move || clock.now()).map_err(failed)?;
     let groups = u16::try_from(links.len()).expect("at most 256 shards");
     let topology = Topology::even(groups);
     let mut router = Router::new(links, topology, settings::router(tuning), facts, move || clock.now());
@@ -314,7 +318,9 @@ fn run_router(
 /// What a helper thread calls when it has done something for a shard.
 fn waker(bell: &Arc<Doorbell>) -> Wake {
     let bell = Arc::clone(bell);
-    Arc::new(move || drop(bell.ring()))
+    Arc::new(move || {
+        bell.ring();
+    })
 }
 
 fn lost(thread: &str) -> Fatal {
@@ -365,7 +371,8 @@ struct Signals(signal_hook::iterator::Signals);
 impl Signals {
     /// Takes them over; before any thread is started.
     fn take() -> Result<Self, Fatal> {
-        let taken = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT]);
+        let taken =
+            signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT]);
         taken.map(Self).map_err(|source| Fatal::Start { thread: "signals".to_owned(), source })
     }
 

@@ -178,7 +178,9 @@ impl Driver {
 
     /// Whether nothing is under way: every request answered, every transaction finished, every batch durable.
     pub fn is_quiet(&self) -> bool {
-        self.shard.is_quiet() && self.waiting.is_empty() && self.routers.iter().all(|link| link.unanswered() == 0)
+        self.shard.is_quiet()
+            && self.waiting.is_empty()
+            && self.routers.iter().all(|link| link.unanswered() == 0)
     }
 
     /// Seals and closes the log. The last thing that a shard does.
@@ -222,7 +224,10 @@ impl Driver {
             if has_room {
                 tracing::info!(shard = self.number, "the log has room again");
             } else {
-                tracing::error!(shard = self.number, "the log has no room: writes answer DISK_FULL until there is space");
+                tracing::error!(
+                    shard = self.number,
+                    "the log has no room: writes answer DISK_FULL until there is space"
+                );
             }
         }
         Ok(())

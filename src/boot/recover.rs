@@ -63,8 +63,9 @@ pub(super) fn shard(
     .map_err(|error| recovery_failed(number, error))?;
     let recovered = &log.recovered;
     tracing::info!(shard = number, batches = replayed, tail = ?recovered.tail, "log read back");
-    let mut image: ShardImage =
-        builder.finish(recovered.last_sequence).map_err(|error| damaged(format!("{}: {error}", path.display())))?;
+    let mut image: ShardImage = builder
+        .finish(recovered.last_sequence)
+        .map_err(|error| damaged(format!("{}: {error}", path.display())))?;
     if tuning.wal.sync != WalSync::Always {
         // What was acknowledged and not synced may be gone: versions must never name two histories.
         image.epoch = later_epoch(image.epoch);

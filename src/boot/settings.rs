@@ -112,11 +112,7 @@ pub(super) fn front(tuning: &Tuning) -> FrontSettings {
 
 /// The settings of a router.
 pub(super) fn router(tuning: &Tuning) -> RouterSettings {
-    RouterSettings {
-        limits: limits(tuning),
-        debug_faults: tuning.debug.faults,
-        ..RouterSettings::default()
-    }
+    RouterSettings { limits: limits(tuning), debug_faults: tuning.debug.faults, ..RouterSettings::default() }
 }
 
 /// What clients may ask for.

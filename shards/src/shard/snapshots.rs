@@ -98,7 +98,7 @@ impl Shard {
         }
         let Some(run) = &mut self.snapshots.run else { return false };
         let Stage::Writing(writer) = &mut run.stage else { return false };
-        let elapsed_ms = self.now.0 - self.snapshots.begun_at.0;
+        let elapsed_ms = self.now.0.saturating_sub(self.snapshots.begun_at.0);
         let rate = self.config.snapshot_bytes_per_s_max;
         let is_early = rate > 0 && run.bytes > IN_FLIGHT_BYTES_MAX + rate.saturating_mul(elapsed_ms) / 1000;
         if run.in_flight_bytes >= IN_FLIGHT_BYTES_MAX || is_early {
@@ -153,13 +153,12 @@ impl Shard {
 
     fn snapshot_is_due(&self) -> bool {
         let snapshots = &self.snapshots;
-        let asked = !snapshots.next_waiters.is_empty();
-        let is_long =
-            snapshots.log_bytes >= self.config.snapshot_log_bytes && self.applied > snapshots.kept_index;
-        self.is_ready
-            && self.config.floor != Floor::Off
-            && self.now >= snapshots.not_before
-            && asked
+        let every_ms = self.config.snapshot_every_ms;
+        let is_old = every_ms > 0 && self.now.0.saturating_sub(snapshots.begun_at.0) >= every_ms;
+        let is_long = snapshots.log_bytes >= self.config.snapshot_log_bytes;
+        let has_changes = self.applied > snapshots.kept_index;
+        let is_wanted = !snapshots.next_waiters.is_empty() || (has_changes && (is_old || is_long));
+        is_wanted && self.is_ready && self.config.floor != Floor::Off && self.now >= snapshots.not_before
     }
 
     fn begin_snapshot(&mut self, with_faults: bool, effects: &mut Effects) {

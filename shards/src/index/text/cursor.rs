@@ -1,0 +1,312 @@
+//! A cursor over one term's postings in one part, block by block, for sealed segments and tails alike.
+
+use super::super::codec::{put_varint, skip_varints, varint_at};
+use super::segment::{ANY_BOUNDS, BLOCK, Bounds, NO_BOUNDS, SealedList};
+use super::tail::TailReader;
+use bitpacking::{BitPacker, BitPacker4x};
+
+/// The document of a cursor that has come to its end.
+pub(crate) const END: u32 = u32::MAX;
+
+/// Stands on one posting at a time. Documents rise.
+pub(crate) struct Cursor<'a> {
+    documents: [u32; BLOCK],
+    frequencies: [u32; BLOCK],
+    at: usize,
+    length: usize,
+    source: Source<'a>,
+}
+
+enum Source<'a> {
+    Sealed(Sealed<'a>),
+    Tail(TailSource<'a>),
+}
+
+struct Sealed<'a> {
+    list: SealedList<'a>,
+    packer: BitPacker4x,
+    /// The block that is unpacked.
+    block: u32,
+    /// From here on [`Cursor::bounds_until`] looks at blocks.
+    bound_block: u32,
+    /// Byte where the positions of posting `position_index` begin.
+    position_at: usize,
+    position_index: usize,
+}
+
+struct TailSource<'a> {
+    reader: TailReader<'a>,
+    /// Documents from here on came after the view.
+    documents_end: u32,
+    /// Positions of the block, of all postings, one after another.
+    positions: Vec<u32>,
+    starts: Vec<u32>,
+    wants_positions: bool,
+}
+
+impl<'a> Cursor<'a> {
+    pub(crate) fn sealed(list: SealedList<'a>) -> Self {
+        let sealed =
+            Sealed { list, packer: BitPacker4x::new(), block: 0, bound_block: 0, position_at: 0, position_index: 0 };
+        Self::new(Source::Sealed(sealed))
+    }
+
+    pub(crate) fn tail(reader: TailReader<'a>, documents_end: u32, wants_positions: bool) -> Self {
+        let tail = TailSource { reader, documents_end, positions: Vec::new(), starts: Vec::new(), wants_positions };
+        Self::new(Source::Tail(tail))
+    }
+
+    fn new(source: Source<'a>) -> Self {
+        let mut cursor = Self { documents: [0; BLOCK], frequencies: [0; BLOCK], at: 0, length: 0, source };
+        match &mut cursor.source {
+            Source::Sealed(_) => cursor.load(0),
+            Source::Tail(_) => cursor.load_tail(),
+        }
+        cursor
+    }
+
+    /// Unpacks a sealed block; past the last one the cursor is at its end.
+    fn load(&mut self, block: u32) {
+        let Source::Sealed(sealed) = &mut self.source else { return };
+        sealed.block = block;
+        self.at = 0;
+        self.length = if block > sealed.list.blocks { 0 } else { sealed.list.block_length(block) };
+        if self.length > 0 {
+            sealed.list.read_block(sealed.packer, block, &mut self.documents, &mut self.frequencies);
+            sealed.position_at = sealed.list.positions_of(block);
+            sealed.position_index = 0;
+        }
+    }
+
+    fn load_tail(&mut self) {
+        let Source::Tail(tail) = &mut self.source else { return };
+        self.at = 0;
+        self.length = 0;
+        tail.positions.clear();
+        tail.starts.clear();
+        while self.length < BLOCK {
+            let Some((document, frequency)) = tail.reader.next_posting() else { return };
+            if document >= tail.documents_end {
+                tail.documents_end = 0;
+                return;
+            }
+            self.documents[self.length] = document;
+            self.frequencies[self.length] = frequency;
+            self.length += 1;
+            tail.starts.push(tail.positions.len() as u32);
+            let mut position = 0;
+            for _ in 0..frequency {
+                let distance = tail.reader.varint();
+                if tail.wants_positions {
+                    position += distance;
+                    tail.positions.push(position);
+                }
+            }
+        }
+    }
+
+    fn load_next(&mut self) {
+        match &self.source {
+            Source::Sealed(sealed) => self.load(sealed.block + 1),
+            Source::Tail(_) => self.load_tail(),
+        }
+    }
+
+    /// The document that the cursor stands on, or [`END`].
+    #[inline]
+    pub(crate) fn document(&self) -> u32 {
+        if self.at < self.length { self.documents[self.at] } else { END }
+    }
+
+    /// How often the term stands in the document.
+    #[inline]
+    pub(crate) fn frequency(&self) -> u32 {
+        self.frequencies[self.at]
+    }
+
+    /// Moves to the next posting.
+    #[inline]
+    pub(crate) fn step(&mut self) {
+        self.at += 1;
+        if self.at >= self.length && self.length > 0 {
+            self.load_next();
+        }
+    }
+
+    /// Moves to the first posting at or after `document`.
+    #[inline]
+    pub(crate) fn advance(&mut self, document: u32) {
+        if self.document() >= document {
+            return;
+        }
+        if self.documents[self.length - 1] < document {
+            self.load_containing(document);
+            if self.length == 0 {
+                return;
+            }
+        }
+        let rest = &self.documents[self.at..self.length];
+        self.at += rest.partition_point(|other| *other < document);
+        if self.at >= self.length {
+            self.load_next();
+        }
+    }
+
+    /// Loads the block whose last document is the first at or after `document`.
+    fn load_containing(&mut self, document: u32) {
+        match &self.source {
+            Source::Sealed(sealed) => {
+                let (mut low, mut high) = (sealed.block + 1, sealed.list.blocks);
+                while low < high {
+                    let middle = low + (high - low) / 2;
+                    if sealed.list.last_document(middle) < document { low = middle + 1 } else { high = middle }
+                }
+                self.load(low);
+            }
+            Source::Tail(_) => {
+                while self.length > 0 && self.documents[self.length - 1] < document {
+                    self.load_tail();
+                }
+            }
+        }
+    }
+
+    /// The unpacked postings from the cursor on, up to documents below `end`; the cursor moves past them. Empty when the
+    /// cursor stands at or beyond `end`.
+    #[inline]
+    pub(crate) fn take_below(&mut self, end: u32) -> Taken {
+        let rest = &self.documents[self.at..self.length];
+        let count = if rest.last().is_some_and(|last| *last < end) {
+            rest.len()
+        } else {
+            rest.partition_point(|document| *document < end)
+        };
+        Taken { from: self.at, to: self.at + count }
+    }
+
+    /// The postings of [`Cursor::take_below`].
+    #[inline]
+    pub(crate) fn taken(&self, taken: Taken) -> impl Iterator<Item = (u32, u32)> + '_ {
+        let range = taken.from..taken.to;
+        self.documents[range.clone()].iter().copied().zip(self.frequencies[range].iter().copied())
+    }
+
+    /// Moves past what was taken.
+    #[inline]
+    pub(crate) fn pass(&mut self, taken: Taken) {
+        self.at = taken.to;
+        if self.at >= self.length && self.length > 0 {
+            self.load_next();
+        }
+    }
+
+    /// Bounds over every posting from document `from` to below `end`, in amortised constant time for rising calls; `None`
+    /// if there is none.
+    pub(crate) fn bounds_until(&mut self, from: u32, end: u32) -> Option<Bounds> {
+        let here = self.document();
+        if here >= end {
+            return None;
+        }
+        match &mut self.source {
+            Source::Sealed(sealed) => {
+                let list = &sealed.list;
+                if list.blocks == 0 {
+                    return Some(list.bounds(0));
+                }
+                let mut block = sealed.bound_block.max(sealed.block);
+                while block < list.blocks && list.last_document(block) < from {
+                    block += 1;
+                }
+                sealed.bound_block = block;
+                let mut bounds = NO_BOUNDS;
+                loop {
+                    if block == list.blocks {
+                        if list.block_length(block) > 0 {
+                            bounds.widen(ANY_BOUNDS);
+                        }
+                        break;
+                    }
+                    bounds.widen(list.bounds(block));
+                    if list.last_document(block) >= end - 1 {
+                        break;
+                    }
+                    block += 1;
+                }
+                (bounds != NO_BOUNDS).then_some(bounds)
+            }
+            Source::Tail(_) => Some(ANY_BOUNDS),
+        }
+    }
+
+    /// Reads the term's positions in the document.
+    pub(crate) fn positions(&mut self, out: &mut Vec<u32>) {
+        out.clear();
+        let frequency = self.frequencies[self.at];
+        match &mut self.source {
+            Source::Sealed(sealed) => {
+                sealed.seek_positions(self.at, &self.frequencies);
+                let stream = sealed.list.position_stream();
+                let mut position = 0;
+                for _ in 0..frequency {
+                    position += varint_at(stream, &mut sealed.position_at);
+                    out.push(position);
+                }
+                sealed.position_index = self.at + 1;
+            }
+            Source::Tail(tail) => {
+                assert!(tail.wants_positions, "a cursor that reads positions is made for it");
+                let start = tail.starts[self.at] as usize;
+                out.extend_from_slice(&tail.positions[start..start + frequency as usize]);
+            }
+        }
+    }
+
+    /// Appends the term's positions in the document as varint distances.
+    pub(crate) fn copy_positions(&mut self, out: &mut Vec<u8>) {
+        let frequency = self.frequencies[self.at];
+        match &mut self.source {
+            Source::Sealed(sealed) => {
+                sealed.seek_positions(self.at, &self.frequencies);
+                let start = sealed.position_at;
+                let stream = sealed.list.position_stream();
+                skip_varints(stream, &mut sealed.position_at, frequency);
+                out.extend_from_slice(&stream[start..sealed.position_at]);
+                sealed.position_index = self.at + 1;
+            }
+            Source::Tail(tail) => {
+                let start = tail.starts[self.at] as usize;
+                let mut before = 0;
+                for position in &tail.positions[start..start + frequency as usize] {
+                    put_varint(out, position - before);
+                    before = *position;
+                }
+            }
+        }
+    }
+}
+
+impl Sealed<'_> {
+    /// Moves the position stream to the posting `index` of the block.
+    fn seek_positions(&mut self, index: usize, frequencies: &[u32; BLOCK]) {
+        if self.position_index > index {
+            self.position_at = self.list.positions_of(self.block);
+            self.position_index = 0;
+        }
+        let skipped: u32 = frequencies[self.position_index..index].iter().sum();
+        skip_varints(self.list.position_stream(), &mut self.position_at, skipped);
+        self.position_index = index;
+    }
+}
+
+/// A run of unpacked postings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Taken {
+    from: usize,
+    to: usize,
+}
+
+impl Taken {
+    pub(crate) fn len(self) -> usize {
+        self.to - self.from
+    }
+}

@@ -1,0 +1,142 @@
+//! What a query sees of one part of the index, be it a sealed segment or a tail up to a length.
+
+use super::bitmap::Bitmap;
+use super::cursor::Cursor;
+use super::dictionary::FieldId;
+use super::segment::{DocumentRecord, Packed, Segment};
+use super::tail::Tail;
+use std::cell::{Ref, RefCell};
+use std::rc::Rc;
+
+/// The documents and postings of a part.
+#[derive(Clone, Debug)]
+pub(crate) enum Body {
+    /// Appended to, or waiting to be sealed.
+    Tail(Rc<RefCell<Tail>>),
+    /// Immutable.
+    Sealed(Rc<Segment>),
+}
+
+/// A part as one view sees it: its body, how many documents of it, and which of them are dead.
+#[derive(Clone, Debug)]
+pub(crate) struct PartView {
+    pub(crate) id: u32,
+    pub(crate) body: Body,
+    pub(crate) documents: u32,
+    pub(crate) dead: Rc<Bitmap>,
+}
+
+/// A part opened for reading.
+pub(crate) enum Open<'a> {
+    Tail(Ref<'a, Tail>, u32),
+    Sealed(&'a Segment),
+}
+
+/// Lengths of the documents in one field.
+#[derive(Clone, Copy)]
+pub(crate) enum Lengths<'a> {
+    None,
+    Packed(&'a Packed),
+    Plain(&'a [u32]),
+}
+
+impl Lengths<'_> {
+    #[inline]
+    pub(crate) fn get(self, document: u32) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::Packed(packed) => packed.get(document),
+            Self::Plain(plain) => plain.get(document as usize).copied().unwrap_or(0),
+        }
+    }
+}
+
+impl Body {
+    pub(crate) fn open(&self, documents: u32) -> Open<'_> {
+        match self {
+            Self::Tail(tail) => Open::Tail(tail.borrow(), documents),
+            Self::Sealed(segment) => Open::Sealed(segment),
+        }
+    }
+
+    pub(crate) fn documents(&self) -> u32 {
+        match self {
+            Self::Tail(tail) => tail.borrow().documents(),
+            Self::Sealed(segment) => segment.documents(),
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Tail(tail) => tail.borrow().bytes(),
+            Self::Sealed(segment) => segment.bytes(),
+        }
+    }
+
+    /// Calls `then` with a document's record.
+    pub(crate) fn with_record<T>(&self, document: u32, then: impl FnOnce(DocumentRecord<'_>) -> T) -> T {
+        match self {
+            Self::Tail(tail) => then(tail.borrow().record(document)),
+            Self::Sealed(segment) => then(segment.record(document)),
+        }
+    }
+
+    /// A document's length in a field.
+    pub(crate) fn length(&self, field: FieldId, document: u32) -> u32 {
+        match self {
+            Self::Tail(tail) => tail.borrow().length(field, document),
+            Self::Sealed(segment) => segment.column(field).map_or(0, |column| column.lengths.get(document)),
+        }
+    }
+}
+
+impl Open<'_> {
+    pub(crate) fn documents(&self) -> u32 {
+        match self {
+            Self::Tail(_, documents) => *documents,
+            Self::Sealed(segment) => segment.documents(),
+        }
+    }
+
+    pub(crate) fn key(&self, document: u32) -> &[u8] {
+        match self {
+            Self::Tail(tail, _) => tail.record(document).key(),
+            Self::Sealed(segment) => segment.record(document).key(),
+        }
+    }
+
+    pub(crate) fn cursor(&self, term: u32, wants_positions: bool) -> Option<Cursor<'_>> {
+        match self {
+            Self::Tail(tail, documents) => Some(Cursor::tail(tail.postings(term)?, *documents, wants_positions)),
+            Self::Sealed(segment) => Some(Cursor::sealed(segment.postings(term)?)),
+        }
+    }
+
+    pub(crate) fn lengths(&self, field: FieldId) -> Lengths<'_> {
+        match self {
+            Self::Tail(tail, _) => match tail.columns().iter().find(|column| column.field == field) {
+                Some(column) => Lengths::Plain(&column.lengths),
+                None => Lengths::None,
+            },
+            Self::Sealed(segment) => segment.column(field).map_or(Lengths::None, |c| Lengths::Packed(&c.lengths)),
+        }
+    }
+
+    /// Norms of the documents in the whole value; documents beyond the end have none.
+    pub(crate) fn norms(&self) -> &[f32] {
+        match self {
+            Self::Tail(tail, _) => match tail.columns().iter().find(|column| column.field == 0) {
+                Some(column) => &column.norms,
+                None => &[],
+            },
+            Self::Sealed(segment) => segment.column(0).map_or(&[][..], |column| &column.norms),
+        }
+    }
+
+    pub(crate) fn vectors(&self) -> &[i8] {
+        match self {
+            Self::Tail(tail, _) => tail.vectors(),
+            Self::Sealed(segment) => &segment.vectors,
+        }
+    }
+}

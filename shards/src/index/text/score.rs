@@ -1,0 +1,185 @@
+//! Scores: BM25 and lnc.ltc cosine, in fixed point so that any order of summing agrees.
+//!
+//! A term's contribution to a document's score is computed in `f64` from the document's own integers and the query's
+//! global figures, rounded to a multiple of 2^-24 and held as `i64`. Every shard therefore comes to the same sums. `ln` and
+//! `sqrt` are `libm`'s or exact by IEEE 754, so every machine does too.
+//!
+//! BM25 is Robertson's with k1 = 1.2, b = 0.75, exact document lengths and Lucene's never negative
+//! idf = ln(1 + (N - df + 0.5) / (df + 0.5)); N counts documents with at least one token in the field.
+//! lnc.ltc (Salton's SMART notation): document (1 + ln tf) / norm, query (1 + ln tf) ln(N / df) / norm.
+
+use super::segment::Bounds;
+use std::sync::LazyLock;
+
+/// Fraction bits of a score.
+pub const SCORE_BITS: u32 = 24;
+const ONE: f64 = (1u64 << SCORE_BITS) as f64;
+const K1: f64 = 1.2;
+const B: f64 = 0.75;
+
+/// A score or similarity as clients see it.
+pub fn to_float(score: i64) -> f64 {
+    score as f64 / ONE
+}
+
+/// Rounds a value that is not negative to a fixed-point score.
+#[inline]
+pub(crate) fn to_fixed(value: f64) -> i64 {
+    (value * ONE + 0.5) as i64
+}
+
+/// Lucene's idf.
+pub(crate) fn bm25_idf(documents: u64, document_frequency: u64) -> f64 {
+    let documents = documents.max(document_frequency) as f64;
+    let frequency = document_frequency as f64;
+    libm::log(1.0 + (documents - frequency + 0.5) / (frequency + 0.5))
+}
+
+/// ln(N / df): the idf of the cosine.
+pub(crate) fn cosine_idf(documents: u64, document_frequency: u64) -> f64 {
+    if document_frequency == 0 {
+        return 0.0;
+    }
+    libm::log(documents.max(document_frequency) as f64 / document_frequency as f64)
+}
+
+static LOGARITHMS: LazyLock<[f64; 256]> = LazyLock::new(|| std::array::from_fn(|n| 1.0 + libm::log(n.max(1) as f64)));
+
+/// 1 + ln tf.
+#[inline]
+pub(crate) fn document_weight(frequency: u32) -> f64 {
+    match LOGARITHMS.get(frequency as usize) {
+        Some(weight) => *weight,
+        None => 1.0 + libm::log(f64::from(frequency)),
+    }
+}
+
+/// The Euclidean norm of a document's weights, from its term frequencies in any order.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Norm {
+    /// Sum of squares in units of 2^-24: integers, so that the order does not matter.
+    squares: u64,
+}
+
+impl Norm {
+    #[inline]
+    pub(crate) fn add(&mut self, frequency: u32) {
+        let weight = document_weight(frequency);
+        self.squares += to_fixed(weight * weight) as u64;
+    }
+
+    pub(crate) fn value(self) -> f32 {
+        (self.squares as f64 / ONE).sqrt() as f32
+    }
+}
+
+/// The next `f32` at or above `value`.
+pub(crate) fn round_up(value: f64) -> f32 {
+    let near = value as f32;
+    if f64::from(near) < value { near.next_up() } else { near }
+}
+
+/// What a query term adds to a document.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Weigher {
+    /// BM25 with the idf, the boost, (k1 + 1) and 2^24 in `weight`; the length norm is `base + slope * length`.
+    Bm25 {
+        /// Upper limit of the contribution, in fixed point.
+        weight: f64,
+        base: f64,
+        slope: f64,
+    },
+    /// Cosine with the query's normalised weight times 2^24.
+    Cosine { weight: f64 },
+}
+
+impl Weigher {
+    /// `weight` is boost times idf.
+    pub(crate) fn bm25(weight: f64, documents: u64, total_length: u64) -> Self {
+        let average = if documents == 0 { 1.0 } else { total_length as f64 / documents as f64 };
+        let slope = if average > 0.0 { K1 * B / average } else { 0.0 };
+        Self::Bm25 { weight: weight * (K1 + 1.0) * ONE, base: K1 * (1.0 - B), slope }
+    }
+
+    /// `weight` is the query's normalised weight of the term.
+    pub(crate) fn cosine(weight: f64) -> Self {
+        Self::Cosine { weight: weight * ONE }
+    }
+
+    pub(crate) fn is_cosine(self) -> bool {
+        matches!(self, Self::Cosine { .. })
+    }
+
+    /// BM25 of a document of `length` tokens that holds the term `frequency` times (a fraction for sloppy phrases).
+    #[inline]
+    pub(crate) fn by_length(self, frequency: f64, length: u32) -> i64 {
+        match self {
+            Self::Bm25 { weight, base, slope } => {
+                (frequency * weight / (frequency + (base + slope * f64::from(length))) + 0.5) as i64
+            }
+            Self::Cosine { .. } => 0,
+        }
+    }
+
+    /// Cosine part of a document with this norm.
+    #[inline]
+    pub(crate) fn by_norm(self, frequency: u32, norm: f32) -> i64 {
+        match self {
+            Self::Cosine { weight } if norm > 0.0 => {
+                (weight * (document_weight(frequency) / f64::from(norm)) + 0.5) as i64
+            }
+            _ => 0,
+        }
+    }
+
+    /// A score that no posting within `bounds` exceeds.
+    pub(crate) fn bound(self, bounds: Bounds) -> i64 {
+        match self {
+            Self::Bm25 { weight, base, slope } => {
+                let frequency = f64::from(bounds.frequency_max);
+                let length = f64::from(bounds.length_min);
+                // One more than the rounded value: floating point may misplace the last unit between two postings.
+                ((frequency * weight / (frequency + (base + slope * length))).min(weight) + 0.5) as i64 + 1
+            }
+            // (1 + ln tf) / norm is at most 1: the norm is that of a vector with this component.
+            Self::Cosine { weight } => (weight * f64::from(bounds.weight_max).min(1.000_001) + 0.5) as i64 + 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::segment::ANY_BOUNDS;
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn textbook_values() {
+        let weigher = Weigher::bm25(bm25_idf(1000, 10), 1000, 50_000);
+        let idf = (1.0f64 + 990.5 / 10.5).ln();
+        let expected = idf * 3.0 * 2.2 / (3.0 + 1.2 * (0.25 + 0.75 * 80.0 / 50.0));
+        assert!((to_float(weigher.by_length(3.0, 80)) - expected).abs() < 1e-6);
+        assert!((cosine_idf(100, 10) - 10f64.ln()).abs() < 1e-12);
+        let mut norm = Norm::default();
+        norm.add(1);
+        norm.add(3);
+        assert!((f64::from(norm.value()) - (1.0 + (1.0 + 3f64.ln()).powi(2)).sqrt()).abs() < 1e-6);
+    }
+
+    proptest! {
+        #[test]
+        fn bounds_hold(weight in 0.0f64..20.0, average in 1u64..2000, frequency in 1u32..400, length in 1u32..5000, more in 0u32..300, less in 0u32..5000) {
+            let weigher = Weigher::bm25(weight, 10, average * 10);
+            let score = weigher.by_length(f64::from(frequency), length);
+            let bounds = Bounds { frequency_max: frequency + more, length_min: length.saturating_sub(less), weight_max: 0.0 };
+            prop_assert!(score <= weigher.bound(bounds));
+            prop_assert!(score <= weigher.bound(ANY_BOUNDS));
+            let weigher = Weigher::cosine(weight);
+            let norm = (document_weight(frequency) * (1.0 + f64::from(more) / 7.0)) as f32;
+            let weight_max = round_up(document_weight(frequency) / f64::from(norm));
+            let bounds = Bounds { frequency_max: 1, length_min: 1, weight_max };
+            prop_assert!(weigher.by_norm(frequency, norm) <= weigher.bound(bounds));
+            prop_assert!(weigher.by_norm(frequency, norm) <= weigher.bound(ANY_BOUNDS));
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! The best k hits seen so far, by score, ties by key.
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
+/// A document and its score.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hit {
+    /// In units of 2^-24.
+    pub score: i64,
+    /// The document's key.
+    pub key: Box<[u8]>,
+}
+
+impl Ord for Hit {
+    /// Orders the better hit first: higher score, then lower key.
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.score.cmp(&self.score).then_with(|| self.key.cmp(&other.key))
+    }
+}
+
+impl PartialOrd for Hit {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// Keeps the best `limit` hits; the worst of them is on top of the heap.
+#[derive(Clone, Debug)]
+pub(crate) struct Top {
+    heap: BinaryHeap<Hit>,
+    limit: usize,
+}
+
+impl Top {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { heap: BinaryHeap::with_capacity(limit.min(1024) + 1), limit }
+    }
+
+    /// A hit below this score cannot get in.
+    #[inline]
+    pub(crate) fn threshold(&self) -> i64 {
+        if self.heap.len() < self.limit { i64::MIN } else { self.heap.peek().map_or(i64::MAX, |worst| worst.score) }
+    }
+
+    /// Whether a hit would get in.
+    #[inline]
+    pub(crate) fn admits(&self, score: i64, key: &[u8]) -> bool {
+        if self.heap.len() < self.limit {
+            return true;
+        }
+        self.heap.peek().is_some_and(|worst| score > worst.score || (score == worst.score && *key < *worst.key))
+    }
+
+    /// Adds a hit that is admitted.
+    pub(crate) fn push(&mut self, score: i64, key: &[u8]) {
+        if self.heap.len() == self.limit {
+            self.heap.pop();
+        }
+        self.heap.push(Hit { score, key: key.into() });
+    }
+
+    /// The hits, best first.
+    pub(crate) fn into_sorted(self) -> Vec<Hit> {
+        self.heap.into_sorted_vec()
+    }
+}
