@@ -140,6 +140,7 @@ impl Driver {
             self.step()?;
             self.perform()?;
         }
+        self.has_more_work |= self.shard.has_work();
         if self.has_more_work || is_tick {
             self.work()?;
             busy |= self.has_more_work;

@@ -55,7 +55,8 @@ fn read_documents(files: &[&str]) -> Outcome<Vec<(String, String)>> {
                 let offset = parts.next().unwrap_or("");
                 let words: Vec<&str> = parts.skip(2).collect();
                 let count = usize::from_str_radix(words.first().unwrap_or(&"0"), 16)?;
-                let lemmas: Vec<String> = words[1..].iter().step_by(2).take(count).map(|word| word.replace('_', " ")).collect();
+                let lemmas: Vec<String> =
+                    words[1..].iter().step_by(2).take(count).map(|word| word.replace('_', " ")).collect();
                 let text = format!("{} {}", lemmas.join(", "), gloss.trim());
                 documents.push((format!("wn:{name}:{offset}"), serde_json::to_string(&text)?));
             }
@@ -115,7 +116,11 @@ fn throughput(files: &[&str]) -> Outcome<()> {
         index.work(&mut Units::new(20_000));
         longest = longest.max(step.elapsed());
     }
-    println!("rest of merging: {:?}, longest step of 20,000 units {longest:?}, {} parts", start.elapsed(), index.parts());
+    println!(
+        "rest of merging: {:?}, longest step of 20,000 units {longest:?}, {} parts",
+        start.elapsed(),
+        index.parts()
+    );
     let bytes = index.bytes();
     println!("index: {:.1} MB, {:.2} of the text", bytes as f64 / 1e6, bytes as f64 / text as f64);
     println!("{}", index.report());
@@ -139,7 +144,11 @@ fn throughput(files: &[&str]) -> Outcome<()> {
     ] {
         measure(&index, name, &queries);
     }
-    measure_cosine(&index, "cosine, ten terms", "a large animal living in the water of rivers and lakes with long tail and sharp teeth");
+    measure_cosine(
+        &index,
+        "cosine, ten terms",
+        "a large animal living in the water of rivers and lakes with long tail and sharp teeth",
+    );
     updates(&mut index, &documents);
     Ok(())
 }
@@ -205,7 +214,10 @@ fn updates(index: &mut TextIndex, documents: &[(String, String)]) {
     let count = documents.len().div_ceil(5).min(20_000);
     let rate = count as f64 / start.elapsed().as_secs_f64();
     let (middle, high) = median(times);
-    println!("updates with searches: {rate:.0} updates/s, three mixed p50 {middle:?} p99 {high:?}, {} parts", index.parts());
+    println!(
+        "updates with searches: {rate:.0} updates/s, three mixed p50 {middle:?} p99 {high:?}, {} parts",
+        index.parts()
+    );
 }
 
 fn relevance(directory: &Path, shards: usize) -> Outcome<()> {
@@ -244,7 +256,9 @@ fn relevance(directory: &Path, shards: usize) -> Outcome<()> {
 fn search_all(indexes: &[TextIndex], query: &CompiledQuery, model: Model) -> Vec<String> {
     let pinned: Vec<(View, Stats)> = indexes.iter().map(|index| index.pin(query)).collect();
     let mut stats = pinned[0].1.clone();
-    pinned[1..].iter().for_each(|(_, more)| stats.merge(more, query).expect("all shards have the same query"));
+    pinned[1..]
+        .iter()
+        .for_each(|(_, more)| stats.merge(more, query).expect("all shards have the same query"));
     let lists = pinned.into_iter().map(|(view, _)| run(view, query, &stats, model, 10)).collect();
     let hits = merge_hits(lists, 0, 10);
     hits.into_iter().map(|hit| String::from_utf8_lossy(&hit.key).into_owned()).collect()
@@ -262,7 +276,11 @@ fn ndcg(run: &HashMap<String, Vec<String>>, grades: &HashMap<String, HashMap<Str
         let gain = |n: usize, grade: f64| grade / ((n + 2) as f64).log2();
         let best: f64 = ideal.iter().take(10).enumerate().map(|(n, grade)| gain(n, *grade)).sum();
         let found = run.get(query).map_or(&[][..], |hits| &hits[..]);
-        let own: f64 = found.iter().enumerate().map(|(n, key)| gain(n, relevant.get(key).copied().unwrap_or(0.0).max(0.0))).sum();
+        let own: f64 = found
+            .iter()
+            .enumerate()
+            .map(|(n, key)| gain(n, relevant.get(key).copied().unwrap_or(0.0).max(0.0)))
+            .sum();
         sum += own / best;
         count += 1;
     }

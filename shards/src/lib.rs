@@ -6,6 +6,7 @@
 //! a clock, or let the order of a randomly seeded map reach a reply, a log record or a snapshot.
 
 pub mod batch;
+pub mod catalog;
 pub mod command;
 pub mod consensus;
 pub mod effect;

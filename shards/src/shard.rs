@@ -14,15 +14,18 @@ mod outbox;
 mod pending;
 mod propose;
 mod reads;
+pub mod searches;
 mod snapshots;
 mod transact;
 
+use crate::catalog::Catalog;
 use crate::command::answer::Failure;
 use crate::command::record::Malformed;
 use crate::consensus::group::{Append, ConsensusError, Group, Restored};
 use crate::effect::Effects;
 use crate::event::{DiskFigures, Event};
 use crate::ids::{GroupId, Millis, Sequence, Slot};
+use crate::index::set::IndexSet;
 use crate::state::State;
 use crate::txn::coordinator::Coordinator;
 use crate::txn::locks::Locks;
@@ -110,7 +113,7 @@ impl ShardConfig {
 }
 
 /// What a shard starts from.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct ShardImage {
     /// Consensus: hard state, snapshot index and the entries after it.
     pub group: Restored,
@@ -126,6 +129,10 @@ pub struct ShardImage {
     pub history: VecDeque<(u64, Sequence)>,
     /// Bytes of the log's batches.
     pub log_bytes: u64,
+    /// The index catalogue as of the snapshot.
+    pub catalog: Catalog,
+    /// The indexes as of the snapshot.
+    pub indexes: IndexSet,
 }
 
 /// The shard cannot go on: the process stops by this name.
@@ -224,6 +231,7 @@ pub struct Shard {
     next_ticket: u32,
     expiry: expiry::Expiry,
     snapshots: snapshots::Snapshots,
+    searches: searches::Searches,
 
     counters: ShardCounters,
     disk: DiskFigures,
@@ -252,7 +260,7 @@ impl Shard {
     pub fn restore(config: ShardConfig, image: ShardImage, now: Millis) -> Result<Self, ShardFault> {
         assert!((1..=crate::command::entry::COMMANDS_MAX).contains(&config.entry_commands_max));
         assert!(config.commits_in_flight_max > 0, "a log without a batch in flight never moves");
-        let ShardImage { group, state, txns, stamp, epoch, history, log_bytes } = image;
+        let ShardImage { group, state, txns, stamp, epoch, history, log_bytes, catalog, indexes } = image;
         let (applied, applied_term) = (group.snapshot_index, group.snapshot_term);
         let durable = group.sequence;
         let group = Group::restore(group, config.floor == Floor::Always)?;
@@ -292,6 +300,7 @@ impl Shard {
             tickets: BTreeMap::new(),
             next_ticket: 0,
             expiry: expiry::Expiry::default(),
+            searches: searches::Searches { catalog, indexes, ..searches::Searches::default() },
             snapshots: snapshots::Snapshots::restored(applied, log_bytes, now),
             counters: ShardCounters::default(),
             disk: DiskFigures::default(),
@@ -338,9 +347,15 @@ impl Shard {
     pub fn work(&mut self, now: Millis, units: usize, effects: &mut Effects) -> Result<Left, ShardFault> {
         self.now = self.now.max(now);
         self.expire_some(units);
-        let more = self.snapshot_some(effects);
+        let searching = self.search_some(effects);
+        let more = self.snapshot_some(effects) || searching;
         self.advance(effects)?;
         Ok(if more { Left::More } else { Left::Nothing })
+    }
+
+    /// Whether [`Shard::work`] would find something to do now.
+    pub fn has_work(&self) -> bool {
+        self.has_search_work()
     }
 
     /// Whether nothing is under way: every request is answered, every transaction finished.
@@ -395,6 +410,7 @@ impl Shard {
     fn tick(&mut self, effects: &mut Effects) {
         self.group.tick();
         self.give_up_late(effects);
+        self.give_up_searches(effects);
         if self.is_ready {
             let mut actions = Vec::new();
             self.coordinator.tick(self.now, &mut actions);

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `mod` | the way of a request on one key, and the front's interface |
 //! | `plan` | every other command: its class, and whether it is answered, sent or gathered |
+//! | `search` | what the commands of the index engine ask of shards |
 //! | `answers` | what the router answers itself |
 //! | `replies` | what comes back from shards, and deadlines of gathers |
 //! | `calls` | the gathers under way |
@@ -20,6 +21,7 @@ mod calls;
 mod facts;
 mod plan;
 mod replies;
+mod search;
 #[cfg(test)]
 mod tests;
 

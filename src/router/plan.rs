@@ -4,14 +4,19 @@
 
 use super::answers;
 use super::calls::GatherId;
+use super::search;
 use super::{Asked, Router, WaitingCall, client_token, push};
 use crate::front::{Class, Handled, LineAt};
 use shards::batch::ReplyKind;
 use shards::command::encode;
 use shards::gather::bulk_get::BulkGet;
+use shards::gather::catalog::CatalogChange;
 use shards::gather::delete_prefix::DeletePrefix;
 use shards::gather::info::{Info, Shape};
+use shards::gather::list_indexes::ListIndexes;
+use shards::gather::query_index::QueryIndex;
 use shards::gather::scan::Scan;
+use shards::gather::search::Search;
 use shards::gather::snapshot::Snapshot;
 use shards::gather::topology::Topology;
 use shards::gather::{Call, Gather, Step};
@@ -133,8 +138,22 @@ impl Router {
         asked: &Asked<'l>,
         command: &Command<'_>,
     ) -> Handled<'l> {
-        let text = format!("{} is not available: this server runs without indexes", command.name());
-        self.fail(at, asked.id, Code::UnsupportedInMode, &text)
+        match search::plan(command) {
+            Ok(search::Plan::Search { ask, offset, top_k, flags }) => {
+                self.gather(at, asked, Class::ScatterRead, |topology| {
+                    Search::start(topology, ask, offset, top_k, flags)
+                })
+            }
+            Ok(search::Plan::Query(query)) => {
+                self.gather(at, asked, Class::ScatterRead, |topology| QueryIndex::start(topology, query))
+            }
+            Ok(search::Plan::List) => self.gather(at, asked, Class::ScatterRead, ListIndexes::start),
+            Ok(search::Plan::Change(change)) => {
+                let class = barrier(at);
+                self.gather(at, asked, class, |topology| CatalogChange::start(topology, &change))
+            }
+            Err((code, text)) => self.fail(at, asked.id, code, &text),
+        }
     }
 
     /// HELLO: waits for everything before it, then sets the connection up anew.

@@ -52,6 +52,8 @@ pub enum Op {
     Catalog = 14,
     /// Store the reply of a multi-step command for its retries.
     Remember = 15,
+    /// Change the index catalogue, at the group that owns it.
+    CatalogEdit = 16,
 
     /// Read a value.
     Get = 64,
@@ -82,8 +84,6 @@ pub enum Op {
     DeletePrefix = 97,
     /// Write a snapshot now.
     Snapshot = 98,
-    /// Change the index catalogue at the group that owns it.
-    CatalogChange = 99,
 }
 
 impl Op {
@@ -120,7 +120,7 @@ impl Op {
             TxnStart,
             DeletePrefix,
             Snapshot,
-            CatalogChange,
+            CatalogEdit,
         ];
         // A plain match on the common numbers would be no faster: the compiler turns this into a jump table or a scan of
         // thirty bytes, and the first few cover the traffic.

@@ -9,11 +9,15 @@
 //! router can bound the sum.
 
 pub mod bulk_get;
+pub mod catalog;
 pub mod cursor;
 pub mod delete_prefix;
 pub mod info;
+pub mod list_indexes;
 pub mod parts;
+pub mod query_index;
 pub mod scan;
+pub mod search;
 pub mod snapshot;
 pub mod topology;
 
@@ -22,6 +26,7 @@ use crate::command::answer;
 use crate::command::record::{Malformed, Record};
 use crate::ids::GroupId;
 use strand_wire::code::Code;
+use strand_wire::reply::push_unsigned;
 
 /// Longest result of one gather, in bytes; a longer one is refused with TOO_LARGE.
 pub const RESULT_BYTES_MAX: usize = 64 << 20;
@@ -62,6 +67,10 @@ pub enum Gather {
     DeletePrefix(delete_prefix::DeletePrefix),
     Info(info::Info),
     Snapshot(snapshot::Snapshot),
+    Search(Box<search::Search>),
+    QueryIndex(Box<query_index::QueryIndex>),
+    ListIndexes(list_indexes::ListIndexes),
+    CatalogChange(catalog::CatalogChange),
 }
 
 impl Gather {
@@ -73,6 +82,10 @@ impl Gather {
             Self::DeletePrefix(gather) => gather.part(number, kind, body),
             Self::Info(gather) => gather.part(number, kind, body),
             Self::Snapshot(gather) => Ok(gather.part(number, kind, body)),
+            Self::Search(gather) => gather.part(number, kind, body),
+            Self::QueryIndex(gather) => gather.part(number, kind, body),
+            Self::ListIndexes(gather) => gather.part(kind, body),
+            Self::CatalogChange(gather) => gather.part(kind, body),
         };
         step.unwrap_or_else(|malformed| {
             let text = format!("a shard's answer cannot be read: {}", malformed.0);
@@ -83,8 +96,13 @@ impl Gather {
     /// Whether it changes nothing, so that it may be given up and begun again.
     pub fn is_read(&self) -> bool {
         match self {
-            Self::BulkGet(_) | Self::Scan(_) | Self::Info(_) => true,
-            Self::DeletePrefix(_) | Self::Snapshot(_) => false,
+            Self::BulkGet(_)
+            | Self::Scan(_)
+            | Self::Info(_)
+            | Self::Search(_)
+            | Self::QueryIndex(_)
+            | Self::ListIndexes(_) => true,
+            Self::DeletePrefix(_) | Self::Snapshot(_) | Self::CatalogChange(_) => false,
         }
     }
 
@@ -94,7 +112,9 @@ impl Gather {
             Self::BulkGet(gather) => gather.held_bytes(),
             Self::Scan(gather) => gather.held_bytes(),
             Self::Info(gather) => gather.held_bytes(),
-            Self::DeletePrefix(_) | Self::Snapshot(_) => 0,
+            Self::Search(gather) => gather.held_bytes(),
+            Self::QueryIndex(gather) => gather.held_bytes(),
+            Self::DeletePrefix(_) | Self::Snapshot(_) | Self::ListIndexes(_) | Self::CatalogChange(_) => 0,
         }
     }
 }
@@ -126,12 +146,7 @@ impl Step {
     /// The end because of the bound on results.
     fn too_large() -> Self {
         let mut members = Vec::new();
-        let text = format!(
-            "the result is larger than {} MiB; ask for fewer keys at a time, or without values",
-            RESULT_BYTES_MAX >> 20
-        );
-        answer::error(&mut members, Code::TooLarge, &text);
-        members.extend_from_slice(format!(",\"limit\":{RESULT_BYTES_MAX}").as_bytes());
+        write_too_large(&mut members);
         Self::Done { kind: ReplyKind::Error, members }
     }
 
@@ -139,6 +154,17 @@ impl Step {
     fn passed_on(kind: ReplyKind, members: &[u8]) -> Self {
         Self::Done { kind, members: members.to_vec() }
     }
+}
+
+/// Appends the members of the error for a result over [`RESULT_BYTES_MAX`].
+pub fn write_too_large(out: &mut Vec<u8>) {
+    let text = format!(
+        "the result is larger than {} MiB; ask for fewer keys at a time, or without values",
+        RESULT_BYTES_MAX >> 20
+    );
+    answer::error(out, Code::TooLarge, &text);
+    out.extend_from_slice(b",\"limit\":");
+    push_unsigned(out, RESULT_BYTES_MAX as u64);
 }
 
 /// The text of a key.
@@ -149,5 +175,7 @@ fn text_of(key: &[u8]) -> Result<&str, Malformed> {
 /// For answers that are neither a part nor an error.
 const NO_PART: Malformed = Malformed("it is a client's reply and no part");
 
+#[cfg(test)]
+mod search_tests;
 #[cfg(test)]
 mod tests;

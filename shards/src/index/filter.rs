@@ -93,7 +93,10 @@ impl Filter {
                 let range = comparison(written.value, bounds, written.prefix.as_deref())?;
                 Ok(Self::Compare { path, range })
             }
-            _ => Err("a filter has either field with value, prefix, gt, gte, lt or lte, or one of and, or, not".to_owned()),
+            _ => Err(
+                "a filter has either field with value, prefix, gt, gte, lt or lte, or one of and, or, not"
+                    .to_owned(),
+            ),
         }
     }
 
@@ -124,7 +127,11 @@ impl Written<'_> {
 
 type RawPair<'a> = (Option<&'a RawValue>, Option<&'a RawValue>);
 
-fn comparison(value: Option<&RawValue>, bounds: [RawPair<'_>; 2], prefix: Option<&str>) -> Result<PageRequest, String> {
+fn comparison(
+    value: Option<&RawValue>,
+    bounds: [RawPair<'_>; 2],
+    prefix: Option<&str>,
+) -> Result<PageRequest, String> {
     let has_range = bounds.iter().any(|(open, closed)| open.is_some() || closed.is_some());
     match (value, has_range, prefix) {
         (Some(value), false, None) => {
@@ -136,7 +143,9 @@ fn comparison(value: Option<&RawValue>, bounds: [RawPair<'_>; 2], prefix: Option
             let mut owned = Vec::new();
             for (open, closed) in bounds {
                 owned.push(match (open, closed) {
-                    (Some(_), Some(_)) => return Err("filter: give gt or gte, and lt or lte, not both".to_owned()),
+                    (Some(_), Some(_)) => {
+                        return Err("filter: give gt or gte, and lt or lte, not both".to_owned());
+                    }
                     (Some(open), None) => Bound::Excluded(scalar(open)?),
                     (None, Some(closed)) => Bound::Included(scalar(closed)?),
                     (None, None) => Bound::Unbounded,
@@ -208,7 +217,11 @@ mod tests {
         check(r#"{"field":"a.b","value":null}"#, value, true);
         check(r#"{"field":"a.c","value":null}"#, value, false);
         check(r#"{"field":"big","gt":9007199254740992}"#, value, true);
-        check(r#"{"and":[{"field":"price","lte":15},{"not":{"field":"tags","value":"green"}}]}"#, value, true);
+        check(
+            r#"{"and":[{"field":"price","lte":15},{"not":{"field":"tags","value":"green"}}]}"#,
+            value,
+            true,
+        );
         check(r#"{"or":[{"field":"price","lt":1},{"field":"x","value":1}]}"#, value, false);
         check(r#"{"not":{"field":"x","value":1}}"#, "\"text\"", true);
     }

@@ -222,7 +222,12 @@ impl IndexSet {
                 true => BuildState::Ready,
                 false => BuildState::Building { scanned: scanned(&entry.definition) },
             };
-            IndexInfo { definition: entry.definition.clone(), state, entries: entries as u64, bytes: bytes as u64 }
+            IndexInfo {
+                definition: entry.definition.clone(),
+                state,
+                entries: entries as u64,
+                bytes: bytes as u64,
+            }
         };
         self.entries.iter().map(info).collect()
     }
@@ -245,7 +250,8 @@ impl IndexSet {
 
     /// Whether text is indexed up to `position`, and the index of `path` and this kind can answer.
     pub fn is_indexed(&self, position: u64, path: &str, kind_name: &str) -> bool {
-        let find = |entry: &&Entry| entry.definition.path == path && entry.definition.kind.name() == kind_name;
+        let find =
+            |entry: &&Entry| entry.definition.path == path && entry.definition.kind.name() == kind_name;
         let is_ready = self.entries.iter().find(find).is_some_and(|entry| entry.is_ready);
         let behind = self.backlog.queue.front().is_some_and(|(first, _)| *first <= position);
         is_ready && (kind_name == "value" || !behind)
@@ -318,7 +324,8 @@ impl IndexSet {
     fn build_some(&mut self, units: &mut Units, source: &dyn DocumentSource) {
         let Self { entries, text, build, .. } = self;
         let build = build.get_or_insert_with(|| {
-            let waiting = entries.iter().filter(|entry| !entry.is_ready).map(|entry| entry.definition.clone());
+            let waiting =
+                entries.iter().filter(|entry| !entry.is_ready).map(|entry| entry.definition.clone());
             Build { cursor: Vec::new(), scanned: 0, targets: waiting.collect() }
         });
         let wants_text = build.targets.iter().any(|target| matches!(target.kind, IndexKind::Text { .. }));
@@ -373,7 +380,10 @@ impl IndexSet {
     /// in between: the engine holds such commands back.
     pub fn begin_snapshot(&mut self) -> SetWriter {
         assert!(self.backlog_len() == 0, "a snapshot drains the backlog first");
-        self.entries.iter_mut().filter_map(|entry| entry.values.as_mut()).for_each(ValueIndex::begin_snapshot);
+        self.entries
+            .iter_mut()
+            .filter_map(|entry| entry.values.as_mut())
+            .for_each(ValueIndex::begin_snapshot);
         SetWriter {
             ready: self.entries.iter().map(|entry| (entry.definition.clone(), entry.is_ready)).collect(),
             stage: WriterStage::Definitions,
@@ -465,7 +475,9 @@ impl SetLoader {
     /// # Errors
     /// The section is damaged, out of order or of another version.
     pub fn section(&mut self, bytes: &[u8]) -> Result<(), Corrupt> {
-        let Some((body, checksum)) = bytes.split_last_chunk::<4>() else { return Err(Corrupt("short section")) };
+        let Some((body, checksum)) = bytes.split_last_chunk::<4>() else {
+            return Err(Corrupt("short section"));
+        };
         if crc32c::crc32c(body) != u32::from_le_bytes(*checksum) {
             return Err(Corrupt("checksum of a section"));
         }
@@ -499,7 +511,9 @@ impl SetLoader {
             let path = reader.str()?.to_owned();
             let kind = match reader.str()? {
                 "value" => IndexKind::Value,
-                "text" => IndexKind::Text { analyzer: AnalyzerKind::from_name(reader.str()?).ok_or(Corrupt("analyzer"))? },
+                "text" => IndexKind::Text {
+                    analyzer: AnalyzerKind::from_name(reader.str()?).ok_or(Corrupt("analyzer"))?,
+                },
                 _ => return Err(Corrupt("kind of index")),
             };
             let is_ready = reader.u8()? == 1;
@@ -530,9 +544,9 @@ impl SetLoader {
             let text = loader.finish(None)?;
             let known = text.query_fields();
             let defined = |entry: &Entry| match entry.definition.kind {
-                IndexKind::Text { analyzer } => {
-                    known.iter().any(|field| field.path == entry.definition.path && field.analyzer == analyzer)
-                }
+                IndexKind::Text { analyzer } => known
+                    .iter()
+                    .any(|field| field.path == entry.definition.path && field.analyzer == analyzer),
                 IndexKind::Value => true,
             };
             if !self.set.entries.iter().all(defined) {
@@ -567,7 +581,8 @@ mod tests {
         }
 
         fn scan(&self, cursor: &[u8], limit: usize, each: &mut dyn FnMut(&[u8], &[u8])) -> Option<Vec<u8>> {
-            let page: Vec<_> = self.0.range(cursor.to_vec()..).filter(|(key, _)| &key[..] != cursor).take(limit).collect();
+            let page: Vec<_> =
+                self.0.range(cursor.to_vec()..).filter(|(key, _)| &key[..] != cursor).take(limit).collect();
             page.iter().for_each(|(key, value)| each(key, value));
             (page.len() == limit).then(|| page[limit - 1].0.clone())
         }
@@ -601,20 +616,29 @@ mod tests {
     fn indexes_are_built_online_and_keep_up() {
         let (mut records, mut set) = (Records::default(), IndexSet::default());
         for n in 0..200 {
-            records.set(&mut set, &format!("k{n:03}"), Some(&format!("{{\"n\":{n},\"t\":\"word{n} common\"}}")));
+            records.set(
+                &mut set,
+                &format!("k{n:03}"),
+                Some(&format!("{{\"n\":{n},\"t\":\"word{n} common\"}}")),
+            );
         }
         assert!(!set.has_work() && set.backlog_len() == 0, "nothing is indexed before it is asked for");
         assert_eq!(set.define(whole_text()), Defined::Created);
         assert_eq!(set.define(whole_text()), Defined::Same);
         assert_eq!(set.define(value_definition("n")), Defined::Created);
-        let other = IndexDefinition { kind: IndexKind::Text { analyzer: AnalyzerKind::Standard }, ..whole_text() };
+        let other =
+            IndexDefinition { kind: IndexKind::Text { analyzer: AnalyzerKind::Standard }, ..whole_text() };
         assert_eq!(set.define(other), Defined::Conflict);
         let mut turns = 0;
         while set.work(&mut Units::new(300), &records) {
             // Writes go on while the indexes are built.
             turns += 1;
             if turns <= 20 {
-                records.set(&mut set, &format!("k{:03}", turns * 7), (turns % 2 == 0).then_some("{\"n\":-1,\"t\":\"late common\"}"));
+                records.set(
+                    &mut set,
+                    &format!("k{:03}", turns * 7),
+                    (turns % 2 == 0).then_some("{\"n\":-1,\"t\":\"late common\"}"),
+                );
                 let position = set.position();
                 assert!(!set.is_indexed(position, WHOLE, "text"));
             }
@@ -625,7 +649,9 @@ mod tests {
         assert_eq!(search(&set, "late").len(), 10);
         let entries = set.values("n").unwrap().entries();
         assert_eq!(entries, records.0.len());
-        assert!(set.list().iter().all(|info| info.state == BuildState::Ready && info.entries == entries as u64));
+        assert!(
+            set.list().iter().all(|info| info.state == BuildState::Ready && info.entries == entries as u64)
+        );
 
         // A snapshot holds all of it, though records change while it is written.
         let mut writer = set.begin_snapshot();
@@ -654,7 +680,9 @@ mod tests {
             assert!(damaged.iter().try_for_each(|section| loader.section(section)).is_err());
         }
 
-        assert!(set.drop_index(WHOLE, "text") && set.drop_index("n", "value") && !set.drop_index("n", "value"));
+        assert!(
+            set.drop_index(WHOLE, "text") && set.drop_index("n", "value") && !set.drop_index("n", "value")
+        );
         records.set(&mut set, "k1", None);
         assert!(set.text().is_none() && set.backlog_len() == 0 && !set.has_work());
     }
@@ -664,7 +692,11 @@ mod tests {
         let (mut records, mut set) = (Records::default(), IndexSet::default());
         set.define(whole_text());
         for n in 0..100 {
-            records.set(&mut set, &format!("k{n}"), Some(&format!("{{\"t\":\"Running{n}\",\"u\":\"runs\"}}")));
+            records.set(
+                &mut set,
+                &format!("k{n}"),
+                Some(&format!("{{\"t\":\"Running{n}\",\"u\":\"runs\"}}")),
+            );
         }
         while set.work(&mut Units::new(5000), &records) {}
         let kind = IndexKind::Text { analyzer: AnalyzerKind::Keyword };
@@ -673,7 +705,8 @@ mod tests {
         while set.work(&mut Units::new(5000), &records) {}
         let index = set.text().unwrap();
         let fields = index.query_fields();
-        let query = CompiledQuery::new(&parse("t:Running7 t:running8", &|name| name == "t"), &fields[..1], &fields);
+        let query =
+            CompiledQuery::new(&parse("t:Running7 t:running8", &|name| name == "t"), &fields[..1], &fields);
         let (_, stats) = index.pin(&query);
         assert_eq!(stats.document_frequencies, [1, 0]);
         assert_eq!(stats.fields[0].documents, 100);

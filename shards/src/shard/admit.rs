@@ -74,17 +74,11 @@ impl Shard {
             Op::Scan | Op::Recall => self.admit_scan(router, head, bytes, effects),
             Op::Info => self.answer_info(router, head, effects),
             Op::Snapshot => self.admit_snapshot(router, head, effects),
-            Op::Indexes | Op::SearchStats | Op::SearchHits | Op::QueryIndex | Op::CatalogChange => {
-                let text = "this build has no such room yet";
-                self.refuse(router, head, Failure::Internal(text.to_owned()), effects);
-            }
-            Op::Expired
-            | Op::TxnOpen
-            | Op::TxnPrepare
-            | Op::TxnDecide
-            | Op::TxnFinish
-            | Op::TxnForget
-            | Op::Catalog => {
+            Op::Indexes => self.answer_indexes(router, head, effects),
+            Op::SearchStats | Op::QueryIndex => self.admit_scan(router, head, bytes, effects),
+            Op::SearchHits => self.score(router, head, &record, effects),
+            Op::CatalogEdit | Op::Catalog => self.admit_catalog(router, head, bytes),
+            Op::Expired | Op::TxnOpen | Op::TxnPrepare | Op::TxnDecide | Op::TxnFinish | Op::TxnForget => {
                 let text = "a router never sends what only shards propose";
                 self.refuse(router, head, Failure::Internal(text.to_owned()), effects);
             }
@@ -346,7 +340,7 @@ impl Shard {
 }
 
 /// Keeps a request that is in time; notes whom to answer of one that is not.
-fn keep_or_note(parked: &Parked, now: Millis, late: &mut Vec<(u8, crate::ids::Token)>) -> bool {
+pub(super) fn keep_or_note(parked: &Parked, now: Millis, late: &mut Vec<(u8, crate::ids::Token)>) -> bool {
     let in_time = parked.head.deadline > now;
     if !in_time {
         late.push((parked.router, parked.head.token));

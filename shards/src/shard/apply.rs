@@ -13,21 +13,21 @@ use crate::command::record::{Malformed, Op, Record, fingerprint};
 use crate::command::{bulk, incr, items, write};
 use crate::effect::Effects;
 use crate::ids::{Millis, Sequence, Version, hash_of};
+use crate::index::set::IndexSet;
 use crate::state::{Check, State};
 use raft::prelude::{Entry, EntryType};
 
 /// Clients of the dedup table looked at per entry for replies that are too old.
 const SESSIONS_EXPIRED_PER_ENTRY: usize = 4;
 
-/// Nothing follows changes.
-pub(super) struct NoObserver;
-
-impl Observer for NoObserver {
+impl Observer for IndexSet {
     fn is_active(&self) -> bool {
-        false
+        self.definitions().next().is_some()
     }
 
-    fn changed(&mut self, _key: &[u8], _old: Option<&[u8]>, _new: Option<&[u8]>) {}
+    fn changed(&mut self, key: &[u8], old: Option<&[u8]>, new: Option<&[u8]>) {
+        self.apply(key, old, new);
+    }
 }
 
 impl Shard {
@@ -153,7 +153,15 @@ impl Shard {
             Op::TxnDecide => return self.apply_decide(&record, stamp, effects),
             Op::TxnFinish => return self.apply_finish(&record, version, stamp, effects),
             Op::TxnForget => return self.apply_forget(&record),
-            Op::Catalog => return Err(Malformed("an index catalogue in a build without indexes").into()),
+            Op::Catalog | Op::CatalogEdit => {
+                if is_own {
+                    self.searches.edits_in_flight -= 1;
+                }
+                match record.op {
+                    Op::Catalog => self.apply_catalog(&record)?,
+                    _ => self.apply_catalog_edit(&record)?,
+                }
+            }
             _ => return Err(Malformed("an operation that is never logged").into()),
         };
         if waiter.ticket != NO_TICKET {
@@ -172,16 +180,16 @@ impl Shard {
         stamp: Millis,
         run: impl FnOnce(&mut Context<'_>) -> Result<Outcome, Malformed>,
     ) -> Result<Outcome, ShardFault> {
-        let mut observer = NoObserver;
+        let observer = &mut self.searches.indexes;
         let Some(session) = record.session else {
-            let mut context = Context { keys: &mut self.state.keys, observer: &mut observer, stamp, version };
+            let mut context = Context { keys: &mut self.state.keys, observer, stamp, version };
             return Ok(run(&mut context)?);
         };
         let print = fingerprint(bytes, &session);
         if let Some(known) = known(&self.state, session.client, session.seq, print) {
             return Ok(known);
         }
-        let mut context = Context { keys: &mut self.state.keys, observer: &mut observer, stamp, version };
+        let mut context = Context { keys: &mut self.state.keys, observer, stamp, version };
         let outcome = run(&mut context)?;
         remember(&mut self.state, session.client, session.seq, session.acked, print, stamp, &outcome);
         Ok(outcome)
@@ -194,8 +202,8 @@ impl Shard {
             .map(|(key, _)| key)
             .filter(|key| txns.lock_of(key).is_none())
             .collect();
-        let mut observer = NoObserver;
-        let mut context = Context { keys: &mut self.state.keys, observer: &mut observer, stamp, version };
+        let observer = &mut self.searches.indexes;
+        let mut context = Context { keys: &mut self.state.keys, observer, stamp, version };
         let outcome = bulk::expired(&mut context, &keys);
         if let Outcome::Integer(count) = outcome {
             self.counters.expired += count as u64;
@@ -300,12 +308,12 @@ pub(super) fn remember(
 /// Used by the transaction room: a context over the parts of the state.
 pub(super) fn finish_intent(
     state: &mut State,
+    observer: &mut IndexSet,
     intent: &crate::txn::state::Intent,
     version: Version,
     stamp: Millis,
 ) -> Result<(), Malformed> {
-    let mut observer = NoObserver;
-    let mut context = Context { keys: &mut state.keys, observer: &mut observer, stamp, version };
+    let mut context = Context { keys: &mut state.keys, observer, stamp, version };
     match intent.kind {
         crate::txn::Kind::Set => bulk::set_items(&mut context, &intent.items, intent.debug).map(drop),
         crate::txn::Kind::Delete => bulk::delete_items(&mut context, &intent.items).map(drop),

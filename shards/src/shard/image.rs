@@ -4,8 +4,11 @@
 //! over. What does not fit together (a gap, another group's snapshot) is an error that says so: it is damage.
 
 use super::{Shard, ShardImage};
+use crate::catalog::Catalog;
+use crate::command::record::Malformed;
 use crate::consensus::group::{Append, Restored};
 use crate::ids::{GroupId, Millis, Sequence};
+use crate::index::set::{IndexSet, SetLoader};
 use crate::log::header::BatchKind;
 use crate::log::payload::{
     ArchivedRecordV1, ArchivedStartV1, ConfigurationV1, EntryV1, GroupStartV1, HardStateV1, PayloadBuffer,
@@ -24,6 +27,11 @@ pub const LONE_REPLICA: u64 = 1;
 
 /// Name of the snapshot section with intents and transaction records.
 pub(super) const SECTION_TXNS: &str = "transactions";
+
+/// Name of the snapshot section with the index catalogue.
+pub(super) const SECTION_CATALOG: &str = "catalogue";
+/// Name of the snapshot section with the indexes: pieces of the index room, each behind its length.
+pub(super) const SECTION_INDEXES: &str = "indexes";
 
 /// Why snapshot and log make no shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,18 +63,31 @@ pub struct ImageIdentity {
 }
 
 /// A snapshot on its way in.
-#[derive(Debug)]
 pub struct SnapshotIntake {
     identity: ImageIdentity,
     loader: SnapshotLoader,
+    sections: Sections,
+}
+
+/// What the named sections hold.
+#[derive(Default)]
+struct Sections {
     txns: Vec<u8>,
+    catalog: Vec<u8>,
+    /// Bytes of a piece of the indexes that has not come whole.
+    piece: Vec<u8>,
+    indexes: SetLoader,
+    has_indexes: bool,
+    error: Option<&'static str>,
 }
 
 /// What a snapshot held.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct SnapshotImage {
     state: State,
     txns: TxnState,
+    catalog: Catalog,
+    indexes: IndexSet,
     applied_index: u64,
     applied_term: u64,
     stamp: Millis,
@@ -76,24 +97,24 @@ pub struct SnapshotImage {
 impl SnapshotIntake {
     /// An intake at the beginning of a file.
     pub fn new(identity: ImageIdentity, sessions: SessionLimits) -> Self {
-        Self { identity, loader: SnapshotLoader::new(TableLimits::default(), sessions), txns: Vec::new() }
+        Self {
+            identity,
+            loader: SnapshotLoader::new(TableLimits::default(), sessions),
+            sections: Sections::default(),
+        }
     }
 
     /// Takes the next bytes of the file.
     pub fn feed(&mut self, mut bytes: &[u8]) -> Result<(), ImageError> {
-        let txns = &mut self.txns;
-        let mut section = |name: &str, piece: &[u8]| {
-            if name == SECTION_TXNS {
-                txns.extend_from_slice(piece);
-            }
-        };
+        let sections = &mut self.sections;
+        let mut section = |name: &str, piece: &[u8]| sections.take(name, piece);
         while self.loader.feed(&mut bytes, &mut section).map_err(ImageError::Snapshot)? {}
         Ok(())
     }
 
     /// The snapshot, at the end of the file.
     pub fn finish(self) -> Result<SnapshotImage, ImageError> {
-        let Self { identity, loader, txns } = self;
+        let Self { identity, loader, sections } = self;
         let (state, header, _) = loader.finish().map_err(ImageError::Snapshot)?;
         let found = ImageIdentity { cluster: header.cluster, shard: header.shard, group: header.group };
         if found != identity {
@@ -101,15 +122,12 @@ impl SnapshotIntake {
                 "the snapshot belongs to {found:?}, not to {identity:?}"
             )));
         }
-        let txns = match txns.is_empty() {
-            true => TxnState::default(),
-            false => TxnState::decode(&txns).map_err(|malformed| {
-                ImageError::Mismatch(format!("its transactions cannot be read: {}", malformed.0))
-            })?,
-        };
+        let (txns, catalog, indexes) = sections.finish().map_err(ImageError::Mismatch)?;
         Ok(SnapshotImage {
             state,
             txns,
+            catalog,
+            indexes,
             applied_index: header.applied_index,
             applied_term: header.applied_term,
             stamp: header.entry_stamp,
@@ -118,8 +136,65 @@ impl SnapshotIntake {
     }
 }
 
+impl Sections {
+    fn take(&mut self, name: &str, piece: &[u8]) {
+        match name {
+            SECTION_TXNS => self.txns.extend_from_slice(piece),
+            SECTION_CATALOG => self.catalog.extend_from_slice(piece),
+            SECTION_INDEXES => {
+                self.has_indexes = true;
+                self.piece.extend_from_slice(piece);
+                self.take_index_pieces();
+            }
+            // A later version may add what this one does not need; the checksums were right.
+            _ => {}
+        }
+    }
+
+    /// Hands on every piece of the indexes that has come whole.
+    fn take_index_pieces(&mut self) {
+        let mut taken = 0;
+        while let Some((length, rest)) = self.piece[taken..].split_first_chunk::<4>() {
+            let length = u32::from_le_bytes(*length) as usize;
+            let Some(section) = rest.get(..length) else { break };
+            if let Err(corrupt) = self.indexes.section(section) {
+                self.error.get_or_insert(corrupt.0);
+            }
+            taken += 4 + length;
+        }
+        self.piece.drain(..taken);
+    }
+
+    fn finish(self) -> Result<(TxnState, Catalog, IndexSet), String> {
+        let told = |what: &str, malformed: Malformed| format!("its {what} cannot be read: {}", malformed.0);
+        if let Some(error) = self.error {
+            return Err(format!("its indexes cannot be read: {error}"));
+        }
+        if !self.piece.is_empty() {
+            return Err("its indexes end too early".to_owned());
+        }
+        let txns = match self.txns.is_empty() {
+            true => TxnState::default(),
+            false => TxnState::decode(&self.txns).map_err(|malformed| told("transactions", malformed))?,
+        };
+        let catalog = match self.catalog.is_empty() {
+            true => Catalog::default(),
+            false => {
+                Catalog::decode(&self.catalog).map_err(|malformed| told("index catalogue", malformed))?
+            }
+        };
+        let indexes = match self.has_indexes {
+            true => self
+                .indexes
+                .finish()
+                .map_err(|corrupt| format!("its indexes cannot be read: {}", corrupt.0))?,
+            false => IndexSet::default(),
+        };
+        Ok((txns, catalog, indexes))
+    }
+}
+
 /// Puts the log behind a snapshot.
-#[derive(Debug)]
 pub struct ImageBuilder {
     group: GroupId,
     snapshot: SnapshotImage,
@@ -187,9 +262,19 @@ impl ImageBuilder {
             let text = format!("the log says that entry {commit} is committed but ends at entry {last}");
             return Err(ImageError::Mismatch(text));
         }
-        let SnapshotImage { state, txns, stamp, .. } = self.snapshot;
+        let SnapshotImage { state, txns, stamp, catalog, indexes, .. } = self.snapshot;
         let (history, log_bytes) = (self.history, self.log_bytes);
-        Ok(ShardImage { group: self.restored, state, txns, stamp, epoch: self.epoch, history, log_bytes })
+        Ok(ShardImage {
+            group: self.restored,
+            state,
+            txns,
+            stamp,
+            epoch: self.epoch,
+            history,
+            log_bytes,
+            catalog,
+            indexes,
+        })
     }
 
     fn take_start(&mut self, payload: &[u8]) -> Result<(), String> {

@@ -75,7 +75,7 @@ impl Shard {
         if !self.is_ready || (self.sealed.is_empty() && self.gathered.is_empty()) {
             return false;
         }
-        if self.snapshot_is_behind() {
+        if self.snapshot_is_behind() || self.indexing_is_behind() {
             return false;
         }
         if self.config.floor != Floor::Always {

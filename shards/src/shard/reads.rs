@@ -8,6 +8,7 @@ use crate::command::context::is_over;
 use crate::command::items;
 use crate::command::record::{Op, Record, flag};
 use crate::effect::Effects;
+use crate::gather::{RESULT_BYTES_MAX, write_too_large};
 use crate::ids::{KeyHash, hash_of};
 use crate::state::{Check, Position};
 use crate::txn::message::push_version;
@@ -74,6 +75,12 @@ impl Shard {
     ) {
         let now = self.now;
         let keys = &self.state.keys;
+        let value_of = |key| keys.get(hash_of(key), key).map_or(0, |found| found.value.len());
+        let read = || items::iter(record.value).map_while(Result::ok);
+        if read().map(|(key, _)| value_of(key)).sum::<usize>() > RESULT_BYTES_MAX {
+            // Refused before it is copied: a batch of replies must stay far below 4 GiB.
+            return effects.replies_to(router).push(head.token, ReplyKind::Error, write_too_large);
+        }
         effects.replies_to(router).push(head.token, ReplyKind::Part, |out| {
             for (key, _) in items::iter(record.value).map_while(Result::ok) {
                 let hash = hash_of(key);
@@ -102,6 +109,7 @@ impl Shard {
         match record.op {
             Op::Scan => self.scan_page(router, head, &record, effects),
             Op::DeletePrefix => self.delete_prefix_slice(router, head, &record, effects),
+            Op::SearchStats | Op::QueryIndex => self.begin_search(router, head, bytes, effects),
             _ => self.recall(router, head, &record, effects),
         }
     }

@@ -10,17 +10,21 @@ use crate::batch::RequestHead;
 use crate::command::answer::{Failure, Outcome};
 use crate::effect::{Effects, SnapshotEffect};
 use crate::ids::{Millis, Sequence};
+use crate::index::Units;
+use crate::index::set::SetWriter;
 use crate::snapshot::{Chunk, SlotSet, SnapshotHeader, SnapshotWriter};
 
 /// Bytes on their way to the file at once; more are produced when these are written.
 const IN_FLIGHT_BYTES_MAX: u64 = 4 << 20;
 /// Bytes of one slice; a slice ends at the end of a table.
 const SLICE_BYTES: usize = 64 << 10;
+/// Units of one slice of the indexes.
+const INDEX_UNITS: u32 = 4096;
 /// Pause before a snapshot that could not be written is tried again, in ms.
 const RETRY_AFTER_MS: u64 = 5_000;
 
 /// The snapshots of a shard.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Snapshots {
     run: Option<Run>,
     /// Who waits for the run under way.
@@ -32,6 +36,11 @@ pub(super) struct Snapshots {
     /// Bytes handed to the log since that one began.
     pub(super) log_bytes: u64,
     not_before: Millis,
+    /// One is due and writes wait until the indexes have caught up.
+    is_draining: bool,
+    /// The last one was found wanting: the next is written at once, without faults.
+    is_urgent: bool,
+    without_faults: bool,
     /// When the last one began.
     begun_at: Millis,
     pub(super) counters: SnapshotCounters,
@@ -52,7 +61,6 @@ pub struct SnapshotCounters {
     pub last_index: u64,
 }
 
-#[derive(Debug)]
 struct Run {
     stage: Stage,
     index: u64,
@@ -62,9 +70,15 @@ struct Run {
     with_faults: bool,
 }
 
-#[derive(Debug)]
 enum Stage {
-    Writing(SnapshotWriter),
+    Writing {
+        /// Of the file.
+        writer: SnapshotWriter,
+        /// Of the indexes; `None` once they are written.
+        indexes: Option<SetWriter>,
+        /// Whether records and sessions are written.
+        state_is_written: bool,
+    },
     /// All is written and is being read back.
     Finishing,
 }
@@ -85,6 +99,16 @@ impl Shard {
         self.snapshots.not_before = Millis(0);
     }
 
+    /// Whether a snapshot is being written or read back.
+    pub(super) fn snapshot_runs(&self) -> bool {
+        self.snapshots.run.is_some()
+    }
+
+    /// Whether a snapshot waits for the indexes to catch up.
+    pub(super) fn snapshot_drains_backlog(&self) -> bool {
+        self.snapshots.is_draining
+    }
+
     /// Whether so much waits to be written that writes must wait too.
     pub(super) fn snapshot_is_behind(&self) -> bool {
         self.snapshots.run.is_some()
@@ -93,11 +117,17 @@ impl Shard {
 
     /// Begins a snapshot when one is due, or writes a slice of the one under way; whether more can be done now.
     pub(super) fn snapshot_some(&mut self, effects: &mut Effects) -> bool {
-        if self.snapshots.run.is_none() && self.snapshot_is_due() {
-            self.begin_snapshot(true, effects);
+        if self.snapshots.run.is_none() {
+            self.snapshots.is_draining = self.snapshot_is_due();
+            if self.snapshots.is_draining && self.searches.indexes.backlog_len() == 0 {
+                self.snapshots.is_draining = false;
+                self.snapshots.is_urgent = false;
+                let with_faults = !std::mem::take(&mut self.snapshots.without_faults);
+                self.begin_snapshot(with_faults, effects);
+            }
         }
         let Some(run) = &mut self.snapshots.run else { return false };
-        let Stage::Writing(writer) = &mut run.stage else { return false };
+        let Stage::Writing { writer, indexes, state_is_written } = &mut run.stage else { return false };
         let elapsed_ms = self.now.0.saturating_sub(self.snapshots.begun_at.0);
         let rate = self.config.snapshot_bytes_per_s_max;
         let is_early = rate > 0 && run.bytes > IN_FLIGHT_BYTES_MAX + rate.saturating_mul(elapsed_ms) / 1000;
@@ -105,7 +135,18 @@ impl Shard {
             return false;
         }
         let mut chunks = Vec::new();
-        let more = writer.slice(&mut self.state, SLICE_BYTES, &mut chunks);
+        if !*state_is_written {
+            *state_is_written = !writer.slice(&mut self.state, SLICE_BYTES, &mut chunks);
+        } else if let Some(sections) = indexes {
+            let mut section = Vec::new();
+            let set = &mut self.searches.indexes;
+            if sections.next_section(set, &mut Units::new(INDEX_UNITS), &mut section) {
+                put_index_section(writer, &section, &mut chunks);
+            } else if let Some(sections) = indexes.take() {
+                set.end_snapshot(sections);
+            }
+        }
+        let more = !*state_is_written || indexes.is_some();
         run.send(chunks, effects);
         if !more {
             self.end_writing(effects);
@@ -123,6 +164,7 @@ impl Shard {
     /// The file stands, or it could not be written or was not what the state counted.
     pub(super) fn snapshot_finished(&mut self, result: Result<(), String>, effects: &mut Effects) {
         let Some(run) = self.snapshots.run.take() else { return };
+        self.release_edits();
         match result {
             Ok(()) => {
                 assert!(
@@ -138,7 +180,10 @@ impl Shard {
                 self.snapshots.counters.refused += 1;
                 if with_faults {
                     // The log still holds everything, so the snapshot is simply written again, soundly.
-                    self.begin_snapshot(false, effects);
+                    self.snapshots.without_faults = true;
+                    self.snapshots.is_urgent = true;
+                    let waiters = std::mem::take(&mut self.snapshots.waiters);
+                    self.snapshots.next_waiters.extend(waiters);
                 } else {
                     self.fail_snapshot(&text, effects);
                 }
@@ -157,8 +202,18 @@ impl Shard {
         let is_old = every_ms > 0 && self.now.0.saturating_sub(snapshots.begun_at.0) >= every_ms;
         let is_long = snapshots.log_bytes >= self.config.snapshot_log_bytes;
         let has_changes = self.applied > snapshots.kept_index;
-        let is_wanted = !snapshots.next_waiters.is_empty() || (has_changes && (is_old || is_long));
-        is_wanted && self.is_ready && self.config.floor != Floor::Off && self.now >= snapshots.not_before
+        if self.searches.edits_in_flight > 0 {
+            return false;
+        }
+        let is_wanted =
+            snapshots.is_urgent || !snapshots.next_waiters.is_empty() || (has_changes && (is_old || is_long));
+        // A long backlog is drained beside traffic first; only if that never ends do writes wait for it.
+        let may_drain = self.backlog_is_short() || snapshots.log_bytes >= 2 * self.config.snapshot_log_bytes;
+        is_wanted
+            && may_drain
+            && self.is_ready
+            && self.config.floor != Floor::Off
+            && self.now >= snapshots.not_before
     }
 
     fn begin_snapshot(&mut self, with_faults: bool, effects: &mut Effects) {
@@ -182,8 +237,12 @@ impl Shard {
         let mut txns = Vec::new();
         self.txns.encode(&mut txns);
         writer.section(super::image::SECTION_TXNS, &txns, &mut chunks);
+        let mut catalog = Vec::new();
+        self.searches.catalog.encode(&mut catalog);
+        writer.section(super::image::SECTION_CATALOG, &catalog, &mut chunks);
+        let indexes = Some(self.searches.indexes.begin_snapshot());
         let mut run = Run {
-            stage: Stage::Writing(writer),
+            stage: Stage::Writing { writer, indexes, state_is_written: false },
             index: self.applied,
             log_bytes_at_start: self.snapshots.log_bytes,
             in_flight_bytes: 0,
@@ -199,7 +258,7 @@ impl Shard {
 
     fn end_writing(&mut self, effects: &mut Effects) {
         let Some(mut run) = self.snapshots.run.take() else { return };
-        if let Stage::Writing(writer) = run.stage {
+        if let Stage::Writing { writer, .. } = run.stage {
             let mut chunks = Vec::new();
             let summary = writer.finish(&mut self.state, &mut chunks);
             run.stage = Stage::Finishing;
@@ -236,8 +295,11 @@ impl Shard {
     }
 
     fn drop_writer(&mut self, run: Run) {
-        if let Stage::Writing(writer) = run.stage {
+        if let Stage::Writing { writer, indexes, .. } = run.stage {
             writer.abort(&mut self.state);
+            if let Some(sections) = indexes {
+                self.searches.indexes.end_snapshot(sections);
+            }
         }
     }
 }
@@ -268,4 +330,14 @@ impl Run {
             effects.snapshot.push(SnapshotEffect::Write(chunk));
         }
     }
+}
+
+/// A section of the index room may be cut into several blocks on its way; its length stands before it.
+fn put_index_section(writer: &mut SnapshotWriter, section: &[u8], chunks: &mut Vec<Chunk>) {
+    if section.is_empty() {
+        return;
+    }
+    let length = u32::try_from(section.len()).expect("sections stay below 4 GiB");
+    let framed = [&length.to_le_bytes()[..], section].concat();
+    writer.section(super::image::SECTION_INDEXES, &framed, chunks);
 }

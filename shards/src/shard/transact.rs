@@ -277,7 +277,7 @@ impl Shard {
     ) -> Result<(), ShardFault> {
         let finish = Finish::decode(record.value)?;
         if let Some(intent) = self.txns.finish(&finish) {
-            finish_intent(&mut self.state, &intent, version, stamp)?;
+            finish_intent(&mut self.state, &mut self.searches.indexes, &intent, version, stamp)?;
         }
         self.release_locks(finish.txn, effects);
         if self.is_ready {

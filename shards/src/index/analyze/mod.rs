@@ -161,7 +161,8 @@ mod tests {
         let mut found = Vec::new();
         let mut analyzer = Analyzer::new(AnalyzerKind::from_name(kind).unwrap());
         analyzer.analyze(text, |token| found.push((token.term.to_owned(), token.position)));
-        let found: Vec<(&str, u32)> = found.iter().map(|(term, position)| (term.as_str(), *position)).collect();
+        let found: Vec<(&str, u32)> =
+            found.iter().map(|(term, position)| (term.as_str(), *position)).collect();
         assert_eq!(found, expected, "{kind}: {text}");
     }
 

@@ -11,8 +11,9 @@ const SLOTS: usize = 1 << 13;
 
 /// Lucene's English stop words (`EnglishAnalyzer.ENGLISH_STOP_WORDS_SET`), 33 of them.
 pub(crate) const ENGLISH_STOP_WORDS: [&str; 33] = [
-    "a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is", "it", "no", "not", "of",
-    "on", "or", "such", "that", "the", "their", "then", "there", "these", "they", "this", "to", "was", "will", "with",
+    "a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is", "it", "no",
+    "not", "of", "on", "or", "such", "that", "the", "their", "then", "there", "these", "they", "this", "to",
+    "was", "will", "with",
 ];
 
 #[derive(Clone, Copy)]
@@ -24,7 +25,8 @@ struct Entry {
     stem: [u8; CACHED_BYTES_MAX],
 }
 
-const EMPTY: Entry = Entry { word_length: 0, stem_length: 0, word: [0; CACHED_BYTES_MAX], stem: [0; CACHED_BYTES_MAX] };
+const EMPTY: Entry =
+    Entry { word_length: 0, stem_length: 0, word: [0; CACHED_BYTES_MAX], stem: [0; CACHED_BYTES_MAX] };
 
 /// A stemmer with stop words and a memory.
 #[derive(Clone)]

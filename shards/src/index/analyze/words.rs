@@ -54,7 +54,9 @@ pub(crate) fn each_word<'a>(text: &'a str, mut each: impl FnMut(usize, &'a str))
             },
             FOREIGN => at = unicode_words(text, at, &mut each),
             // A combining mark belongs to the character before it, so that one goes along.
-            _ if bytes.get(at + 1).is_some_and(|next| *next >= 0x80) => at = unicode_words(text, at, &mut each),
+            _ if bytes.get(at + 1).is_some_and(|next| *next >= 0x80) => {
+                at = unicode_words(text, at, &mut each)
+            }
             _ => at += 1,
         }
     }
@@ -101,7 +103,8 @@ fn ascii_word(bytes: &[u8], start: usize) -> Option<(usize, bool)> {
 /// Hands the text from `start` to the next ASCII white space to the general algorithm; returns where it stopped.
 fn unicode_words<'a>(text: &'a str, start: usize, each: &mut impl FnMut(usize, &'a str)) -> usize {
     let rest = &text[start..];
-    let length = rest.bytes().skip(1).position(|byte| byte.is_ascii_whitespace()).map_or(rest.len(), |at| at + 1);
+    let length =
+        rest.bytes().skip(1).position(|byte| byte.is_ascii_whitespace()).map_or(rest.len(), |at| at + 1);
     for (offset, word) in rest[..length].unicode_word_indices() {
         each(start + offset, word);
     }
@@ -125,7 +128,8 @@ mod tests {
 
     #[test]
     fn words_by_example() {
-        let found: Vec<&str> = words("Can't stop 3.14, e.g. foo_bar-baz a:b 1,000;2 __ naïve").iter().map(|w| w.1).collect();
+        let found: Vec<&str> =
+            words("Can't stop 3.14, e.g. foo_bar-baz a:b 1,000;2 __ naïve").iter().map(|w| w.1).collect();
         assert!(found.starts_with(&["Can't", "stop", "3.14", "e.g", "foo_bar", "baz"]), "{found:?}");
         assert_eq!(found.last(), Some(&"naïve"));
         assert_eq!(words(""), []);

@@ -175,7 +175,8 @@ impl<'a> Parser<'a> {
 
     fn field_or_primary(&mut self) -> Option<Ast> {
         let rest = self.rest();
-        let name_length = rest.find(|c: char| c == ':' || c.is_whitespace() || "()\"^~*".contains(c)).unwrap_or(0);
+        let name_length =
+            rest.find(|c: char| c == ':' || c.is_whitespace() || "()\"^~*".contains(c)).unwrap_or(0);
         if name_length > 0 && rest[name_length..].starts_with(':') {
             let after = &rest[name_length + 1..];
             let binds = after.chars().next().is_some_and(|c| !c.is_whitespace() && c != ')');

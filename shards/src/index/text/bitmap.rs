@@ -53,7 +53,8 @@ impl Bitmap {
             words.push(word);
         }
         let last = words.iter().rposition(|word| *word != 0);
-        let beyond = last.is_some_and(|at| at as u64 * 64 + 63 - u64::from(words[at].leading_zeros()) >= u64::from(limit));
+        let beyond = last
+            .is_some_and(|at| at as u64 * 64 + 63 - u64::from(words[at].leading_zeros()) >= u64::from(limit));
         if beyond {
             return Err(Corrupt("tombstone beyond its segment"));
         }

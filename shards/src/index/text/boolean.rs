@@ -17,10 +17,22 @@ pub(crate) enum Plan {
     Nothing,
     Term(TermPlan),
     /// Terms at positions relative to one another.
-    Phrase { terms: Vec<(u32, u32)>, slop: u32, field: FieldId, weigher: Weigher },
+    Phrase {
+        terms: Vec<(u32, u32)>,
+        slop: u32,
+        field: FieldId,
+        weigher: Weigher,
+    },
     /// Any of the terms, at the same score.
-    Constant { ids: Vec<u32>, score: f64 },
-    Bool { must: Vec<Plan>, should: Vec<Plan>, must_not: Vec<Plan> },
+    Constant {
+        ids: Vec<u32>,
+        score: f64,
+    },
+    Bool {
+        must: Vec<Plan>,
+        should: Vec<Plan>,
+        must_not: Vec<Plan>,
+    },
 }
 
 /// A plan opened on one part. Stands on a matching document, or at [`END`].
@@ -74,8 +86,15 @@ impl<'a> Scorer<'a> {
                     Some(cursors) => {
                         let positions = vec![Vec::new(); cursors.len()];
                         let lengths = open.lengths(*field);
-                        let mut phrase =
-                            Phrase { cursors, positions, slop: *slop, weigher: *weigher, lengths, frequency: 0.0, end };
+                        let mut phrase = Phrase {
+                            cursors,
+                            positions,
+                            slop: *slop,
+                            weigher: *weigher,
+                            lengths,
+                            frequency: 0.0,
+                            end,
+                        };
                         phrase.advance(from);
                         Self::Phrase(Box::new(phrase))
                     }
@@ -86,7 +105,8 @@ impl<'a> Scorer<'a> {
                 Self::Constant { documents: union(ids, open, from, end), at: 0, score: to_fixed(*score) }
             }
             Plan::Bool { must, should, must_not } => {
-                let open_all = |plans: &[Plan]| plans.iter().map(|plan| Self::new(plan, open, from, end)).collect();
+                let open_all =
+                    |plans: &[Plan]| plans.iter().map(|plan| Self::new(plan, open, from, end)).collect();
                 let (must, should, must_not) = (open_all(must), open_all(should), open_all(must_not));
                 let mut node = Bool { must, should, must_not, document: 0, end };
                 node.find(from);
@@ -116,7 +136,9 @@ impl<'a> Scorer<'a> {
             Self::Nothing => {}
             Self::Term { cursor, .. } => cursor.advance(document),
             Self::Phrase(phrase) => phrase.advance(document),
-            Self::Constant { documents, at, .. } => *at += documents[*at..].partition_point(|other| *other < document),
+            Self::Constant { documents, at, .. } => {
+                *at += documents[*at..].partition_point(|other| *other < document)
+            }
             Self::Bool(node) => node.find(document),
         }
     }
@@ -167,7 +189,8 @@ impl Bool<'_> {
     /// Moves to the first match at or after `from`.
     fn find(&mut self, mut from: u32) {
         loop {
-            let document = if self.must.is_empty() { self.next_optional(from) } else { self.next_required(from) };
+            let document =
+                if self.must.is_empty() { self.next_optional(from) } else { self.next_required(from) };
             self.document = if document >= self.end { END } else { document };
             if self.document == END {
                 return;

@@ -46,13 +46,20 @@ struct TailSource<'a> {
 
 impl<'a> Cursor<'a> {
     pub(crate) fn sealed(list: SealedList<'a>) -> Self {
-        let sealed =
-            Sealed { list, packer: BitPacker4x::new(), block: 0, bound_block: 0, position_at: 0, position_index: 0 };
+        let sealed = Sealed {
+            list,
+            packer: BitPacker4x::new(),
+            block: 0,
+            bound_block: 0,
+            position_at: 0,
+            position_index: 0,
+        };
         Self::new(Source::Sealed(sealed))
     }
 
     pub(crate) fn tail(reader: TailReader<'a>, documents_end: u32, wants_positions: bool) -> Self {
-        let tail = TailSource { reader, documents_end, positions: Vec::new(), starts: Vec::new(), wants_positions };
+        let tail =
+            TailSource { reader, documents_end, positions: Vec::new(), starts: Vec::new(), wants_positions };
         Self::new(Source::Tail(tail))
     }
 
@@ -159,7 +166,11 @@ impl<'a> Cursor<'a> {
                 let (mut low, mut high) = (sealed.block + 1, sealed.list.blocks);
                 while low < high {
                     let middle = low + (high - low) / 2;
-                    if sealed.list.last_document(middle) < document { low = middle + 1 } else { high = middle }
+                    if sealed.list.last_document(middle) < document {
+                        low = middle + 1
+                    } else {
+                        high = middle
+                    }
                 }
                 self.load(low);
             }

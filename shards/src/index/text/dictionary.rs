@@ -241,7 +241,9 @@ impl Dictionary {
 
     /// Whether [`Dictionary::work`] has something to do.
     pub(crate) fn has_work(&self) -> bool {
-        self.moving.is_some() || self.wasted_bytes > self.arenas[self.current].len() / 2 + (64 << 10) || self.ordered.has_work()
+        self.moving.is_some()
+            || self.wasted_bytes > self.arenas[self.current].len() / 2 + (64 << 10)
+            || self.ordered.has_work()
     }
 
     /// Goes on with closing the gaps of the arena and with the ordered terms, about `units` terms far.
@@ -257,7 +259,9 @@ impl Dictionary {
             let Self { ordered, tables, start, arenas, .. } = self;
             ordered.work(units, |field, term| {
                 let hash = hash_of(field, term);
-                tables[table_of(hash)].find(hash, |id| entry_at(arenas, start[*id as usize]) == (field, term)).is_some()
+                tables[table_of(hash)]
+                    .find(hash, |id| entry_at(arenas, start[*id as usize]) == (field, term))
+                    .is_some()
             });
         }
     }
@@ -289,7 +293,13 @@ impl Dictionary {
     }
 
     /// The `limit` live terms of `field` nearest to `word`, by (edits, bytes): term, edits and id.
-    pub(crate) fn near(&self, field: FieldId, word: &str, edits_max: u8, limit: usize) -> Vec<(Vec<u8>, u8, u32)> {
+    pub(crate) fn near(
+        &self,
+        field: FieldId,
+        word: &str,
+        edits_max: u8,
+        limit: usize,
+    ) -> Vec<(Vec<u8>, u8, u32)> {
         self.ordered.near(field, word, edits_max, limit, |term| self.live(field, term))
     }
 
@@ -300,7 +310,12 @@ impl Dictionary {
     pub(crate) fn bytes(&self) -> usize {
         let tables: usize = self.tables.iter().map(|table| table.allocation_size()).sum();
         let lists = (self.start.capacity() + self.document_frequency.capacity() + self.free.capacity()) * 4;
-        tables + lists + self.references.capacity() * 2 + self.arenas[0].capacity() + self.arenas[1].capacity() + self.ordered.bytes()
+        tables
+            + lists
+            + self.references.capacity() * 2
+            + self.arenas[0].capacity()
+            + self.arenas[1].capacity()
+            + self.ordered.bytes()
     }
 }
 

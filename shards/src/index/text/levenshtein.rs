@@ -72,7 +72,15 @@ impl Automaton for Levenshtein {
 
     fn start(&self) -> State {
         let row = (0..=self.word.len()).map(|n| n.min(usize::from(self.edits_max) + 1) as u8).collect();
-        State { prefix: 0, dead: false, row, before: Row::new(), last: '\0', pending: [0; 4], pending_length: 0 }
+        State {
+            prefix: 0,
+            dead: false,
+            row,
+            before: Row::new(),
+            last: '\0',
+            pending: [0; 4],
+            pending_length: 0,
+        }
     }
 
     fn is_match(&self, state: &State) -> bool {

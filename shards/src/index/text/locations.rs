@@ -36,7 +36,11 @@ impl Locations {
         self.count
     }
 
-    pub(crate) fn find_mut(&mut self, hash: KeyHash, same: impl FnMut(&Location) -> bool) -> Option<&mut Location> {
+    pub(crate) fn find_mut(
+        &mut self,
+        hash: KeyHash,
+        same: impl FnMut(&Location) -> bool,
+    ) -> Option<&mut Location> {
         self.tables[table_of(hash)].find_mut(hash.0, same)
     }
 
@@ -47,12 +51,18 @@ impl Locations {
     }
 
     /// Adds the location of a key that has none; `hash_of` gives the hash of a location's key.
-    pub(crate) fn insert(&mut self, hash: KeyHash, location: Location, hash_of: impl Fn(&Location) -> KeyHash) {
+    pub(crate) fn insert(
+        &mut self,
+        hash: KeyHash,
+        location: Location,
+        hash_of: impl Fn(&Location) -> KeyHash,
+    ) {
         self.tables[table_of(hash)].insert_unique(hash.0, location, |other| hash_of(other).0);
         self.count += 1;
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.tables.iter().map(|table| table.allocation_size()).sum::<usize>() + TABLES * size_of::<HashTable<Location>>()
+        self.tables.iter().map(|table| table.allocation_size()).sum::<usize>()
+            + TABLES * size_of::<HashTable<Location>>()
     }
 }

@@ -61,7 +61,13 @@ impl Term<'_> {
 
 /// What a term adds to a document.
 #[inline]
-pub(crate) fn contribution(weigher: Weigher, lengths: Lengths<'_>, norms: &[f32], document: u32, frequency: u32) -> i64 {
+pub(crate) fn contribution(
+    weigher: Weigher,
+    lengths: Lengths<'_>,
+    norms: &[f32],
+    document: u32,
+    frequency: u32,
+) -> i64 {
     if weigher.is_cosine() {
         weigher.by_norm(frequency, norms.get(document as usize).copied().unwrap_or(0.0))
     } else {
@@ -122,7 +128,14 @@ pub(crate) fn search(
 
 /// Orders the terms of a window by bound; returns the number of non-essential ones. `below[n]` is the most that the first
 /// `n + 1` can add together.
-fn partition(terms: &mut [Term<'_>], base: u32, end: u32, threshold: i64, order: &mut Vec<usize>, below: &mut Vec<i64>) -> usize {
+fn partition(
+    terms: &mut [Term<'_>],
+    base: u32,
+    end: u32,
+    threshold: i64,
+    order: &mut Vec<usize>,
+    below: &mut Vec<i64>,
+) -> usize {
     if threshold == i64::MIN || terms.len() > BOUNDED_TERMS_MAX {
         order.extend((0..terms.len()).filter(|n| terms[*n].cursor.document() < end));
         return 0;
@@ -152,12 +165,16 @@ fn accumulate(term: &mut Term<'_>, base: u32, end: u32, sums: &mut Sums) -> u64 
         (Weigher::Cosine { .. }, _) => add_all(cursor, base, end, sums, |document, frequency| {
             weigher.by_norm(frequency, norms.get(document as usize).copied().unwrap_or(0.0))
         }),
-        (_, Lengths::Packed(Packed::One(lengths))) => add_all(cursor, base, end, sums, |document, frequency| {
-            weigher.by_length(f64::from(frequency), u32::from(lengths[document as usize]))
-        }),
-        (_, Lengths::Packed(Packed::Two(lengths))) => add_all(cursor, base, end, sums, |document, frequency| {
-            weigher.by_length(f64::from(frequency), u32::from(lengths[document as usize]))
-        }),
+        (_, Lengths::Packed(Packed::One(lengths))) => {
+            add_all(cursor, base, end, sums, |document, frequency| {
+                weigher.by_length(f64::from(frequency), u32::from(lengths[document as usize]))
+            })
+        }
+        (_, Lengths::Packed(Packed::Two(lengths))) => {
+            add_all(cursor, base, end, sums, |document, frequency| {
+                weigher.by_length(f64::from(frequency), u32::from(lengths[document as usize]))
+            })
+        }
         _ => add_all(cursor, base, end, sums, |document, frequency| {
             weigher.by_length(f64::from(frequency), lengths.get(document))
         }),
@@ -165,7 +182,13 @@ fn accumulate(term: &mut Term<'_>, base: u32, end: u32, sums: &mut Sums) -> u64 
 }
 
 #[inline]
-fn add_all(cursor: &mut Cursor<'_>, base: u32, end: u32, sums: &mut Sums, score: impl Fn(u32, u32) -> i64) -> u64 {
+fn add_all(
+    cursor: &mut Cursor<'_>,
+    base: u32,
+    end: u32,
+    sums: &mut Sums,
+    score: impl Fn(u32, u32) -> i64,
+) -> u64 {
     let mut count = 0;
     while cursor.document() < end {
         let taken = cursor.take_below(end);

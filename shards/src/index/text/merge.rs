@@ -8,7 +8,7 @@ use super::bitmap::Bitmap;
 use super::dictionary::Dictionary;
 use super::part::{Body, Open, PartView};
 use super::segment::Segment;
-use super::writer::{Sizes, SegmentWriter};
+use super::writer::{SegmentWriter, Sizes};
 use crate::index::Units;
 
 /// New number of a document that the output does not have.
@@ -41,10 +41,18 @@ pub(crate) struct Input {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    Documents { input: usize },
-    Terms { from: u32 },
+    Documents {
+        input: usize,
+    },
+    Terms {
+        from: u32,
+    },
     /// Inside a term: the input, and the document to go on from.
-    Term { id: u32, input: usize, document: u32 },
+    Term {
+        id: u32,
+        input: usize,
+        document: u32,
+    },
     Done,
 }
 
@@ -95,7 +103,12 @@ impl Merge {
     }
 
     /// Goes on until the budget is spent; true when the output is complete. `is_dead` knows the inputs' dead.
-    pub(crate) fn step(&mut self, units: &mut Units, dictionary: &mut Dictionary, is_dead: impl Fn(u32, u32) -> bool) -> bool {
+    pub(crate) fn step(
+        &mut self,
+        units: &mut Units,
+        dictionary: &mut Dictionary,
+        is_dead: impl Fn(u32, u32) -> bool,
+    ) -> bool {
         while units.left() {
             match self.stage {
                 Stage::Documents { input } if input == self.inputs.len() => {
@@ -110,7 +123,9 @@ impl Merge {
                 }
                 Stage::Documents { input } => self.copy_document(input, units, &is_dead),
                 Stage::Terms { from } => self.begin_term(from, units, dictionary),
-                Stage::Term { id, input, document } => self.copy_postings(id, input, document, units, dictionary),
+                Stage::Term { id, input, document } => {
+                    self.copy_postings(id, input, document, units, dictionary)
+                }
                 Stage::Done => return true,
             }
         }
@@ -133,15 +148,22 @@ impl Merge {
         let vectors = open.vectors();
         let vector = match self.vector_bytes {
             0 => &[][..],
-            length => vectors.get(document as usize * length..(document as usize + 1) * length).unwrap_or(&[]),
+            length => {
+                vectors.get(document as usize * length..(document as usize + 1) * length).unwrap_or(&[])
+            }
         };
         let writer = &mut self.writer;
         let moved = match &open {
             Open::Tail(tail, _) => {
                 let moved = writer.push_document(tail.record(document).raw(), vector);
                 for column in tail.columns() {
-                    if let Some(length) = column.lengths.get(document as usize).filter(|length| **length > 0) {
-                        writer.set_length(column.field, *length, column.norms.get(document as usize).copied());
+                    if let Some(length) = column.lengths.get(document as usize).filter(|length| **length > 0)
+                    {
+                        writer.set_length(
+                            column.field,
+                            *length,
+                            column.norms.get(document as usize).copied(),
+                        );
                     }
                 }
                 moved
@@ -177,7 +199,14 @@ impl Merge {
         }
     }
 
-    fn copy_postings(&mut self, id: u32, at: usize, from: u32, units: &mut Units, dictionary: &mut Dictionary) {
+    fn copy_postings(
+        &mut self,
+        id: u32,
+        at: usize,
+        from: u32,
+        units: &mut Units,
+        dictionary: &mut Dictionary,
+    ) {
         if at == self.inputs.len() {
             let holders = self.inputs.iter().filter(|input| input.next_term == Some(id)).count();
             let is_kept = self.writer.end_term();

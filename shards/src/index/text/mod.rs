@@ -133,7 +133,10 @@ struct Scratch {
 
 impl std::fmt::Debug for TextIndex {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TextIndex").field("documents", &self.locations.len()).field("parts", &self.parts.list.len()).finish()
+        f.debug_struct("TextIndex")
+            .field("documents", &self.locations.len())
+            .field("parts", &self.parts.list.len())
+            .finish()
     }
 }
 
@@ -174,7 +177,14 @@ impl TextIndex {
             std::mem::replace(&mut self.next_field, next)
         };
         let analyzer = Analyzer::new(analyzer);
-        self.fields.push(Field { id, path: path.to_owned(), analyzer, documents: 0, total_length: 0, dropped: false });
+        self.fields.push(Field {
+            id,
+            path: path.to_owned(),
+            analyzer,
+            documents: 0,
+            total_length: 0,
+            dropped: false,
+        });
         true
     }
 
@@ -199,7 +209,8 @@ impl TextIndex {
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
         let parts: usize = self.parts.list.iter().map(|part| part.body.bytes() + part.dead.bytes()).sum();
-        let forwards: usize = self.parts.forwards.iter().map(|forward| forward.documents.capacity() * 4).sum();
+        let forwards: usize =
+            self.parts.forwards.iter().map(|forward| forward.documents.capacity() * 4).sum();
         self.dictionary.bytes() + self.locations.bytes() + parts + forwards
     }
 
@@ -383,7 +394,10 @@ impl TextIndex {
 
     /// Whether [`TextIndex::work`] has something to do.
     pub fn has_work(&self) -> bool {
-        !self.merges.is_empty() || !self.relocations.is_empty() || self.dictionary.has_work() || self.next_merge().is_some()
+        !self.merges.is_empty()
+            || !self.relocations.is_empty()
+            || self.dictionary.has_work()
+            || self.next_merge().is_some()
     }
 
     /// Goes on with sealing, merging and tidying until the budget is spent or nothing is left to do.
@@ -412,7 +426,8 @@ impl TextIndex {
 
     /// The running merge with the fewest documents: small ones free queries from parts soonest.
     fn smallest_merge(&self) -> Option<usize> {
-        let size = |merge: &Merge| -> u64 { merge.inputs.iter().map(|input| u64::from(input.documents())).sum() };
+        let size =
+            |merge: &Merge| -> u64 { merge.inputs.iter().map(|input| u64::from(input.documents())).sum() };
         (0..self.merges.len()).min_by_key(|at| size(&self.merges[*at]))
     }
 
@@ -430,14 +445,19 @@ impl TextIndex {
         self.next_part += 1;
         let first = self.parts.position(forwards[0].0);
         let empty = segment.documents() == 0;
-        self.parts.list[first] = Part { id, body: Body::Sealed(Rc::new(segment)), dead: Rc::new(dead), busy: true };
+        self.parts.list[first] =
+            Part { id, body: Body::Sealed(Rc::new(segment)), dead: Rc::new(dead), busy: true };
         self.parts.list.retain(|part| !forwards.iter().any(|forward| forward.0 == part.id));
         if empty {
             // Nobody points to any of the inputs' documents.
             self.parts.list.retain(|part| part.id != id);
             return;
         }
-        self.parts.forwards.extend(forwards.into_iter().map(|(from, documents)| Forward { from, to: id, documents }));
+        self.parts.forwards.extend(forwards.into_iter().map(|(from, documents)| Forward {
+            from,
+            to: id,
+            documents,
+        }));
         self.relocations.push(Relocation { part: id, next: 0 });
     }
 
@@ -486,16 +506,22 @@ impl TextIndex {
             classes.push((class, at, bytes));
         }
         classes.sort_unstable();
-        let full = classes.chunk_by(|a, b| a.0 == b.0).filter(|class| class.len() >= MERGE_WIDTH).find(|class| {
-            class[..MERGE_WIDTH].iter().map(|(_, _, bytes)| bytes).sum::<usize>() <= SEGMENT_BYTES_MAX
-        })?;
+        let full =
+            classes.chunk_by(|a, b| a.0 == b.0).filter(|class| class.len() >= MERGE_WIDTH).find(|class| {
+                class[..MERGE_WIDTH].iter().map(|(_, _, bytes)| bytes).sum::<usize>() <= SEGMENT_BYTES_MAX
+            })?;
         Some(full[..MERGE_WIDTH].iter().map(|(_, at, _)| *at).collect())
     }
 }
 
 impl Part {
     fn view(&self) -> PartView {
-        PartView { id: self.id, body: self.body.clone(), documents: self.body.documents(), dead: Rc::clone(&self.dead) }
+        PartView {
+            id: self.id,
+            body: self.body.clone(),
+            documents: self.body.documents(),
+            dead: Rc::clone(&self.dead),
+        }
     }
 }
 
@@ -528,7 +554,8 @@ impl Parts {
     }
 
     fn moved_to(&self, location: Location, target: Location) -> bool {
-        let forward = self.forwards.iter().find(|forward| forward.from == location.part && forward.to == target.part);
+        let forward =
+            self.forwards.iter().find(|forward| forward.from == location.part && forward.to == target.part);
         forward.is_some_and(|forward| forward.documents[location.document as usize] == target.document)
     }
 }

@@ -117,7 +117,8 @@ impl Ordered {
         for tree in [&self.frozen, &self.recent] {
             let keys = tree.range::<[u8], _>((Bound::Included(&from[..]), Bound::Unbounded));
             let keys = keys.take_while(|key| key.starts_with(&from));
-            found.extend(keys.filter_map(|key| live(&key[2..]).map(|id| (key[2..].to_vec(), id))).take(limit));
+            found
+                .extend(keys.filter_map(|key| live(&key[2..]).map(|id| (key[2..].to_vec(), id))).take(limit));
         }
         found.sort_unstable();
         found.dedup();
@@ -146,7 +147,9 @@ impl Ordered {
             let from = field.to_be_bytes();
             let keys = tree.range::<[u8], _>((Bound::Included(&from[..]), Bound::Unbounded));
             for key in keys.take_while(|key| key.starts_with(&from)) {
-                if let Some((edits, id)) = run(&automaton, key).and_then(|edits| Some((edits, live(&key[2..])?))) {
+                if let Some((edits, id)) =
+                    run(&automaton, key).and_then(|edits| Some((edits, live(&key[2..])?)))
+                {
                     found.push((edits, key[2..].to_vec(), id));
                 }
             }

@@ -107,7 +107,9 @@ impl Open<'_> {
 
     pub(crate) fn cursor(&self, term: u32, wants_positions: bool) -> Option<Cursor<'_>> {
         match self {
-            Self::Tail(tail, documents) => Some(Cursor::tail(tail.postings(term)?, *documents, wants_positions)),
+            Self::Tail(tail, documents) => {
+                Some(Cursor::tail(tail.postings(term)?, *documents, wants_positions))
+            }
             Self::Sealed(segment) => Some(Cursor::sealed(segment.postings(term)?)),
         }
     }
@@ -118,7 +120,9 @@ impl Open<'_> {
                 Some(column) => Lengths::Plain(&column.lengths),
                 None => Lengths::None,
             },
-            Self::Sealed(segment) => segment.column(field).map_or(Lengths::None, |c| Lengths::Packed(&c.lengths)),
+            Self::Sealed(segment) => {
+                segment.column(field).map_or(Lengths::None, |c| Lengths::Packed(&c.lengths))
+            }
         }
     }
 

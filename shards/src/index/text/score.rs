@@ -43,7 +43,8 @@ pub(crate) fn cosine_idf(documents: u64, document_frequency: u64) -> f64 {
     libm::log(documents.max(document_frequency) as f64 / document_frequency as f64)
 }
 
-static LOGARITHMS: LazyLock<[f64; 256]> = LazyLock::new(|| std::array::from_fn(|n| 1.0 + libm::log(n.max(1) as f64)));
+static LOGARITHMS: LazyLock<[f64; 256]> =
+    LazyLock::new(|| std::array::from_fn(|n| 1.0 + libm::log(n.max(1) as f64)));
 
 /// 1 + ln tf.
 #[inline]
@@ -142,7 +143,9 @@ impl Weigher {
                 ((frequency * weight / (frequency + (base + slope * length))).min(weight) + 0.5) as i64 + 1
             }
             // (1 + ln tf) / norm is at most 1: the norm is that of a vector with this component.
-            Self::Cosine { weight } => (weight * f64::from(bounds.weight_max).min(1.000_001) + 0.5) as i64 + 1,
+            Self::Cosine { weight } => {
+                (weight * f64::from(bounds.weight_max).min(1.000_001) + 0.5) as i64 + 1
+            }
         }
     }
 }

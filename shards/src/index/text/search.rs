@@ -13,10 +13,10 @@ use super::part::PartView;
 use super::score::{Weigher, bm25_idf, cosine_idf, document_weight};
 use super::top::{Hit, Top};
 use super::{TextIndex, WHOLE};
-use crate::index::{ACCEPT_UNITS, Units};
 use crate::index::codec::{Corrupt, Reader, put_bytes, put_varint_u64};
 use crate::index::query::compile::Clause;
 use crate::index::query::{CompiledQuery, QueryField};
+use crate::index::{ACCEPT_UNITS, Units};
 use std::collections::BTreeMap;
 
 pub use super::top::Hit as SearchHit;
@@ -78,13 +78,21 @@ impl Stats {
         for (sum, more) in self.document_frequencies.iter_mut().zip(&other.document_frequencies) {
             add(sum, *more)?;
         }
-        for ((sum, more), expansion) in self.expansions.iter_mut().zip(&other.expansions).zip(&query.expansions) {
+        for ((sum, more), expansion) in
+            self.expansions.iter_mut().zip(&other.expansions).zip(&query.expansions)
+        {
             let mut terms: BTreeMap<(u8, &[u8]), u64> = BTreeMap::new();
             for term in sum.iter().chain(more) {
                 add(terms.entry((term.edits, &term.term)).or_default(), term.document_frequency)?;
             }
             let merged = terms.into_iter().take(expansion.limit());
-            *sum = merged.map(|((edits, term), document_frequency)| ExpandedTerm { edits, term: term.to_vec(), document_frequency }).collect();
+            *sum = merged
+                .map(|((edits, term), document_frequency)| ExpandedTerm {
+                    edits,
+                    term: term.to_vec(),
+                    document_frequency,
+                })
+                .collect();
         }
         Ok(())
     }
@@ -123,7 +131,9 @@ impl Stats {
         }
         let mut stats = Self::default();
         for _ in 0..reader.count(2)? {
-            stats.fields.push(FieldStats { documents: reader.varint_u64()?, total_length: reader.varint_u64()? });
+            stats
+                .fields
+                .push(FieldStats { documents: reader.varint_u64()?, total_length: reader.varint_u64()? });
         }
         for _ in 0..reader.count(1)? {
             stats.document_frequencies.push(reader.varint_u64()?);
@@ -186,7 +196,11 @@ impl TextIndex {
             Some(field) => FieldStats { documents: field.documents, total_length: field.total_length },
             None => FieldStats::default(),
         }));
-        let leaves: Vec<Option<u32>> = query.leaves.iter().map(|leaf| self.dictionary.find(fields[leaf.field]?.id, &leaf.term)).collect();
+        let leaves: Vec<Option<u32>> = query
+            .leaves
+            .iter()
+            .map(|leaf| self.dictionary.find(fields[leaf.field]?.id, &leaf.term))
+            .collect();
         let count = |id: &Option<u32>| id.map_or(0, |id| u64::from(self.dictionary.document_frequency(id)));
         stats.document_frequencies.extend(leaves.iter().map(count));
         let mut expansions = Vec::new();
@@ -195,7 +209,8 @@ impl TextIndex {
             let mut terms = Vec::new();
             if let Some(field) = fields[expansion.field] {
                 let found: Vec<(Vec<u8>, u8, u32)> = if expansion.edits == 0 {
-                    let found = self.dictionary.with_prefix(field.id, expansion.word.as_bytes(), expansion.limit());
+                    let found =
+                        self.dictionary.with_prefix(field.id, expansion.word.as_bytes(), expansion.limit());
                     found.into_iter().map(|(term, id)| (term, 0, id)).collect()
                 } else {
                     self.dictionary.near(field.id, &expansion.word, expansion.edits, expansion.limit())
@@ -208,7 +223,8 @@ impl TextIndex {
             expansions.push(ids);
             stats.expansions.push(terms);
         }
-        let parts = self.parts.list.iter().map(super::Part::view).filter(|part| part.documents > part.dead.count());
+        let parts =
+            self.parts.list.iter().map(super::Part::view).filter(|part| part.documents > part.dead.count());
         let fields = fields.iter().map(|field| field.map(|field| field.id)).collect();
         (View { parts: parts.collect(), fields, leaves, expansions }, stats)
     }
@@ -236,7 +252,13 @@ impl Search {
     ///
     /// # Errors
     /// The figures belong to another query.
-    pub fn new(view: View, query: &CompiledQuery, stats: &Stats, model: Model, limit: usize) -> Result<Self, Corrupt> {
+    pub fn new(
+        view: View,
+        query: &CompiledQuery,
+        stats: &Stats,
+        model: Model,
+        limit: usize,
+    ) -> Result<Self, Corrupt> {
         let same = stats.fields.len() == query.fields.len()
             && stats.document_frequencies.len() == query.leaves.len()
             && stats.expansions.len() == query.expansions.len();
@@ -414,10 +436,13 @@ impl Preparing<'_> {
     /// The phrase's weight is the sum of its terms' idf, as in Lucene.
     fn phrase(&self, terms: &[(usize, u32)], slop: u32, boost: f64) -> Plan {
         let field = self.query.leaves[terms[0].0].field;
-        let idf: f64 = terms.iter().map(|(leaf, _)| self.idf(field, self.stats.document_frequencies[*leaf])).sum();
+        let idf: f64 =
+            terms.iter().map(|(leaf, _)| self.idf(field, self.stats.document_frequencies[*leaf])).sum();
         let here = terms.iter().map(|(leaf, offset)| Some((self.view.leaves[*leaf]?, *offset)));
         match (here.collect::<Option<Vec<_>>>(), self.view.fields[field]) {
-            (Some(terms), Some(id)) => Plan::Phrase { terms, slop, field: id, weigher: self.weigher(field, boost * idf) },
+            (Some(terms), Some(id)) => {
+                Plan::Phrase { terms, slop, field: id, weigher: self.weigher(field, boost * idf) }
+            }
             _ => Plan::Nothing,
         }
     }

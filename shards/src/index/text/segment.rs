@@ -184,14 +184,27 @@ impl Segment {
             at += 2;
         }
         let data = at + if blocks > 0 { blocks as usize * META_BYTES + REST_BYTES } else { 0 };
-        Some(SealedList { segment: self, count, blocks, metas: at, data, positions: entry.positions_at as usize, hint })
+        Some(SealedList {
+            segment: self,
+            count,
+            blocks,
+            metas: at,
+            data,
+            positions: entry.positions_at as usize,
+            hint,
+        })
     }
 
     /// Bytes of memory, and a measure of how much a merge has to move.
     pub(crate) fn bytes(&self) -> usize {
         let columns: usize = self.columns.iter().map(|c| c.lengths.bytes() + c.norms.capacity() * 4).sum();
         let lists = self.postings.capacity() + self.positions.capacity() + self.entries.capacity() * 8;
-        self.records.capacity() + self.record_at.capacity() * 4 + columns + self.vectors.capacity() + self.terms.bytes() + lists
+        self.records.capacity()
+            + self.record_at.capacity() * 4
+            + columns
+            + self.vectors.capacity()
+            + self.terms.bytes()
+            + lists
     }
 }
 
@@ -207,7 +220,8 @@ pub(crate) struct Bounds {
 /// Bounds of nothing, to be widened.
 pub(crate) const NO_BOUNDS: Bounds = Bounds { frequency_max: 0, length_min: u32::MAX, weight_max: 0.0 };
 /// Bounds that hold for every posting.
-pub(crate) const ANY_BOUNDS: Bounds = Bounds { frequency_max: u32::MAX, length_min: 1, weight_max: f32::INFINITY };
+pub(crate) const ANY_BOUNDS: Bounds =
+    Bounds { frequency_max: u32::MAX, length_min: 1, weight_max: f32::INFINITY };
 
 impl Bounds {
     pub(crate) fn widen(&mut self, other: Bounds) {
@@ -257,12 +271,26 @@ impl SealedList<'_> {
     }
 
     /// Unpacks a block; `blocks` names the rest.
-    pub(crate) fn read_block(&self, packer: BitPacker4x, block: u32, documents: &mut [u32; BLOCK], frequencies: &mut [u32; BLOCK]) {
+    pub(crate) fn read_block(
+        &self,
+        packer: BitPacker4x,
+        block: u32,
+        documents: &mut [u32; BLOCK],
+        frequencies: &mut [u32; BLOCK],
+    ) {
         let bytes = &self.segment.postings[..];
         let before = if block == 0 { 0 } else { self.last_document(block - 1) };
         let mut at = self.data;
         if self.blocks > 0 {
-            at += u32_at(bytes, self.metas + if block < self.blocks { block as usize * META_BYTES + 4 } else { block as usize * META_BYTES }) as usize;
+            at += u32_at(
+                bytes,
+                self.metas
+                    + if block < self.blocks {
+                        block as usize * META_BYTES + 4
+                    } else {
+                        block as usize * META_BYTES
+                    },
+            ) as usize;
         }
         if block < self.blocks {
             let (wide, narrow) = (bytes[at], bytes[at + 1]);

@@ -13,10 +13,10 @@ use super::merge::Merge;
 use super::part::{Body, PartView};
 use super::segment::{Column, Entry, Packed, Segment, TermSet};
 use super::{Embedder, Field, Part, TextIndex};
+use crate::ids::hash_of;
 use crate::index::Units;
 use crate::index::analyze::{ANALYZER_VERSION, Analyzer, AnalyzerKind};
 use crate::index::codec::{Corrupt, Reader, put_bytes, put_varint, put_varint_u64};
-use crate::ids::hash_of;
 use std::rc::Rc;
 
 const VERSION: u8 = 1;
@@ -61,7 +61,13 @@ impl TextIndex {
         self.dictionary.hold();
         let live = self.fields.iter().filter(|field| !field.dropped);
         SnapshotWriter {
-            parts: self.parts.list.iter().map(Part::view).filter(|part| part.documents > part.dead.count()).collect(),
+            parts: self
+                .parts
+                .list
+                .iter()
+                .map(Part::view)
+                .filter(|part| part.documents > part.dead.count())
+                .collect(),
             fields: live.map(|field| (field.id, field.path.clone(), field.analyzer.kind())).collect(),
             next_field: self.next_field,
             id_end: self.dictionary.id_end(),
@@ -95,7 +101,9 @@ impl SnapshotWriter {
             Stage::Part { part } => match self.parts.get(part) {
                 None => Stage::End,
                 Some(view) => match &view.body {
-                    Body::Sealed(segment) => Stage::Head { part, segment: Rc::clone(segment), dead: Rc::clone(&view.dead) },
+                    Body::Sealed(segment) => {
+                        Stage::Head { part, segment: Rc::clone(segment), dead: Rc::clone(&view.dead) }
+                    }
                     Body::Tail(_) => {
                         let merge = Merge::copy(std::slice::from_ref(view), self.vector_bytes);
                         Stage::Seal { part, merge: Box::new(merge) }
@@ -297,7 +305,9 @@ impl Loader {
     /// # Errors
     /// The section is damaged, out of order, of another version, or was made by other analyzers.
     pub fn section(&mut self, bytes: &[u8]) -> Result<(), Corrupt> {
-        let Some((body, checksum)) = bytes.split_last_chunk::<4>() else { return Err(Corrupt("short section")) };
+        let Some((body, checksum)) = bytes.split_last_chunk::<4>() else {
+            return Err(Corrupt("short section"));
+        };
         if crc32c::crc32c(body) != u32::from_le_bytes(*checksum) {
             return Err(Corrupt("checksum of a section"));
         }
@@ -338,7 +348,14 @@ impl Loader {
             let path = reader.str()?.to_owned();
             let analyzer = AnalyzerKind::from_name(reader.str()?).ok_or(Corrupt("analyzer"))?;
             let analyzer = Analyzer::new(analyzer);
-            self.index.fields.push(Field { id, path, analyzer, documents: 0, total_length: 0, dropped: false });
+            self.index.fields.push(Field {
+                id,
+                path,
+                analyzer,
+                documents: 0,
+                total_length: 0,
+                dropped: false,
+            });
         }
         self.is_begun = true;
         Ok(())
@@ -438,10 +455,13 @@ impl Partial {
         let records = next();
         let record_at = words(&next());
         let vectors: Vec<i8> = next().into_iter().map(|byte| byte as i8).collect();
-        let term_words: Vec<u64> =
-            next().chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("eight bytes a chunk"))).collect();
+        let term_words: Vec<u64> = next()
+            .chunks_exact(8)
+            .map(|word| u64::from_le_bytes(word.try_into().expect("eight bytes a chunk")))
+            .collect();
         let entries = words(&next());
-        let entries = entries.chunks_exact(2).map(|pair| Entry { postings_at: pair[0], positions_at: pair[1] });
+        let entries =
+            entries.chunks_exact(2).map(|pair| Entry { postings_at: pair[0], positions_at: pair[1] });
         let entries: Vec<Entry> = entries.collect();
         let (postings, positions) = (next(), next());
         let mut columns = Vec::new();
@@ -449,7 +469,9 @@ impl Partial {
             let lengths = next();
             let lengths = match width {
                 1 => Packed::One(lengths),
-                2 => Packed::Two(lengths.chunks_exact(2).map(|two| u16::from_le_bytes([two[0], two[1]])).collect()),
+                2 => Packed::Two(
+                    lengths.chunks_exact(2).map(|two| u16::from_le_bytes([two[0], two[1]])).collect(),
+                ),
                 _ => Packed::Four(words(&lengths)),
             };
             let norms = words(&next()).into_iter().map(f32::from_bits).collect();
@@ -459,7 +481,10 @@ impl Partial {
         if vectors.len() != documents * vector_bytes {
             return Err(Corrupt("vectors"));
         }
-        let dead = Bitmap::decode(&mut Reader::new(&self.dead_bytes), u32::try_from(documents).map_err(|_| Corrupt("records"))?)?;
+        let dead = Bitmap::decode(
+            &mut Reader::new(&self.dead_bytes),
+            u32::try_from(documents).map_err(|_| Corrupt("records"))?,
+        )?;
         drop(self.dead);
         let terms = TermSet::from_words(term_words);
         Ok((Segment { records, record_at, columns, vectors, terms, entries, postings, positions }, dead))
@@ -467,19 +492,24 @@ impl Partial {
 }
 
 fn words(bytes: &[u8]) -> Vec<u32> {
-    bytes.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().expect("four bytes a chunk"))).collect()
+    bytes
+        .chunks_exact(4)
+        .map(|word| u32::from_le_bytes(word.try_into().expect("four bytes a chunk")))
+        .collect()
 }
 
 /// Whether everything that a segment refers to is there. The insides of posting lists are under the checksums alone.
 fn check_segment(segment: &Segment, dictionary: &Dictionary) -> Result<(), Corrupt> {
     let documents = segment.documents() as usize;
     let offsets = &segment.record_at;
-    let ordered = offsets.is_sorted() && offsets[0] == 0 && offsets[documents] as usize == segment.records.len();
+    let ordered =
+        offsets.is_sorted() && offsets[0] == 0 && offsets[documents] as usize == segment.records.len();
     if !ordered {
         return Err(Corrupt("records"));
     }
     for column in &segment.columns {
-        if column.lengths.len() != documents || !(column.norms.is_empty() || column.norms.len() == documents) {
+        if column.lengths.len() != documents || !(column.norms.is_empty() || column.norms.len() == documents)
+        {
             return Err(Corrupt("column"));
         }
     }
@@ -503,7 +533,8 @@ fn check_segment(segment: &Segment, dictionary: &Dictionary) -> Result<(), Corru
     for entry in &segment.entries {
         id = segment.terms.next(id).ok_or(Corrupt("terms"))? + 1;
         let rises = postings_at.is_none_or(|before| entry.postings_at > before);
-        let inside = (entry.postings_at as usize) < segment.postings.len() && entry.positions_at as usize <= segment.positions.len();
+        let inside = (entry.postings_at as usize) < segment.postings.len()
+            && entry.positions_at as usize <= segment.positions.len();
         if !rises || !inside || dictionary.get(id - 1).is_none() {
             return Err(Corrupt("entry of a term"));
         }
@@ -516,7 +547,8 @@ impl TextIndex {
     /// Counts the documents and terms of a part that was loaded.
     fn count_part(&mut self, at: usize) -> Result<(), Corrupt> {
         let Self { parts, dictionary, locations, fields, .. } = self;
-        let (id, body, dead) = (parts.list[at].id, parts.list[at].body.clone(), Rc::clone(&parts.list[at].dead));
+        let (id, body, dead) =
+            (parts.list[at].id, parts.list[at].body.clone(), Rc::clone(&parts.list[at].dead));
         let Body::Sealed(segment) = &body else { return Err(Corrupt("part")) };
         let mut next = segment.terms.next(0);
         while let Some(term) = next {

@@ -136,7 +136,15 @@ impl Tail {
                 let first = self.pool.len() as u32;
                 self.pool.resize(self.pool.len() + CHUNK_BYTES_MIN as usize, 0);
                 let end = first + CHUNK_BYTES_MIN - LINK_BYTES;
-                self.heads.push(Head { term, first, write: first, end, last_document: 0, count: 0, class: 0 });
+                self.heads.push(Head {
+                    term,
+                    first,
+                    write: first,
+                    end,
+                    last_document: 0,
+                    count: 0,
+                    class: 0,
+                });
                 let heads = &self.heads;
                 self.by_term.insert_unique(hash, at, |at| hash_of(heads[*at as usize].term));
                 is_new(term);
@@ -197,13 +205,26 @@ impl Tail {
         let at = *self.by_term.find(hash_of(term), |at| self.heads[*at as usize].term == term)?;
         let head = &self.heads[at as usize];
         let end = head.first + CHUNK_BYTES_MIN - LINK_BYTES;
-        Some(TailReader { pool: &self.pool, at: head.first, end, class: 0, left: head.count, last_document: 0 })
+        Some(TailReader {
+            pool: &self.pool,
+            at: head.first,
+            end,
+            class: 0,
+            left: head.count,
+            last_document: 0,
+        })
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        let columns: usize = self.columns.iter().map(|c| (c.lengths.capacity() + c.norms.capacity()) * 4).sum();
+        let columns: usize =
+            self.columns.iter().map(|c| (c.lengths.capacity() + c.norms.capacity()) * 4).sum();
         let heads = self.heads.capacity() * size_of::<Head>() + self.by_term.allocation_size();
-        self.records.capacity() + self.record_at.capacity() * 4 + columns + heads + self.pool.capacity() + self.vectors.capacity()
+        self.records.capacity()
+            + self.record_at.capacity() * 4
+            + columns
+            + heads
+            + self.pool.capacity()
+            + self.vectors.capacity()
     }
 }
 
@@ -264,7 +285,8 @@ mod tests {
         let mut tail = Tail::default();
         let mut new = Vec::new();
         for document in 0..500u64 {
-            let mut pairs: Vec<u64> = (0..document % 7 + 1).map(|n| 9 << 32 | (n * 1000 + document)).collect();
+            let mut pairs: Vec<u64> =
+                (0..document % 7 + 1).map(|n| 9 << 32 | (n * 1000 + document)).collect();
             pairs.extend((0..document % 3).map(|n| 70_000 << 32 | n));
             tail.push(format!("key{document}").as_bytes(), &pairs, |term| new.push(term));
             tail.set_length(0, pairs.len() as u32, Some(1.5));

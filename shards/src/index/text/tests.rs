@@ -58,7 +58,12 @@ impl Chance {
             7 => format!("{word}~1 {}~2", self.word()),
             8 => format!("{word}^2.5 {} {word}", self.word()),
             9 => format!("{word} AND NOT {}", self.word()),
-            10 => format!("t:\"{} {}\" +{}*", word, self.word(), &self.word()[..2.min(word.len()).max(1).min(1)]),
+            10 => format!(
+                "t:\"{} {}\" +{}*",
+                word,
+                self.word(),
+                &self.word()[..2.min(word.len()).max(1).min(1)]
+            ),
             11 => (0..80).map(|_| self.word()).collect::<Vec<_>>().join(" "),
             12 => format!("(+{word} +{}) OR nowhere", self.word()),
             _ => self.text(8),
@@ -80,7 +85,8 @@ fn tokens(value: &str, field: &QueryField) -> Tokens {
         let Scalar::String(text) = scalar else { return };
         if field.path == WHOLE || is_within(path, field.path.as_bytes()) {
             let mut analyzer = Analyzer::new(field.analyzer);
-            let used = analyzer.analyze(text, |token| tokens.push((token.term.as_bytes().to_vec(), base + token.position)));
+            let used = analyzer
+                .analyze(text, |token| tokens.push((token.term.as_bytes().to_vec(), base + token.position)));
             base += if used > 0 { used + STRING_GAP } else { 0 };
         }
     });
@@ -98,9 +104,9 @@ struct Brute {
 impl Brute {
     fn new(documents: &BTreeMap<Vec<u8>, String>) -> Self {
         let fields = fields();
-        let documents = documents.iter().map(|(key, value)| {
-            (key.clone(), fields.iter().map(|field| tokens(value, field)).collect())
-        });
+        let documents = documents
+            .iter()
+            .map(|(key, value)| (key.clone(), fields.iter().map(|field| tokens(value, field)).collect()));
         let documents: BTreeMap<Vec<u8>, Vec<Tokens>> = documents.collect();
         let mut totals = vec![(0, 0); fields.len()];
         let mut frequencies = vec![BTreeMap::new(); fields.len()];
@@ -164,7 +170,8 @@ impl Brute {
             let field = self.field(&query.fields[leaf.field].path);
             (field, bm25_idf(self.totals(field).0, self.frequency(field, &leaf.term)))
         };
-        let count = |field: usize, term: &[u8]| document[field].iter().filter(|token| token.0 == term).count() as f64;
+        let count =
+            |field: usize, term: &[u8]| document[field].iter().filter(|token| token.0 == term).count() as f64;
         match clause {
             Clause::Nothing => None,
             Clause::Term { leaf, boost } => {
@@ -176,10 +183,17 @@ impl Brute {
             Clause::Phrase { terms, slop, boost } => {
                 let field = idf(terms[0].0).0;
                 let weight: f64 = terms.iter().map(|(leaf, _)| idf(*leaf).1).sum();
-                let lists: Vec<Vec<i64>> = terms.iter().map(|(leaf, offset)| {
-                    let term = &query.leaves[*leaf].term;
-                    document[field].iter().filter(|token| token.0 == *term).map(|token| i64::from(token.1) - i64::from(*offset)).collect()
-                }).collect();
+                let lists: Vec<Vec<i64>> = terms
+                    .iter()
+                    .map(|(leaf, offset)| {
+                        let term = &query.leaves[*leaf].term;
+                        document[field]
+                            .iter()
+                            .filter(|token| token.0 == *term)
+                            .map(|token| i64::from(token.1) - i64::from(*offset))
+                            .collect()
+                    })
+                    .collect();
                 let frequency = phrase_frequency(&lists, terms, i64::from(*slop));
                 let weigher = self.weigher(field, boost * weight);
                 (frequency > 0.0).then(|| weigher.by_length(frequency, document[field].len() as u32))
@@ -196,7 +210,12 @@ impl Brute {
                 let mut score = None;
                 for (edits, term) in &terms {
                     let frequency = count(field, term);
-                    let length = std::str::from_utf8(term).unwrap().chars().count().min(sought.word.chars().count()).max(1);
+                    let length = std::str::from_utf8(term)
+                        .unwrap()
+                        .chars()
+                        .count()
+                        .min(sought.word.chars().count())
+                        .max(1);
                     let closeness = (1.0 - f64::from(*edits) / length as f64).max(0.1);
                     if frequency > 0.0 {
                         let weigher = self.weigher(field, boost * closeness * idf);
@@ -213,7 +232,8 @@ impl Brute {
                 for clause in must {
                     score += self.score(query, clause, document)?;
                 }
-                let optional: Vec<i64> = should.iter().filter_map(|clause| self.score(query, clause, document)).collect();
+                let optional: Vec<i64> =
+                    should.iter().filter_map(|clause| self.score(query, clause, document)).collect();
                 (!must.is_empty() || !optional.is_empty()).then(|| score + optional.iter().sum::<i64>())
             }
         }
@@ -225,24 +245,31 @@ impl Brute {
             single => vec![single.clone()],
         };
         let documents = self.totals(0).0;
-        let weights: Vec<(Vec<u8>, f64)> = clauses.iter().filter_map(|clause| match clause {
-            Clause::Term { leaf, boost } => {
-                let term = query.leaves[*leaf].term.clone();
-                let idf = cosine_idf(documents, self.frequency(0, &term));
-                Some((term, document_weight(*boost as u32) * idf))
-            }
-            _ => None,
-        }).collect();
+        let weights: Vec<(Vec<u8>, f64)> = clauses
+            .iter()
+            .filter_map(|clause| match clause {
+                Clause::Term { leaf, boost } => {
+                    let term = query.leaves[*leaf].term.clone();
+                    let idf = cosine_idf(documents, self.frequency(0, &term));
+                    Some((term, document_weight(*boost as u32) * idf))
+                }
+                _ => None,
+            })
+            .collect();
         let norm = weights.iter().map(|weight| weight.1 * weight.1).sum::<f64>().sqrt();
         let scored = self.documents.iter().filter_map(|(key, document)| {
             let mut counts: BTreeMap<&[u8], u32> = BTreeMap::new();
             document[0].iter().for_each(|token| *counts.entry(&token.0).or_default() += 1);
             let mut own = Norm::default();
             counts.values().for_each(|count| own.add(*count));
-            let parts: Vec<i64> = weights.iter().filter(|weight| weight.1 > 0.0).filter_map(|(term, weight)| {
-                let frequency = *counts.get(&term[..])?;
-                Some(Weigher::cosine(weight / norm).by_norm(frequency, own.value()))
-            }).collect();
+            let parts: Vec<i64> = weights
+                .iter()
+                .filter(|weight| weight.1 > 0.0)
+                .filter_map(|(term, weight)| {
+                    let frequency = *counts.get(&term[..])?;
+                    Some(Weigher::cosine(weight / norm).by_norm(frequency, own.value()))
+                })
+                .collect();
             (!parts.is_empty()).then(|| SearchHit { score: parts.iter().sum(), key: key.clone().into() })
         });
         let mut hits: Vec<SearchHit> = scored.collect();
@@ -256,11 +283,14 @@ fn phrase_frequency(lists: &[Vec<i64>], terms: &[(usize, u32)], slop: i64) -> f6
     let mut at = vec![0; lists.len()];
     let mut frequency = 0.0;
     loop {
-        let Some(here) = lists.iter().zip(&at).map(|(list, at)| list.get(*at).copied()).collect::<Option<Vec<i64>>>() else {
+        let Some(here) =
+            lists.iter().zip(&at).map(|(list, at)| list.get(*at).copied()).collect::<Option<Vec<i64>>>()
+        else {
             return frequency;
         };
         let (low, high) = (*here.iter().min().unwrap(), *here.iter().max().unwrap());
-        let mut places: Vec<i64> = here.iter().zip(terms).map(|(place, term)| place + i64::from(term.1)).collect();
+        let mut places: Vec<i64> =
+            here.iter().zip(terms).map(|(place, term)| place + i64::from(term.1)).collect();
         places.sort_unstable();
         places.dedup();
         if high - low <= slop && places.len() == here.len() {
@@ -279,7 +309,14 @@ fn empty_index(tail_documents_max: usize) -> TextIndex {
     index
 }
 
-fn run(view: View, query: &CompiledQuery, stats: &Stats, model: Model, limit: usize, budget: u32) -> Vec<SearchHit> {
+fn run(
+    view: View,
+    query: &CompiledQuery,
+    stats: &Stats,
+    model: Model,
+    limit: usize,
+    budget: u32,
+) -> Vec<SearchHit> {
     let mut search = Search::new(view, query, stats, model, limit).unwrap();
     let mut steps = 0;
     while !search.step(&mut Units::new(budget), &mut |_| true) {
@@ -300,7 +337,13 @@ fn gather(shards: &[TextIndex], query: &CompiledQuery) -> (Vec<View>, Stats) {
     (pinned.into_iter().map(|(view, _)| view).collect(), sum)
 }
 
-fn search_all(shards: &[TextIndex], query: &CompiledQuery, model: Model, limit: usize, budget: u32) -> Vec<SearchHit> {
+fn search_all(
+    shards: &[TextIndex],
+    query: &CompiledQuery,
+    model: Model,
+    limit: usize,
+    budget: u32,
+) -> Vec<SearchHit> {
     let (views, stats) = gather(shards, query);
     let lists = views.into_iter().map(|view| run(view, query, &stats, model, limit, budget)).collect();
     merge_hits(lists, 0, limit)
@@ -316,7 +359,9 @@ fn check(seed: u64, operations: usize, keys: u64, tail_documents_max: usize) {
         let shard = (key[key.len() - 1] % 3) as usize;
         let units = &mut Units::unlimited();
         if chance.below(4) == 0 {
-            let existed = model.remove(&key).is_some_and(|value| fields().iter().any(|f| !tokens(&value, f).is_empty()));
+            let existed = model
+                .remove(&key)
+                .is_some_and(|value| fields().iter().any(|f| !tokens(&value, f).is_empty()));
             assert_eq!(single[0].remove(&key, units), existed);
             several[shard].remove(&key, units);
         } else {
@@ -457,17 +502,26 @@ fn load(sections: &[Vec<u8>]) -> Result<TextIndex, crate::index::Corrupt> {
 fn a_snapshot_holds_the_index_as_it_was() {
     let mut chance = Chance(99);
     let known = fields();
-    let query = CompiledQuery::new(&parse("cat \"dogs be\" t:eel care*", &|name| name == "t"), &known[..1], &known);
+    let query =
+        CompiledQuery::new(&parse("cat \"dogs be\" t:eel care*", &|name| name == "t"), &known[..1], &known);
     let mut index = empty_index(60);
     for _ in 0..700 {
-        index.put(format!("k{}", chance.below(400)).as_bytes(), chance.value().as_bytes(), &mut Units::unlimited());
+        index.put(
+            format!("k{}", chance.below(400)).as_bytes(),
+            chance.value().as_bytes(),
+            &mut Units::unlimited(),
+        );
         index.remove(format!("k{}", chance.below(400)).as_bytes(), &mut Units::unlimited());
         index.work(&mut Units::new(300));
     }
     let (view, stats) = index.pin(&query);
     let then = run(view, &query, &stats, Model::Bm25, 500, 10_000);
     let sections = sections(&mut index, 50, &mut |index| {
-        index.put(format!("k{}", chance.below(400)).as_bytes(), b"\"new words every time\"", &mut Units::unlimited());
+        index.put(
+            format!("k{}", chance.below(400)).as_bytes(),
+            b"\"new words every time\"",
+            &mut Units::unlimited(),
+        );
         index.work(&mut Units::new(900));
     });
     let mut loaded = load(&sections).unwrap();

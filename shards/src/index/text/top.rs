@@ -40,7 +40,11 @@ impl Top {
     /// A hit below this score cannot get in.
     #[inline]
     pub(crate) fn threshold(&self) -> i64 {
-        if self.heap.len() < self.limit { i64::MIN } else { self.heap.peek().map_or(i64::MAX, |worst| worst.score) }
+        if self.heap.len() < self.limit {
+            i64::MIN
+        } else {
+            self.heap.peek().map_or(i64::MAX, |worst| worst.score)
+        }
     }
 
     /// Whether a hit would get in.
@@ -49,7 +53,9 @@ impl Top {
         if self.heap.len() < self.limit {
             return true;
         }
-        self.heap.peek().is_some_and(|worst| score > worst.score || (score == worst.score && *key < *worst.key))
+        self.heap
+            .peek()
+            .is_some_and(|worst| score > worst.score || (score == worst.score && *key < *worst.key))
     }
 
     /// Adds a hit that is admitted.

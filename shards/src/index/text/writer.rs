@@ -140,7 +140,8 @@ impl SegmentWriter {
             }
             None => (0, 0.0),
         };
-        let weight_max = if norm > 0.0 { round_up(document_weight(frequency) / f64::from(norm)) } else { f32::INFINITY };
+        let weight_max =
+            if norm > 0.0 { round_up(document_weight(frequency) / f64::from(norm)) } else { f32::INFINITY };
         term.bounds.widen(Bounds { frequency_max: frequency, length_min: length, weight_max });
         term.documents[term.filled] = document;
         term.frequencies[term.filled] = frequency;
@@ -227,7 +228,11 @@ impl SegmentWriter {
                 column.norms.resize(documents, 0.0);
             }
             column.norms.shrink_to_fit();
-            Column { field: column.field, lengths: Packed::new(&column.lengths), norms: std::mem::take(&mut column.norms) }
+            Column {
+                field: column.field,
+                lengths: Packed::new(&column.lengths),
+                norms: std::mem::take(&mut column.norms),
+            }
         });
         let mut columns: Vec<Column> = columns.collect();
         columns.sort_by_key(|column| column.field);

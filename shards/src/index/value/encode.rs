@@ -75,8 +75,10 @@ fn encode_number(token: &str, out: &mut Vec<u8>) -> bool {
         out.push(1);
         return true;
     }
-    let trailing = fraction.bytes().rev().chain(whole.bytes().rev()).take_while(|digit| *digit == b'0').count();
-    let exponent = exponent.saturating_add(whole.len() as i64 - leading as i64).clamp(-EXPONENT_MAX, EXPONENT_MAX);
+    let trailing =
+        fraction.bytes().rev().chain(whole.bytes().rev()).take_while(|digit| *digit == b'0').count();
+    let exponent =
+        exponent.saturating_add(whole.len() as i64 - leading as i64).clamp(-EXPONENT_MAX, EXPONENT_MAX);
     out.push(if is_negative { 0 } else { 2 });
     let start = out.len();
     match exponent {
@@ -113,7 +115,9 @@ fn parse_exponent(text: &str) -> Option<i64> {
 
 /// Length of the encoded scalar at the start of `bytes`, which [`encode`] wrote; `None` if there is none.
 pub(crate) fn encoded_length(bytes: &[u8]) -> Option<usize> {
-    let find = |from: usize, end: u8| bytes.get(from..)?.iter().position(|byte| *byte == end).map(|at| from + at + 1);
+    let find = |from: usize, end: u8| {
+        bytes.get(from..)?.iter().position(|byte| *byte == end).map(|at| from + at + 1)
+    };
     match *bytes.first()? {
         NULL | FALSE | TRUE => Some(1),
         NUMBER => match *bytes.get(1)? {
@@ -200,7 +204,9 @@ mod tests {
         for pair in values.windows(2) {
             assert!(encoded(pair[0]) < encoded(pair[1]), "{pair:?}");
         }
-        for (left, right) in [("1", "1.0"), ("1", "10e-1"), ("-0", "0.000e5"), ("1200", "1.2E+3"), ("0.05", "5e-2")] {
+        for (left, right) in
+            [("1", "1.0"), ("1", "10e-1"), ("-0", "0.000e5"), ("1200", "1.2E+3"), ("0.05", "5e-2")]
+        {
             assert_eq!(number(left), number(right), "{left} {right}");
         }
         let out = &mut Vec::new();

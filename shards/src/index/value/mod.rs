@@ -122,8 +122,12 @@ impl ValueIndex {
         let start = if after.is_empty() { Unbounded } else { Excluded(after) };
         let nothing = BTreeMap::new();
         let frozen = self.frozen.as_ref().unwrap_or(&nothing);
-        let now = self.entries.range::<[u8], _>((start, Unbounded)).filter(|entry| !frozen.contains_key(*entry));
-        let then = frozen.range::<[u8], _>((start, Unbounded)).filter(|(_, was_there)| **was_there).map(|(entry, _)| entry);
+        let now =
+            self.entries.range::<[u8], _>((start, Unbounded)).filter(|entry| !frozen.contains_key(*entry));
+        let then = frozen
+            .range::<[u8], _>((start, Unbounded))
+            .filter(|(_, was_there)| **was_there)
+            .map(|(entry, _)| entry);
         let (mut now, mut then) = (now.peekable(), then.peekable());
         let mut taken: Vec<&[u8]> = Vec::new();
         let mut more = None;
@@ -196,7 +200,9 @@ pub(crate) fn each_value(walker: &mut Walker, value: &[u8], path: &[u8], mut eac
 }
 
 fn several_bytes(key: &[u8], values: &[Box<[u8]>]) -> usize {
-    key.len() + ENTRY_OVERHEAD_BYTES + values.iter().map(|value| value.len() + ENTRY_OVERHEAD_BYTES / 2).sum::<usize>()
+    key.len()
+        + ENTRY_OVERHEAD_BYTES
+        + values.iter().map(|value| value.len() + ENTRY_OVERHEAD_BYTES / 2).sum::<usize>()
 }
 
 fn entry_of(value: &[u8], key: &[u8]) -> Box<[u8]> {

@@ -40,14 +40,19 @@ impl PageRequest {
     /// Keys with exactly this value, in the order of keys. `None` for a number token that is none.
     pub fn equal(value: Scalar<'_>, limit: usize) -> Option<Self> {
         let mut encoded = Vec::new();
-        encode(value, &mut encoded).then(|| Self::new(Bound::Included(encoded.clone()), Bound::Included(encoded), limit))
+        encode(value, &mut encoded)
+            .then(|| Self::new(Bound::Included(encoded.clone()), Bound::Included(encoded), limit))
     }
 
     /// Keys with a value between two bounds of one type; a missing bound is the end of the type.
     ///
     /// # Errors
     /// Both bounds are missing, they are of different types, or a number token is none.
-    pub fn range(low: Bound<Scalar<'_>>, high: Bound<Scalar<'_>>, limit: usize) -> Result<Self, &'static str> {
+    pub fn range(
+        low: Bound<Scalar<'_>>,
+        high: Bound<Scalar<'_>>,
+        limit: usize,
+    ) -> Result<Self, &'static str> {
         let encoded = |bound: Bound<Scalar<'_>>| -> Result<Bound<Vec<u8>>, &'static str> {
             let bytes = |scalar| {
                 let mut bytes = Vec::new();
@@ -63,7 +68,10 @@ impl PageRequest {
         let (start, end) = match (&low, &high) {
             (Bound::Included(bytes) | Bound::Excluded(bytes), Bound::Unbounded)
             | (Bound::Unbounded, Bound::Included(bytes) | Bound::Excluded(bytes)) => type_bounds(bytes),
-            (Bound::Included(left) | Bound::Excluded(left), Bound::Included(right) | Bound::Excluded(right)) => {
+            (
+                Bound::Included(left) | Bound::Excluded(left),
+                Bound::Included(right) | Bound::Excluded(right),
+            ) => {
                 if type_bounds(left) != type_bounds(right) {
                     return Err("the bounds of a range must be of one type");
                 }
@@ -90,6 +98,13 @@ impl PageRequest {
         Self { low, high, is_descending: false, limit: limit.max(1), after: None }
     }
 
+    /// The same with another limit.
+    #[must_use]
+    pub fn limited(mut self, limit: usize) -> Self {
+        self.limit = limit;
+        self
+    }
+
     /// The same from high to low.
     #[must_use]
     pub fn descending(mut self) -> Self {
@@ -102,12 +117,14 @@ impl PageRequest {
     /// # Errors
     /// The text is no cursor of this kind.
     pub fn after(mut self, cursor: &str) -> Result<Self, Corrupt> {
-        let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8).ok_or(Corrupt("cursor"));
+        let digit =
+            |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8).ok_or(Corrupt("cursor"));
         if !cursor.len().is_multiple_of(2) {
             return Err(Corrupt("cursor"));
         }
         let pairs = cursor.as_bytes().chunks_exact(2);
-        let bytes: Vec<u8> = pairs.map(|pair| Ok(digit(pair[0])? << 4 | digit(pair[1])?)).collect::<Result<_, Corrupt>>()?;
+        let bytes: Vec<u8> =
+            pairs.map(|pair| Ok(digit(pair[0])? << 4 | digit(pair[1])?)).collect::<Result<_, Corrupt>>()?;
         let [CURSOR_VERSION, entry @ ..] = &bytes[..] else { return Err(Corrupt("version of a cursor")) };
         match super::encode::encoded_length(entry) {
             Some(length) if length < entry.len() => self.after = Some(entry.to_vec()),
@@ -161,7 +178,8 @@ impl ValueIndex {
         // A cursor from before the range (or past it) leaves the whole range (or nothing) to list.
         let entries: Box<dyn Iterator<Item = &Box<[u8]>>> = if request.is_descending {
             let high = self.end_of(request);
-            let high = after.map_or(high.as_deref(), |after| Some(high.as_deref().map_or(after, |high| high.min(after))));
+            let high = after
+                .map_or(high.as_deref(), |after| Some(high.as_deref().map_or(after, |high| high.min(after))));
             let high = high.map_or(Bound::Unbounded, Bound::Excluded);
             if is_empty(low, high) {
                 page.is_last = true;
@@ -178,7 +196,11 @@ impl ValueIndex {
         };
         for entry in entries {
             let (value, key) = split(entry);
-            let beyond = if request.is_descending { !request.includes_from_below(value) } else { !request.includes_from_above(value) };
+            let beyond = if request.is_descending {
+                !request.includes_from_below(value)
+            } else {
+                !request.includes_from_above(value)
+            };
             if beyond {
                 page.is_last = true;
                 return page;
@@ -313,7 +335,11 @@ mod tests {
     }
 
     fn bound() -> impl Strategy<Value = Bound<Value>> {
-        prop_oneof![Just(Bound::Unbounded), value().prop_map(Bound::Included), value().prop_map(Bound::Excluded)]
+        prop_oneof![
+            Just(Bound::Unbounded),
+            value().prop_map(Bound::Included),
+            value().prop_map(Bound::Excluded)
+        ]
     }
 
     fn ask() -> impl Strategy<Value = Ask> {
