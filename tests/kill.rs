@@ -120,7 +120,7 @@ fn the_same_with_a_log_that_holds_everything() {
     let rounds = from_environment("STRAND_KILL_ROUNDS", 5).min(10);
     run(&Rounds {
         name: "kill-log",
-        settings: &["snapshot.every_mib=512", "snapshot.every_s=0", "router.mode=inline"],
+        settings: &["snapshot.every_mib=512", "snapshot.every_s=0"],
         rounds,
         load_ms_max: 150,
     });
