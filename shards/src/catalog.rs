@@ -4,8 +4,10 @@
 //! whatever later version they are sent. It is a pure list: building and answering is the index room's duty.
 
 use crate::command::record::{Malformed, take, take_u8, take_u16, take_u64};
+use crate::gather::catalog::Change;
 use crate::index::analyze::AnalyzerKind;
 use crate::index::set::{INDEXES_MAX, IndexDefinition, IndexKind};
+use strand_wire::request::IndexKind as WireKind;
 
 /// All definitions, in order of creation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,75 +18,70 @@ pub struct Catalog {
     pub definitions: Vec<IndexDefinition>,
 }
 
-/// A wish to change the catalogue.
+/// What a change of the catalogue came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Edit {
-    /// Add a definition.
-    Create(IndexDefinition),
-    /// Remove the definitions of a path; only those of a kind when it is named.
-    Drop {
-        /// The path.
-        path: String,
-        /// `value` or `text`, or nothing for any.
-        kind: Option<String>,
-    },
-}
-
-/// What an edit came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Edited {
+pub enum Changed {
     /// The catalogue has changed.
-    Changed = 0,
+    Yes,
     /// It was so already, or there was nothing to drop.
-    Unchanged = 1,
+    No,
     /// The path has an index of this kind with another definition.
-    Conflict = 2,
-    /// There are as many indexes as there may be.
-    Full = 3,
-}
-
-impl Edited {
-    /// Reads the number of an outcome.
-    pub fn from_number(number: u8) -> Result<Self, Malformed> {
-        match number {
-            0 => Ok(Self::Changed),
-            1 => Ok(Self::Unchanged),
-            2 => Ok(Self::Conflict),
-            3 => Ok(Self::Full),
-            _ => Err(Malformed("unknown outcome of an edit of the catalogue")),
-        }
-    }
+    Conflict(String),
+    /// It cannot be: the reason.
+    Refused(String),
 }
 
 impl Catalog {
-    /// Applies an edit.
-    pub fn edit(&mut self, edit: &Edit) -> Edited {
-        match edit {
-            Edit::Create(definition) => {
-                let same_place = |known: &&IndexDefinition| {
-                    known.path == definition.path && known.kind.name() == definition.kind.name()
-                };
-                match self.definitions.iter().find(same_place) {
-                    Some(known) if known == definition => return Edited::Unchanged,
-                    Some(_) => return Edited::Conflict,
-                    None if self.definitions.len() >= INDEXES_MAX => return Edited::Full,
-                    None => self.definitions.push(definition.clone()),
-                }
-            }
-            Edit::Drop { path, kind } => {
+    /// Applies a change.
+    pub fn change(&mut self, change: &Change) -> Changed {
+        match change {
+            Change::Define { path, kind, analyzer } => match definition_of(path, *kind, analyzer) {
+                Ok(definition) => self.define(definition),
+                Err(text) => Changed::Refused(text),
+            },
+            Change::Drop { path, kind } => {
                 let before = self.definitions.len();
                 let is_meant = |known: &IndexDefinition| {
-                    known.path == *path && kind.as_ref().is_none_or(|kind| known.kind.name() == kind)
+                    known.path == *path && kind.is_none_or(|kind| known.kind.name() == name_of(kind))
                 };
                 self.definitions.retain(|known| !is_meant(known));
                 if self.definitions.len() == before {
-                    return Edited::Unchanged;
+                    return Changed::No;
                 }
+                self.version += 1;
+                Changed::Yes
+            }
+            Change::Install(bytes) => match Self::decode(bytes) {
+                Ok(later) if later.version > self.version => {
+                    *self = later;
+                    Changed::Yes
+                }
+                Ok(_) => Changed::No,
+                Err(malformed) => Changed::Refused(format!("a catalogue cannot be read: {}", malformed.0)),
+            },
+        }
+    }
+
+    fn define(&mut self, definition: IndexDefinition) -> Changed {
+        let same_place = |known: &&IndexDefinition| {
+            known.path == definition.path && known.kind.name() == definition.kind.name()
+        };
+        match self.definitions.iter().find(same_place) {
+            Some(known) if *known == definition => Changed::No,
+            Some(known) => Changed::Conflict(format!(
+                "there is another index of kind {} on {:?}; DROP_INDEX it first",
+                known.kind.name(),
+                known.path
+            )),
+            None if self.definitions.len() >= INDEXES_MAX => Changed::Refused(format!(
+                "there are {INDEXES_MAX} indexes, the most there may be; DROP_INDEX one first"
+            )),
+            None => {
+                self.definitions.push(definition);
+                self.version += 1;
+                Changed::Yes
             }
         }
-        self.version += 1;
-        Edited::Changed
     }
 
     /// Appends the catalogue.
@@ -114,34 +111,24 @@ impl Catalog {
     }
 }
 
-impl Edit {
-    /// Appends the edit, a log payload.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        match self {
-            Self::Create(definition) => {
-                out.push(1);
-                encode_definition(definition, out);
-            }
-            Self::Drop { path, kind } => {
-                out.push(2);
-                push_text(out, path);
-                push_text(out, kind.as_deref().unwrap_or(""));
-            }
+fn definition_of(path: &str, kind: WireKind, analyzer: &str) -> Result<IndexDefinition, String> {
+    let kind = match kind {
+        WireKind::Value => IndexKind::Value,
+        WireKind::Text => {
+            let analyzer = AnalyzerKind::from_name(analyzer)
+                .ok_or_else(|| format!("no analyzer is called {analyzer:?}"))?;
+            IndexKind::Text { analyzer }
         }
-    }
+        WireKind::Vector => return Err("this server keeps no vector indexes".to_owned()),
+    };
+    Ok(IndexDefinition { path: path.to_owned(), kind })
+}
 
-    /// Reads what [`Edit::encode`] wrote.
-    pub fn decode(mut bytes: &[u8]) -> Result<Self, Malformed> {
-        let rest = &mut bytes;
-        let edit = match take_u8(rest)? {
-            1 => Self::Create(decode_definition(rest)?),
-            2 => {
-                let (path, kind) = (take_text(rest)?, take_text(rest)?);
-                Self::Drop { path: path.to_owned(), kind: (!kind.is_empty()).then(|| kind.to_owned()) }
-            }
-            _ => return Err(Malformed("unknown edit of the catalogue")),
-        };
-        if rest.is_empty() { Ok(edit) } else { Err(Malformed("bytes after an edit of the catalogue")) }
+fn name_of(kind: WireKind) -> &'static str {
+    match kind {
+        WireKind::Value => "value",
+        WireKind::Text => "text",
+        WireKind::Vector => "vector",
     }
 }
 
@@ -188,38 +175,38 @@ pub(crate) fn take_text<'a>(rest: &mut &'a [u8]) -> Result<&'a str, Malformed> {
 mod tests {
     use super::*;
 
-    fn text(path: &str, analyzer: AnalyzerKind) -> Edit {
-        Edit::Create(IndexDefinition { path: path.to_owned(), kind: IndexKind::Text { analyzer } })
+    fn define(path: &str, kind: WireKind, analyzer: &str) -> Change {
+        Change::Define { path: path.to_owned(), kind, analyzer: analyzer.to_owned() }
     }
 
     #[test]
-    fn edits_and_their_bytes() {
-        let value = Edit::Create(IndexDefinition { path: "a.b".to_owned(), kind: IndexKind::Value });
-        let drop = |kind: Option<&str>| Edit::Drop { path: "a.b".to_owned(), kind: kind.map(str::to_owned) };
+    fn changes_and_the_bytes_of_the_catalogue() {
+        let drop = |kind| Change::Drop { path: "a.b".to_owned(), kind };
         let mut catalog = Catalog::default();
         let steps = [
-            (value.clone(), Edited::Changed),
-            (value.clone(), Edited::Unchanged),
-            (text("a.b", AnalyzerKind::English), Edited::Changed),
-            (text("a.b", AnalyzerKind::Standard), Edited::Conflict),
-            (drop(Some("text")), Edited::Changed),
-            (drop(Some("text")), Edited::Unchanged),
-            (drop(None), Edited::Changed),
-            (text("*", AnalyzerKind::Keyword), Edited::Changed),
+            (define("a.b", WireKind::Value, ""), Changed::Yes),
+            (define("a.b", WireKind::Value, ""), Changed::No),
+            (define("a.b", WireKind::Text, "english"), Changed::Yes),
+            (drop(Some(WireKind::Text)), Changed::Yes),
+            (drop(Some(WireKind::Text)), Changed::No),
+            (drop(None), Changed::Yes),
+            (define("*", WireKind::Text, "keyword"), Changed::Yes),
         ];
-        for (edit, expected) in steps {
-            let mut bytes = Vec::new();
-            edit.encode(&mut bytes);
-            let read = Edit::decode(&bytes).unwrap();
-            assert_eq!(read, edit);
-            assert_eq!(catalog.edit(&read), expected, "{edit:?}");
+        for (change, expected) in steps {
+            assert_eq!(catalog.change(&change), expected, "{change:?}");
         }
+        assert!(matches!(catalog.change(&define("*", WireKind::Text, "english")), Changed::Conflict(_)));
+        assert!(matches!(catalog.change(&define("v", WireKind::Vector, "")), Changed::Refused(_)));
         assert_eq!(catalog.version, 5);
         let mut bytes = Vec::new();
         catalog.encode(&mut bytes);
-        assert_eq!(Catalog::decode(&bytes), Ok(catalog));
+        assert_eq!(Catalog::decode(&bytes).as_ref(), Ok(&catalog));
         for end in 0..bytes.len() {
             assert!(Catalog::decode(&bytes[..end]).is_err());
         }
+        let mut copy = Catalog::default();
+        assert_eq!(copy.change(&Change::Install(bytes.clone())), Changed::Yes);
+        assert_eq!(copy, catalog);
+        assert_eq!(copy.change(&Change::Install(bytes)), Changed::No);
     }
 }

@@ -14,7 +14,7 @@ mod outbox;
 mod pending;
 mod propose;
 mod reads;
-pub mod searches;
+mod searches;
 mod snapshots;
 mod transact;
 
@@ -215,8 +215,8 @@ pub struct Shard {
     /// The last index in each batch that the log still holds.
     history: VecDeque<(u64, Sequence)>,
 
-    /// Reads that wait for an entry to be applied, by rising index.
-    reads: VecDeque<(u64, Parked)>,
+    /// Reads that wait for the commands before a position of an entry, in the order of both.
+    reads: VecDeque<(u64, u16, Parked)>,
     /// Scans that wait for an entry and for the locks held when they came.
     scans: VecDeque<(u64, u64, Parked)>,
     /// Replies and messages that wait for a sync.
@@ -300,7 +300,7 @@ impl Shard {
             tickets: BTreeMap::new(),
             next_ticket: 0,
             expiry: expiry::Expiry::default(),
-            searches: searches::Searches { catalog, indexes, ..searches::Searches::default() },
+            searches: searches::Searches::restored(catalog, indexes),
             snapshots: snapshots::Snapshots::restored(applied, log_bytes, now),
             counters: ShardCounters::default(),
             disk: DiskFigures::default(),

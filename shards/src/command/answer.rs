@@ -5,7 +5,7 @@
 use crate::batch::ReplyKind;
 use crate::ids::{Millis, Version};
 use std::io::Write as _;
-use strand_wire::code::Code;
+use strand_wire::code::{Code, Retry};
 
 /// The result of a write, the same on every replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,7 +158,8 @@ fn write_failure(failure: &Failure, out: &mut Vec<u8>) {
         }
         Failure::Timeout { unknown: false } => {
             // Told apart from an unknown outcome: this command never reached the log.
-            error(out, Code::Timeout, "no answer in time; nothing was applied, so try again");
+            let text = "no answer in time; nothing was applied, so try again";
+            strand_wire::reply::push_error(out, Code::Timeout, text, Retry::Safe);
             out.extend_from_slice(br#","outcome":"not applied""#);
         }
         Failure::DiskFull => {

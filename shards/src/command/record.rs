@@ -48,12 +48,10 @@ pub enum Op {
     TxnFinish = 12,
     /// Forget a transaction that every participant has finished.
     TxnForget = 13,
-    /// Replace the index catalogue by a later one.
+    /// Change the index catalogue; the value holds the change.
     Catalog = 14,
     /// Store the reply of a multi-step command for its retries.
     Remember = 15,
-    /// Change the index catalogue, at the group that owns it.
-    CatalogEdit = 16,
 
     /// Read a value.
     Get = 64,
@@ -84,6 +82,8 @@ pub enum Op {
     DeletePrefix = 97,
     /// Write a snapshot now.
     Snapshot = 98,
+    /// Change the index catalogue.
+    CatalogChange = 99,
 }
 
 impl Op {
@@ -120,7 +120,7 @@ impl Op {
             TxnStart,
             DeletePrefix,
             Snapshot,
-            CatalogEdit,
+            CatalogChange,
         ];
         // A plain match on the common numbers would be no faster: the compiler turns this into a jump table or a scan of
         // thirty bytes, and the first few cover the traffic.

@@ -14,6 +14,7 @@
 //! | `SearchHits` | view | 1, [`Stats`] | per hit, best first: score i64, key u16 length |
 //! | `SearchHits` | view | 2, items: keys | per key: value u32 length, snippet u32 length |
 
+use super::catalog::{CatalogChange, Change};
 use super::topology::Topology;
 use super::{Call, Gather, NO_PART, Step, text_of};
 use crate::batch::ReplyKind;
@@ -28,6 +29,7 @@ use crate::index::text::search::{Model, SearchHit, Stats};
 use strand_wire::code::Code;
 use strand_wire::json::push_string;
 use strand_wire::reply::push_float;
+use strand_wire::request::IndexKind;
 
 /// What a shard is asked to search for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +124,30 @@ pub fn write_stats(out: &mut Vec<u8>, view: u64, known: &[QueryField], stats: &S
     stats.encode(out);
 }
 
+/// The view's number in the answer of a shard that lacks text indexes which the search needs.
+const MISSING: u64 = u64::MAX;
+
+/// Appends the answer to the first phase of a shard without these text indexes.
+pub fn write_missing(out: &mut Vec<u8>, paths: &[&str]) {
+    out.extend_from_slice(&MISSING.to_le_bytes());
+    for path in paths {
+        push_short(out, path.as_bytes());
+    }
+}
+
+/// The paths of such an answer; `None` for any other.
+fn read_missing(bytes: &[u8]) -> Result<Option<Vec<String>>, Malformed> {
+    let mut rest = bytes;
+    if take_u64(&mut rest)? != MISSING {
+        return Ok(None);
+    }
+    let mut paths = Vec::new();
+    while !rest.is_empty() {
+        paths.push(text_of(take_short(&mut rest)?)?.to_owned());
+    }
+    Ok(Some(paths))
+}
+
 /// Appends a hit of the second phase.
 pub fn write_hit(out: &mut Vec<u8>, hit: &SearchHit) {
     out.extend_from_slice(&hit.score.to_le_bytes());
@@ -166,6 +192,8 @@ fn read_stats(mut bytes: &[u8]) -> Result<Counted<'_>, Malformed> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Count,
+    /// The first search over a text defines its index, then counts again.
+    Define,
     Score,
     Fetch,
 }
@@ -177,6 +205,13 @@ pub struct Search {
     offset: usize,
     top_k: usize,
     phase: Phase,
+    topology: Topology,
+    flags: u16,
+    /// Text indexes to define, the last one first, and the definition under way.
+    missing: Vec<String>,
+    defining: Option<Box<Gather>>,
+    /// Whether missing indexes were defined already.
+    has_defined: bool,
     /// This phase's answers, by group.
     answers: Vec<Option<Vec<u8>>>,
     views: Vec<u64>,
@@ -187,12 +222,12 @@ pub struct Search {
 impl Search {
     /// Begins; the best `top_k` hits behind `offset` are given. `flags` tell the consistency.
     pub fn start(topology: &Topology, ask: Ask, offset: u64, top_k: u64, flags: u16) -> (Gather, Step) {
-        let mut value = Vec::new();
-        ask.encode(&mut value);
-        let record = Record { flags: flags & flag::LOCAL, ..Record::plain(Op::SearchStats, &[], &value) };
-        let calls = (0u16..).zip(topology.each()).map(|(number, group)| Call::new(number, group, &record));
-        let step = Step::Calls(calls.collect());
         let gather = Self {
+            topology: topology.clone(),
+            flags,
+            missing: Vec::new(),
+            defining: None,
+            has_defined: false,
             ask,
             offset: usize::try_from(offset).unwrap_or(usize::MAX),
             top_k: usize::try_from(top_k).unwrap_or(usize::MAX),
@@ -201,10 +236,44 @@ impl Search {
             views: Vec::new(),
             hits: Vec::new(),
         };
+        let step = gather.count();
         (Gather::Search(Box::new(gather)), step)
     }
 
+    fn count(&self) -> Step {
+        let mut value = Vec::new();
+        self.ask.encode(&mut value);
+        let flags = self.flags & flag::LOCAL;
+        let record = Record { flags, ..Record::plain(Op::SearchStats, &[], &value) };
+        let calls = (0u16..).zip(self.topology.each());
+        Step::Calls(calls.map(|(number, group)| Call::new(number, group, &record)).collect())
+    }
+
+    /// Defines the next missing index; counts again when all are there.
+    fn define_next(&mut self) -> Step {
+        let Some(path) = self.missing.pop() else {
+            self.phase = Phase::Count;
+            self.answers = vec![None; self.topology.groups()];
+            return self.count();
+        };
+        self.phase = Phase::Define;
+        let analyzer = AnalyzerKind::default().name().to_owned();
+        let change = Change::Define { path, kind: IndexKind::Text, analyzer };
+        let (gather, step) = CatalogChange::start(&self.topology, &change);
+        self.defining = Some(Box::new(gather));
+        step
+    }
+
     pub(super) fn part(&mut self, number: u16, kind: ReplyKind, body: &[u8]) -> Result<Step, Malformed> {
+        if let Some(defining) = &mut self.defining {
+            return Ok(match defining.part(number, kind, body) {
+                Step::Done { kind: ReplyKind::Ok | ReplyKind::Success, .. } => {
+                    self.defining = None;
+                    self.define_next()
+                }
+                step => step,
+            });
+        }
         match kind {
             ReplyKind::Part => {}
             ReplyKind::Error => return Ok(Step::passed_on(kind, body)),
@@ -224,6 +293,7 @@ impl Search {
         let answers: Vec<Vec<u8>> = self.answers.iter_mut().filter_map(Option::take).collect();
         match self.phase {
             Phase::Count => self.counted(&answers),
+            Phase::Define => Err(NO_PART),
             Phase::Score => self.scored(&answers),
             Phase::Fetch => self.finish(Some(&answers)),
         }
@@ -236,11 +306,33 @@ impl Search {
     }
 
     fn counted(&mut self, answers: &[Vec<u8>]) -> Result<Step, Malformed> {
+        for answer in answers {
+            if let Some(paths) = read_missing(answer)? {
+                if self.has_defined {
+                    let text = "the text index was dropped while it was searched; search again";
+                    return Ok(Step::failed(Code::Overloaded, text));
+                }
+                // Views of shards that had the index already go at their deadline.
+                self.has_defined = true;
+                self.missing = paths;
+                return Ok(self.define_next());
+            }
+        }
         let counted = answers.iter().map(|answer| read_stats(answer)).collect::<Result<Vec<_>, _>>()?;
         let (first, others) = counted.split_first().ok_or(Malformed("there is no shard"))?;
         if others.iter().any(|other| other.known_bytes != first.known_bytes) {
-            let text = "the text indexes are just being changed; search again";
-            return Ok(Step::failed(Code::Overloaded, text));
+            if self.has_defined {
+                let text = "the text indexes are just being changed; search again";
+                return Ok(Step::failed(Code::Overloaded, text));
+            }
+            // A change of the catalogue that was interrupted half way is completed: a change that finds nothing to do
+            // has every group take the owner's catalogue over.
+            self.has_defined = true;
+            self.phase = Phase::Define;
+            let nothing = Change::Drop { path: String::new(), kind: None };
+            let (gather, step) = CatalogChange::start(&self.topology, &nothing);
+            self.defining = Some(Box::new(gather));
+            return Ok(step);
         }
         let query = self.ask.compile(&first.known).ok_or(Malformed("it lacks the text field"))?;
         let mut sums = first.stats.clone();

@@ -77,8 +77,14 @@ impl Shard {
             Op::Indexes => self.answer_indexes(router, head, effects),
             Op::SearchStats | Op::QueryIndex => self.admit_scan(router, head, bytes, effects),
             Op::SearchHits => self.score(router, head, &record, effects),
-            Op::CatalogEdit | Op::Catalog => self.admit_catalog(router, head, bytes),
-            Op::Expired | Op::TxnOpen | Op::TxnPrepare | Op::TxnDecide | Op::TxnFinish | Op::TxnForget => {
+            Op::CatalogChange => self.admit_catalog(router, head, &record),
+            Op::Expired
+            | Op::TxnOpen
+            | Op::TxnPrepare
+            | Op::TxnDecide
+            | Op::TxnFinish
+            | Op::TxnForget
+            | Op::Catalog => {
                 let text = "a router never sends what only shards propose";
                 self.refuse(router, head, Failure::Internal(text.to_owned()), effects);
             }
@@ -215,13 +221,11 @@ impl Shard {
                 return self.locks.wait(record.key, waiter);
             }
             if !self.is_ready || self.pending.may_have(hash) {
-                let horizon = self.horizon();
-                return self.reads.push_back((horizon, Parked::new(router, head, bytes)));
+                return self.park_read(router, head, bytes);
             }
             if self.is_overdue(hash, record.key) {
                 self.propose_expiry(&[record.key]);
-                let horizon = self.horizon();
-                return self.reads.push_back((horizon, Parked::new(router, head, bytes)));
+                return self.park_read(router, head, bytes);
             }
         }
         self.answer_read(router, head, hash, record, effects);
@@ -247,8 +251,7 @@ impl Shard {
                 self.propose_expiry(&overdue);
             }
             if must_wait || !overdue.is_empty() {
-                let horizon = self.horizon();
-                return self.reads.push_back((horizon, Parked::new(router, head, bytes)));
+                return self.park_read(router, head, bytes);
             }
         }
         self.answer_read_many(router, head, record, effects);
@@ -263,16 +266,52 @@ impl Shard {
         self.scans.push_back((index, locks, Parked::new(router, head, bytes)));
     }
 
+    /// Lets a read wait until exactly what was admitted before it is applied: the commands up to a place in an entry.
+    /// What comes later may stand in the same entry, and must not be seen by it.
+    fn park_read(&mut self, router: u8, head: &RequestHead, bytes: &[u8]) {
+        let index = self.horizon();
+        let position = self.next_position();
+        self.reads.push_back((index, position, Parked::new(router, head, bytes)));
+    }
+
+    /// Answers the reads that came before the command at `position` of the entry that is being applied.
+    pub(super) fn release_reads_before(&mut self, position: u16, effects: &mut Effects) {
+        let point = (self.applying, position);
+        while self.reads.front().is_some_and(|(index, position, _)| (*index, *position) <= point) {
+            let Some((_, _, parked)) = self.reads.pop_front() else { break };
+            self.answer_parked_read(&parked, effects);
+        }
+    }
+
     /// Answers the reads that waited for the entries up to the applied one.
     pub(super) fn release_reads(&mut self, effects: &mut Effects) {
         if !self.is_ready {
             return;
         }
-        while self.reads.front().is_some_and(|(index, _)| *index <= self.applied) {
-            let Some((_, parked)) = self.reads.pop_front() else { break };
-            self.admit_parked(&parked, effects);
-        }
+        self.release_reads_before(u16::MAX, effects);
         self.release_scans(effects);
+    }
+
+    /// Answers a read from the state as it is: writes of its keys that are still pending came after it.
+    fn answer_parked_read(&mut self, parked: &Parked, effects: &mut Effects) {
+        let Ok(record) = Record::decode(&parked.record) else {
+            return self.admit_parked(parked, effects);
+        };
+        let (router, head) = (parked.router, &parked.head);
+        if head.deadline <= self.now {
+            return reply_failure(effects, router, head.token, Failure::Timeout { unknown: false });
+        }
+        if record.op == Op::ReadMany {
+            let keys = || items::iter(record.value).map_while(Result::ok).map(|(key, _)| key);
+            if keys().any(|key| self.is_overdue(hash_of(key), key)) {
+                return self.admit_parked(parked, effects);
+            }
+            return self.answer_read_many(router, head, &record, effects);
+        }
+        if self.is_overdue(head.hash, record.key) {
+            return self.admit_parked(parked, effects);
+        }
+        self.answer_read(router, head, head.hash, &record, effects);
     }
 
     fn release_scans(&mut self, effects: &mut Effects) {
@@ -307,7 +346,7 @@ impl Shard {
         let now = self.now;
         let is_over = |deadline: Millis| deadline <= now;
         let mut late: Vec<(u8, crate::ids::Token)> = Vec::new();
-        self.reads.retain(|(_, parked)| keep_or_note(parked, now, &mut late));
+        self.reads.retain(|(_, _, parked)| keep_or_note(parked, now, &mut late));
         self.scans.retain(|(_, _, parked)| keep_or_note(parked, now, &mut late));
         let taken = self.locks.take_waiting(|waiter| match waiter {
             LockWaiter::Request(parked) => is_over(parked.head.deadline),

@@ -90,6 +90,9 @@ impl Shard {
         while let Some(bytes) = commands.next_record()? {
             let version = Version::new(epoch, entry.index, position);
             let waiter = waiters.map(|waiters| waiters[usize::from(position)]);
+            if waiter.is_some() {
+                self.release_reads_before(position, effects);
+            }
             self.apply_command(bytes, version, stamp, waiter, needed, effects)?;
             position += 1;
         }
@@ -153,14 +156,11 @@ impl Shard {
             Op::TxnDecide => return self.apply_decide(&record, stamp, effects),
             Op::TxnFinish => return self.apply_finish(&record, version, stamp, effects),
             Op::TxnForget => return self.apply_forget(&record),
-            Op::Catalog | Op::CatalogEdit => {
+            Op::Catalog => {
                 if is_own {
                     self.searches.edits_in_flight -= 1;
                 }
-                match record.op {
-                    Op::Catalog => self.apply_catalog(&record)?,
-                    _ => self.apply_catalog_edit(&record)?,
-                }
+                self.apply_catalog(&record)?
             }
             _ => return Err(Malformed("an operation that is never logged").into()),
         };

@@ -55,6 +55,15 @@ impl Shard {
         self.group.last_index() + unproposed
     }
 
+    /// The position that the next command will have in the entry at the horizon; beyond all of them when that entry is
+    /// closed.
+    pub(super) fn next_position(&self) -> u16 {
+        match self.gathered.is_empty() {
+            true => u16::MAX,
+            false => self.gathered.entry.count() as u16,
+        }
+    }
+
     /// Proposes what may be proposed now; whether anything was.
     pub(super) fn propose_some(&mut self) -> Result<bool, ShardFault> {
         let mut any = false;

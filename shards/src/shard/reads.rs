@@ -146,7 +146,7 @@ impl Shard {
         });
     }
 
-    /// Removes the keys with a prefix that one page finds; answers {cursor, count u64} once that is applied.
+    /// Removes the keys with a prefix that one page finds; answers {count u64, cursor} once that is applied.
     fn delete_prefix_slice(
         &mut self,
         router: u8,

@@ -4,23 +4,27 @@
 //! sees, and the second call scores that view with the figures of all shards. Index definitions come from the catalogue
 //! of group 0. Bounded: views, by number and by their search's deadline; each slice, by work units.
 
-use super::outbox::{Waiter, reply, reply_failure};
+use super::outbox::{Waiter, reply_failure};
 use super::{Parked, Shard, ShardFault};
 use crate::batch::{ReplyKind, RequestHead};
-use crate::catalog::{Catalog, Edit};
+use crate::catalog::{Catalog, Changed};
 use crate::command::answer::{Failure, Outcome};
 use crate::command::context::is_over;
+use crate::command::items;
 use crate::command::record::{Malformed, Op, Record};
 use crate::effect::Effects;
-use crate::gather::search_parts::{Counted, HitPart, HitsRequest, IndexQuery, SearchQuery, push_bytes};
+use crate::gather::catalog::Change;
+use crate::gather::list_indexes::Line;
+use crate::gather::query_index;
+use crate::gather::search::{self as ask, Ask};
 use crate::ids::{Millis, hash_of};
 use crate::index::Units;
 use crate::index::extract::Walker;
 use crate::index::filter::Filter;
-use crate::index::query::{CompiledQuery, QueryField, parse};
-use crate::index::set::{BuildState, DocumentSource, IndexSet};
+use crate::index::query::CompiledQuery;
+use crate::index::set::{BuildState, DocumentSource, IndexKind, IndexSet};
 use crate::index::text::WHOLE;
-use crate::index::text::search::{Model, Search, Stats, View};
+use crate::index::text::search::{Search, Stats, View};
 use crate::state::{KeySpace, Position};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -38,8 +42,6 @@ const BACKLOG_MAX: usize = 100_000;
 const BACKLOG_AT_SNAPSHOT_MAX: usize = 256;
 /// Units of one page of a value index.
 const QUERY_UNITS: u32 = 100_000;
-/// Bytes of values that one shard sends with the hits of one search.
-const HIT_VALUES_BYTES_MAX: usize = 32 << 20;
 
 /// Indexes and searches of a shard.
 #[derive(Default)]
@@ -60,7 +62,7 @@ pub(super) struct Searches {
 struct Pinned {
     view: View,
     query: CompiledQuery,
-    model: Model,
+    ask: Ask,
     filter: Option<Filter>,
     deadline: Millis,
 }
@@ -69,7 +71,13 @@ struct Running {
     search: Search,
     filter: Option<Filter>,
     waiter: Waiter,
-    with_values: bool,
+}
+
+impl Searches {
+    /// As a snapshot has them.
+    pub(super) fn restored(catalog: Catalog, indexes: IndexSet) -> Self {
+        Self { catalog, indexes, ..Self::default() }
+    }
 }
 
 /// The records as the index room wants to read them.
@@ -111,7 +119,7 @@ impl Shard {
         self.answer_waiting_searches(effects);
     }
 
-    /// SEARCH's second call: scores the pinned view.
+    /// SEARCH's second call scores the pinned view, the third fetches from it.
     pub(super) fn score(
         &mut self,
         router: u8,
@@ -119,25 +127,43 @@ impl Shard {
         record: &Record<'_>,
         effects: &mut Effects,
     ) {
-        let request = match HitsRequest::decode(record.value) {
-            Ok(request) => request,
-            Err(malformed) => return internal(router, head, malformed, effects),
+        let view = record.argument.unwrap_or(u64::MAX);
+        let Some(pinned) = self.searches.views.get(&view) else {
+            return reply_failure(effects, router, head.token, Failure::Timeout { unknown: false });
         };
-        let Some(pinned) = self.searches.views.remove(&request.view) else {
-            let failure = Failure::Timeout { unknown: false };
-            return reply_failure(effects, router, head.token, failure);
-        };
-        let Pinned { view, query, model, filter, .. } = pinned;
-        let search = Stats::decode(request.stats)
-            .and_then(|stats| Search::new(view, &query, &stats, model, request.limit as usize));
-        let search = match search {
-            Ok(search) => search,
-            Err(corrupt) => return internal(router, head, Malformed(corrupt.0), effects),
-        };
-        let waiter = Waiter::client(router, head, false);
-        self.searches.running.push_back(Running { search, filter, waiter, with_values: request.with_values });
-        // Most searches end within their first slice, and then at once.
-        self.run_searches(SEARCH_UNITS, effects);
+        match record.value.split_first() {
+            Some((&ask::SCORE, stats)) => {
+                let limit = pinned.ask.limit as usize;
+                let search = Stats::decode(stats).and_then(|stats| {
+                    Search::new(pinned.view.clone(), &pinned.query, &stats, pinned.ask.model, limit)
+                });
+                match search {
+                    Err(corrupt) => internal(router, head, Malformed(corrupt.0), effects),
+                    Ok(search) => {
+                        let waiter = Waiter::client(router, head, false);
+                        let filter = pinned.filter.clone();
+                        if !pinned.ask.fetches() {
+                            self.searches.views.remove(&view);
+                        }
+                        self.searches.running.push_back(Running { search, filter, waiter });
+                        // Most searches end within their first slice, and then at once.
+                        self.run_searches(SEARCH_UNITS, effects);
+                    }
+                }
+            }
+            Some((&ask::FETCH, keys)) => {
+                let wants_values = pinned.ask.with_values;
+                self.searches.views.remove(&view);
+                let records = &self.state.keys;
+                effects.replies_to(router).push(head.token, ReplyKind::Part, |out| {
+                    for (key, _) in items::iter(keys).map_while(Result::ok) {
+                        let found = records.get(hash_of(key), key).filter(|_| wants_values);
+                        ask::write_fetched(out, found.map(|found| found.value), None);
+                    }
+                });
+            }
+            _ => internal(router, head, Malformed("an unknown call of a search"), effects),
+        }
     }
 
     /// Goes on with searches and indexing; whether more can be done now.
@@ -188,12 +214,18 @@ impl Shard {
         }
     }
 
-    /// CREATE_INDEX and DROP_INDEX at group 0, and the catalogue at the others.
-    pub(super) fn admit_catalog(&mut self, router: u8, head: &RequestHead, bytes: &[u8]) {
+    /// A change of the catalogue goes through the log, unless a snapshot must end first.
+    pub(super) fn admit_catalog(&mut self, router: u8, head: &RequestHead, record: &Record<'_>) {
+        let mut bytes = Vec::new();
+        Record::plain(Op::Catalog, &[], record.value).encode(&mut bytes);
         if self.snapshot_runs() {
             let parked = Parked { router, head: *head, record: bytes.into() };
             return self.searches.held_edits.push_back(parked);
         }
+        self.gather_catalog(router, head, &bytes);
+    }
+
+    fn gather_catalog(&mut self, router: u8, head: &RequestHead, bytes: &[u8]) {
         self.searches.edits_in_flight += 1;
         self.gather(bytes, Waiter::client(router, head, false), None);
     }
@@ -201,52 +233,51 @@ impl Shard {
     /// Admits the changes of the catalogue that a snapshot held back.
     pub(super) fn release_edits(&mut self) {
         while let Some(parked) = self.searches.held_edits.pop_front() {
-            self.admit_catalog(parked.router, &parked.head, &parked.record);
+            self.gather_catalog(parked.router, &parked.head, &parked.record);
         }
     }
 
-    /// Applies an edit at group 0; answers {outcome u8, catalogue}.
-    pub(super) fn apply_catalog_edit(&mut self, record: &Record<'_>) -> Result<Outcome, ShardFault> {
-        let edit = Edit::decode(record.value)?;
-        let edited = self.searches.catalog.edit(&edit);
-        let mut body = vec![edited as u8];
+    /// Applies a change of the catalogue. The owner answers {changed u8, catalogue}, the others "OK".
+    pub(super) fn apply_catalog(&mut self, record: &Record<'_>) -> Result<Outcome, ShardFault> {
+        let change = Change::decode(record.value)?;
+        let changed = self.searches.catalog.change(&change);
+        if changed == Changed::Yes {
+            self.follow_catalog();
+        }
+        let is_changed = match changed {
+            Changed::Conflict(text) => return Ok(Outcome::Failed(Failure::IndexExists(text))),
+            Changed::Refused(text) => return Ok(Outcome::Failed(Failure::BadRequest(text))),
+            Changed::Yes => true,
+            Changed::No => false,
+        };
+        if matches!(change, Change::Install(_)) {
+            return Ok(Outcome::Ok);
+        }
+        let mut body = vec![u8::from(is_changed)];
         self.searches.catalog.encode(&mut body);
-        self.follow_catalog();
         Ok(Outcome::Members(ReplyKind::Part, body))
     }
 
-    /// Takes over a later catalogue.
-    pub(super) fn apply_catalog(&mut self, record: &Record<'_>) -> Result<Outcome, ShardFault> {
-        let catalog = Catalog::decode(record.value)?;
-        if catalog.version > self.searches.catalog.version {
-            self.searches.catalog = catalog;
-            self.follow_catalog();
-        }
-        Ok(Outcome::Ok)
-    }
-
-    /// LIST_INDEXES: the catalogue, then per index {entries u64, bytes u64, scanned u64 or all ones when ready}.
+    /// LIST_INDEXES: a line for each definition of the catalogue.
     pub(super) fn answer_indexes(&self, router: u8, head: &RequestHead, effects: &mut Effects) {
         let searches = &self.searches;
         let records = self.state.keys.len() as u64;
+        let list = searches.indexes.list();
         effects.replies_to(router).push(head.token, ReplyKind::Part, |out| {
-            let mut catalog = Vec::new();
-            searches.catalog.encode(&mut catalog);
-            push_bytes(out, &catalog);
-            out.extend_from_slice(&records.to_le_bytes());
-            out.extend_from_slice(&(searches.indexes.backlog_len() as u64).to_le_bytes());
-            let list = searches.indexes.list();
             for definition in &searches.catalog.definitions {
                 let info = list.iter().find(|info| info.definition == *definition);
-                let scanned = match info.map(|info| info.state) {
-                    Some(BuildState::Ready) => u64::MAX,
-                    Some(BuildState::Building { scanned }) => scanned,
-                    None => 0,
+                let (is_ready, scanned) = match info.map(|info| info.state) {
+                    Some(BuildState::Ready) => (true, records),
+                    Some(BuildState::Building { scanned }) => (false, scanned),
+                    None => (false, 0),
+                };
+                let analyzer = match definition.kind {
+                    IndexKind::Text { analyzer } => analyzer.name().to_owned(),
+                    IndexKind::Value => String::new(),
                 };
                 let (entries, bytes) = info.map_or((0, 0), |info| (info.entries, info.bytes));
-                for number in [entries, bytes, scanned] {
-                    out.extend_from_slice(&number.to_le_bytes());
-                }
+                let (kind, path) = (definition.kind.name().to_owned(), definition.path.clone());
+                Line { kind, analyzer, path, is_ready, scanned, records, entries, bytes }.encode(out);
             }
         });
     }
@@ -290,8 +321,8 @@ impl Shard {
         if record.op == Op::QueryIndex {
             return self.answer_query_index(position, parked, &record, effects);
         }
-        match SearchQuery::decode(record.value) {
-            Ok(query) => self.count(position, parked, &query, effects),
+        match Ask::decode(record.value) {
+            Ok(ask) => self.count(position, parked, ask, effects),
             Err(malformed) => {
                 internal(router, head, malformed, effects);
                 true
@@ -299,7 +330,6 @@ impl Shard {
         }
     }
 
-    /// QUERY_INDEX: {is last u8}, then per entry the encoded value, the key and, if asked for, the JSON value.
     fn answer_query_index(
         &mut self,
         position: u64,
@@ -308,61 +338,61 @@ impl Shard {
         effects: &mut Effects,
     ) -> bool {
         let (router, head) = (parked.router, &parked.head);
-        let query = match IndexQuery::decode(record.value) {
+        let query = match query_index::Ask::decode(record.value) {
             Ok(query) => query,
             Err(malformed) => {
                 internal(router, head, malformed, effects);
                 return true;
             }
         };
-        let (path, request) = match query.plan() {
-            Ok(plan) => plan,
+        let request = match query.page_request() {
+            Ok(request) => request,
             Err(text) => {
                 reply_failure(effects, router, head.token, Failure::BadRequest(text));
                 return true;
             }
         };
-        let Some(values) = self.searches.indexes.values(&path) else {
-            let text = format!("there is no value index on {path:?}; CREATE_INDEX makes one");
+        let Some(values) = self.searches.indexes.values(&query.path) else {
+            let text = format!("there is no value index on {:?}; CREATE_INDEX makes one", query.path);
             reply_failure(effects, router, head.token, Failure::NoSuchIndex(text));
             return true;
         };
-        if !self.searches.indexes.is_indexed(position, &path, "value") {
+        if !self.searches.indexes.is_indexed(position, &query.path, "value") {
             return false;
         }
-        let page = values.page(&request, &mut Units::new(QUERY_UNITS));
+        let mut page = values.page(&request, &mut Units::new(QUERY_UNITS));
         let (keys, now) = (&self.state.keys, self.now);
+        let live = |key: &[u8]| keys.get(hash_of(key), key).filter(|found| !is_over(found.expires_at, now));
+        // The last entry stays as the place where the next page begins.
+        let last = page.entries.len().saturating_sub(1);
+        let mut number = 0;
+        page.entries.retain(|(_, key)| {
+            number += 1;
+            live(key).is_some() || (number > last && !page.is_last)
+        });
         effects.replies_to(router).push(head.token, ReplyKind::Part, |out| {
-            out.push(u8::from(page.is_last));
-            for (value, key) in &page.entries {
-                let found = keys.get(hash_of(key), key).filter(|found| !is_over(found.expires_at, now));
-                push_bytes(out, value);
-                push_bytes(out, key);
-                // A record whose time is over stands in the page for its place only: it comes without a value.
-                out.push(u8::from(found.is_some()));
-                push_bytes(out, found.filter(|_| query.with_values).map_or(&[][..], |found| found.value));
-            }
+            query_index::write_page(out, &page, page.is_last, |key| {
+                live(key).filter(|_| query.with_values).map(|found| found.value)
+            });
         });
         true
     }
 
-    fn count(&mut self, position: u64, parked: &Parked, query: &SearchQuery, effects: &mut Effects) -> bool {
+    fn count(&mut self, position: u64, parked: &Parked, ask: Ask, effects: &mut Effects) -> bool {
         let (router, head) = (parked.router, &parked.head);
-        let paths: Vec<&str> = match query.fields.is_empty() {
-            true => vec![WHOLE],
-            false => query.fields.iter().map(String::as_str).collect(),
-        };
-        let defined = |path: &&str| {
+        let whole = [WHOLE.to_owned()];
+        let paths = if ask.fields.is_empty() { &whole[..] } else { &ask.fields };
+        let defined = |path: &&String| {
             self.searches
                 .indexes
                 .definitions()
                 .any(|known| known.path == **path && known.kind.name() == "text")
         };
-        let missing: Vec<String> =
-            paths.iter().filter(|path| !defined(path)).map(|path| (*path).to_owned()).collect();
+        let missing: Vec<&str> = paths.iter().filter(|path| !defined(path)).map(String::as_str).collect();
         if !missing.is_empty() {
-            let counted = Counted::Missing(missing);
-            effects.replies_to(router).push(head.token, ReplyKind::Part, |out| counted.encode(out));
+            effects
+                .replies_to(router)
+                .push(head.token, ReplyKind::Part, |out| ask::write_missing(out, &missing));
             return true;
         }
         if !paths.iter().all(|path| self.searches.indexes.is_indexed(position, path, "text")) {
@@ -373,28 +403,26 @@ impl Shard {
             reply_failure(effects, router, head.token, failure);
             return true;
         }
-        let filter = match query.filter.is_empty() {
-            true => None,
-            false => match Filter::parse(&query.filter) {
-                Ok(filter) => Some(filter),
-                Err(text) => {
-                    reply_failure(effects, router, head.token, Failure::BadRequest(text));
-                    return true;
-                }
-            },
+        let filter = match std::str::from_utf8(&ask.filter).map_or(Err(String::new()), |json| {
+            if json.is_empty() { Ok(None) } else { Filter::parse(json).map(Some) }
+        }) {
+            Ok(filter) => filter,
+            Err(text) => {
+                reply_failure(effects, router, head.token, Failure::BadRequest(text));
+                return true;
+            }
         };
         let Some(text) = self.searches.indexes.text() else { return false };
         let known = text.query_fields();
-        let compiled = compile(query, &known);
-        let (view, stats) = text.pin(&compiled);
-        let mut encoded = Vec::new();
-        stats.encode(&mut encoded);
+        let Some(query) = ask.compile(&known) else { return false };
+        let (view, stats) = text.pin(&query);
         let number = self.searches.next_view;
         self.searches.next_view += 1;
-        let pinned = Pinned { view, query: compiled, model: query.model, filter, deadline: head.deadline };
+        effects
+            .replies_to(router)
+            .push(head.token, ReplyKind::Part, |out| ask::write_stats(out, number, &known, &stats));
+        let pinned = Pinned { view, query, ask, filter, deadline: head.deadline };
         self.searches.views.insert(number, pinned);
-        let counted = Counted::Pinned { view: number, known, stats: encoded };
-        effects.replies_to(router).push(head.token, ReplyKind::Part, |out| counted.encode(out));
         true
     }
 
@@ -423,37 +451,13 @@ impl Shard {
     }
 
     fn answer_hits(&mut self, running: Running, effects: &mut Effects) {
-        let Running { search, waiter, with_values, .. } = running;
-        let mut body = Vec::new();
-        for hit in search.into_hits() {
-            let found = self.state.keys.get(hash_of(&hit.key), &hit.key);
-            let value = found.filter(|_| with_values).map_or(&[][..], |found| found.value);
-            HitPart { score: hit.score, key: &hit.key, value, snippet: &[] }.encode(&mut body);
-            if body.len() > HIT_VALUES_BYTES_MAX {
-                let text =
-                    "the values of the hits are too large for one reply; ask for fewer, or without values";
-                let failure = Failure::BadRequest(text.to_owned());
-                return reply_failure(effects, waiter.router, waiter.token, failure);
+        let Running { search, waiter, .. } = running;
+        effects.replies_to(waiter.router).push(waiter.token, ReplyKind::Part, |out| {
+            for hit in search.into_hits() {
+                ask::write_hit(out, &hit);
             }
-        }
-        reply(effects, waiter.router, waiter.token, &Outcome::Members(ReplyKind::Part, body));
+        });
     }
-}
-
-/// Compiles a query by the fields that a shard knows; routers do the same to merge statistics.
-pub fn compile(query: &SearchQuery, known: &[QueryField]) -> CompiledQuery {
-    let whole = known.iter().find(|field| field.path == WHOLE);
-    if query.model == Model::Cosine
-        && let Some(whole) = whole
-    {
-        return CompiledQuery::words(&query.text, whole);
-    }
-    let targets: Vec<QueryField> = match query.fields.is_empty() {
-        true => whole.cloned().into_iter().collect(),
-        false => known.iter().filter(|field| query.fields.contains(&field.path)).cloned().collect(),
-    };
-    let is_field = |name: &str| known.iter().any(|field| field.path == name);
-    CompiledQuery::new(&parse(&query.text, &is_field), &targets, known)
 }
 
 fn internal(router: u8, head: &RequestHead, malformed: Malformed, effects: &mut Effects) {
