@@ -1,19 +1,21 @@
 //! Waking a parked thread: an eventfd beside a flag that says whether anybody waits for it.
 //!
 //! The consumer parks in this order: [`Doorbell::prepare_park`], look at every ring and completion queue again, then
-//! wait for [`Doorbell::fd`] to become readable (or [`Doorbell::cancel_park`] when something was found). A producer
+//! [`Doorbell::wait`] or wait elsewhere for [`Doorbell::fd`] to become readable (or [`Doorbell::cancel_park`] when
+//! something was found). A producer
 //! publishes its item first and then calls [`Doorbell::ring`]. Each side has a sequentially consistent fence between its
 //! own store and its look at the other's, so at least one of them sees the other: a wake-up cannot be lost. The flag is
 //! taken by the ringer, so a parked thread costs its producers one system call, not one for each of them.
 //!
 //! The eventfd blocks on purpose: io_uring answers a read of a non-blocking one with EAGAIN at once instead of waiting.
-//! This module never waits by itself.
+//! Only [`Doorbell::wait`] blocks.
 #![allow(unsafe_code, reason = "eventfd and its write have no safe wrapper in the dependencies")]
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::time::Duration;
 
 /// One thread's bell; shared by those who may have to wake it. On a cache line of its own, since every producer reads
 /// the flag after every batch.
@@ -68,12 +70,24 @@ impl Doorbell {
         self.eventfd.as_raw_fd()
     }
 
-    /// A descriptor of its own for the same bell, for someone who closes what it waits on.
+    /// Blocks until the bell was rung, or this time is over; whether it was rung. A time below a millisecond counts as one.
     ///
     /// # Errors
-    /// When the process or the system has no file descriptor left.
-    pub fn duplicate(&self) -> io::Result<OwnedFd> {
-        self.eventfd.try_clone()
+    /// What poll reports for an open descriptor: only a lack of memory.
+    pub fn wait(&self, at_most: Duration) -> io::Result<bool> {
+        let timeout_ms = i32::try_from(at_most.as_millis().max(1)).unwrap_or(i32::MAX);
+        let mut waited = libc::pollfd { fd: self.fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: the pointer names one pollfd that lives through the call.
+        match unsafe { libc::poll(&raw mut waited, 1, timeout_ms) } {
+            0 => Ok(false),
+            1 => {
+                let mut count = [0; 8];
+                // SAFETY: the pointer and length name `count`. The bell was rung and nobody else reads, so this does not wait.
+                let read = unsafe { libc::read(self.fd(), count.as_mut_ptr().cast(), count.len()) };
+                if read == 8 { Ok(true) } else { interrupted_is_no_ring(io::Error::last_os_error()) }
+            }
+            _ => interrupted_is_no_ring(io::Error::last_os_error()),
+        }
     }
 
     fn signal(&self) {
@@ -92,6 +106,11 @@ impl Doorbell {
             );
         }
     }
+}
+
+/// A signal ends a wait early, which its caller meets by looking for work.
+fn interrupted_is_no_ring(error: io::Error) -> io::Result<bool> {
+    if error.kind() == io::ErrorKind::Interrupted { Ok(false) } else { Err(error) }
 }
 
 #[cfg(test)]
@@ -120,6 +139,16 @@ mod tests {
     }
 
     #[test]
+    fn a_wait_ends_with_a_ring_or_its_time() {
+        let bell = Doorbell::new().unwrap();
+        bell.prepare_park();
+        assert!(!bell.wait(Duration::from_millis(1)).unwrap());
+        assert!(bell.ring());
+        assert!(bell.wait(Duration::from_secs(60)).unwrap());
+        assert!(!bell.wait(Duration::ZERO).unwrap(), "one ring ends one wait");
+    }
+
+    #[test]
     fn no_wake_up_is_lost() {
         let bell = Doorbell::new().unwrap();
         let (mut items, mut inbox) = rtrb::RingBuffer::<u32>::new(4);
@@ -144,7 +173,7 @@ mod tests {
                 bell.cancel_park();
                 continue;
             }
-            wait(&bell);
+            assert!(bell.wait(Duration::from_secs(60)).unwrap());
             bell.cancel_park();
         }
         producer.join().unwrap();

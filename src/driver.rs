@@ -351,25 +351,17 @@ fn log_failed(shard: u32, failure: WalFailure) -> Fatal {
 
 /// Runs a driver on the shard's executor until `stop` says so and nothing is under way.
 ///
+/// The thread sleeps in its doorbell and not in the executor: glommio 0.9 goes to sleep with tasks ready to run when its
+/// preempt timer fires between the poll of its rings and the first look at its queues, and nothing would wake it then. So
+/// this future never suspends, and whatever else is spawned on this executor would not run.
+///
 /// # Errors
 /// The reason for which the process must end.
 pub async fn run(mut driver: Driver, stop: impl Fn() -> bool) -> Result<(), Fatal> {
     let bell = Arc::clone(driver.bell());
-    let descriptor = wake_descriptor(&bell)?;
     let sleep = driver.longest_sleep();
-    let ticker = {
-        let bell = Arc::clone(&bell);
-        glommio::spawn_local(async move {
-            loop {
-                glommio::timer::sleep(sleep).await;
-                bell.ring();
-            }
-        })
-        .detach()
-    };
     loop {
         if driver.turn()? == Turn::Busy {
-            glommio::executor().yield_if_needed().await;
             continue;
         }
         if stop() && driver.is_quiet() {
@@ -379,18 +371,14 @@ pub async fn run(mut driver: Driver, stop: impl Fn() -> bool) -> Result<(), Fata
             continue;
         }
         bell.prepare_park();
-        if driver.has_work() || (stop() && driver.is_quiet()) {
-            bell.cancel_park();
-            continue;
+        if !driver.has_work() && !(stop() && driver.is_quiet()) {
+            bell.wait(sleep).map_err(|error| Fatal::ThreadLost {
+                thread: format!("shard {}", driver.number),
+                detail: format!("its doorbell cannot be waited for: {error}"),
+            })?;
         }
-        let woken = descriptor.read_at(0, 8).await;
         bell.cancel_park();
-        woken.map_err(|error| Fatal::ThreadLost {
-            thread: format!("shard {}", driver.number),
-            detail: format!("its doorbell cannot be read: {error}"),
-        })?;
     }
-    ticker.cancel();
     driver.close()
 }
 
@@ -408,13 +396,6 @@ fn spin(driver: &mut Driver) -> bool {
         std::hint::spin_loop();
     }
     false
-}
-
-/// The doorbell's eventfd as a file that glommio can wait for.
-fn wake_descriptor(bell: &Doorbell) -> Result<glommio::io::BufferedFile, Fatal> {
-    let failed = |source| Fatal::Start { thread: "shard doorbell".to_owned(), source };
-    let duplicate = bell.duplicate().map_err(failed)?;
-    Ok(crate::sys::buffered_file(duplicate))
 }
 
 /// The lock of the data directory, lent to a log's ring.

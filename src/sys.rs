@@ -6,7 +6,6 @@
 use std::ffi::CString;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -119,12 +118,6 @@ pub fn random_bytes(buffer: &mut [u8]) -> io::Result<()> {
 
 fn checked(result: libc::c_int) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// A descriptor as a file that glommio can wait for and that it closes.
-pub fn buffered_file(descriptor: OwnedFd) -> glommio::io::BufferedFile {
-    // SAFETY: the descriptor is open and owned, and ownership passes to the file.
-    unsafe { glommio::io::BufferedFile::from_raw_fd(descriptor.into_raw_fd()) }
 }
 
 /// Pins the calling thread to one core.

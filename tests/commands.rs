@@ -25,8 +25,20 @@ fn values_come_back_byte_for_byte() {
         let mut connection = server.connect();
         let deep = format!("{}1{}", "[".repeat(60), "]".repeat(60));
         for (n, value) in [
-            "null", "true", "-0", "1e400", "0.10", "12345678901234567890123", r#""\u0041\/""#, r#"{ "a" :  [1, 2 ] }"#,
-            r#"{"a":1,"a":2}"#, r#""é😀\ud83d\ude00""#, "[]", "{}", r#""""#, &deep,
+            "null",
+            "true",
+            "-0",
+            "1e400",
+            "0.10",
+            "12345678901234567890123",
+            r#""\u0041\/""#,
+            r#"{ "a" :  [1, 2 ] }"#,
+            r#"{"a":1,"a":2}"#,
+            r#""é😀\ud83d\ude00""#,
+            "[]",
+            "{}",
+            r#""""#,
+            &deep,
         ]
         .iter()
         .enumerate()
@@ -45,12 +57,23 @@ fn values_come_back_byte_for_byte() {
 fn keys_are_compared_after_unescaping() {
     with_server("keys", |server| {
         let mut connection = server.connect();
-        for (written, read) in [(r"a", r"\u0061"), ("é", r"\u00e9"), ("😀", r"\ud83d\ude00"), (r"\n", r"\u000a"), (r"\u0000x", r"\u0000x")] {
-            connection.queue_line(&format!(r#"{{"command":"SET","key":"{written}","value":"{}"}}"#, written.len()));
+        for (written, read) in [
+            (r"a", r"\u0061"),
+            ("é", r"\u00e9"),
+            ("😀", r"\ud83d\ude00"),
+            (r"\n", r"\u000a"),
+            (r"\u0000x", r"\u0000x"),
+        ] {
+            connection
+                .queue_line(&format!(r#"{{"command":"SET","key":"{written}","value":"{}"}}"#, written.len()));
             connection.queue_line(&format!(r#"{{"command":"GET","key":"{read}"}}"#));
             connection.flush().expect("the server reads");
             assert_eq!(connection.receive().expect("a reply")["result"], "OK");
-            assert_eq!(connection.receive().expect("a reply")["result"], written.len().to_string(), "{written}");
+            assert_eq!(
+                connection.receive().expect("a reply")["result"],
+                written.len().to_string(),
+                "{written}"
+            );
         }
         let (longest, longer) = ("k".repeat(4096), "k".repeat(4097));
         assert_eq!(connection.get(&json!({"command": "SET", "key": longest, "value": 1})), "OK");
@@ -135,7 +158,8 @@ fn of_many_that_want_the_lock_one_has_it() {
                     _ => json!({"absent": true}),
                 };
                 let value = read["result"].as_u64().unwrap_or(0) + 1;
-                let reply = connection.ask(&json!({"command": "SET", "key": "lock", "value": value, "if": condition}));
+                let reply = connection
+                    .ask(&json!({"command": "SET", "key": "lock", "value": value, "if": condition}));
                 won += u64::from(reply["status"] == "success");
                 assert!(reply["status"] == "success" || reply["code"] == "CONFLICT", "{number}: {reply}");
             }
@@ -182,7 +206,9 @@ fn counters() {
 fn times_to_live() {
     with_server("times to live", |server| {
         let mut c = server.connect();
-        let ttl = |c: &mut Connection, key: &str| c.get(&json!({"command": "TTL", "key": key})).as_i64().expect("an integer");
+        let ttl = |c: &mut Connection, key: &str| {
+            c.get(&json!({"command": "TTL", "key": key})).as_i64().expect("an integer")
+        };
         assert_eq!(ttl(&mut c, "t"), -2);
         assert_eq!(c.get(&json!({"command": "EXPIRE", "key": "t", "ttl_ms": 1000})), false);
         assert_eq!(c.get(&json!({"command": "PERSIST", "key": "t"})), false);
@@ -210,9 +236,12 @@ fn what_has_expired_is_absent_everywhere() {
     with_server("expiry", |server| {
         let mut c = server.connect();
         let began = Instant::now();
-        let names = ["x:get", "x:exists", "x:incr", "x:delete", "x:if", "x:bulk", "x:scan", "x:ttl", "x:expire"];
-        let requests: Vec<Value> =
-            names.iter().map(|key| json!({"command": "SET", "key": key, "value": 7, "ttl_ms": 300})).collect();
+        let names =
+            ["x:get", "x:exists", "x:incr", "x:delete", "x:if", "x:bulk", "x:scan", "x:ttl", "x:expire"];
+        let requests: Vec<Value> = names
+            .iter()
+            .map(|key| json!({"command": "SET", "key": key, "value": 7, "ttl_ms": 300}))
+            .collect();
         assert!(c.pipeline(&requests).iter().all(|reply| reply["result"] == "OK"));
         let early = c.ask(&json!({"command": "GET", "key": "x:get"}));
         if began.elapsed() < Duration::from_millis(250) {
@@ -223,7 +252,10 @@ fn what_has_expired_is_absent_everywhere() {
         assert_eq!(c.get(&json!({"command": "EXISTS", "key": "x:exists"})), false);
         assert_eq!(c.get(&json!({"command": "INCR", "key": "x:incr"})), 1);
         assert_eq!(c.get(&json!({"command": "DELETE", "key": "x:delete"})), false);
-        assert_eq!(c.get(&json!({"command": "SET", "key": "x:if", "value": 1, "if": {"absent": true}})), "OK");
+        assert_eq!(
+            c.get(&json!({"command": "SET", "key": "x:if", "value": 1, "if": {"absent": true}})),
+            "OK"
+        );
         assert_eq!(c.get(&json!({"command": "BULK_GET", "keys": ["x:bulk"]})), json!({"x:bulk": null}));
         assert_eq!(c.get(&json!({"command": "TTL", "key": "x:ttl"})), -2);
         assert_eq!(c.get(&json!({"command": "EXPIRE", "key": "x:expire", "ttl_ms": 9})), false);
@@ -265,12 +297,18 @@ fn bulks_take_all_three_forms() {
             json!({"b1": 1, "b2": 5, "b3": 4, "b4": null, "b5": null})
         );
         assert_eq!(c.get(&json!({"command": "BULK_DELETE", "keys": ["b1", "b5", "b1", "b4"]})), 2);
-        assert_eq!(c.get(&json!({"command": "BULK_GET", "keys": ["b1", "b3"]})), json!({"b1": null, "b3": 4}));
-        for empty in [json!({"command": "BULK_SET", "items": {}}), json!({"command": "BULK_DELETE", "keys": []})] {
+        assert_eq!(
+            c.get(&json!({"command": "BULK_GET", "keys": ["b1", "b3"]})),
+            json!({"b1": null, "b3": 4})
+        );
+        for empty in
+            [json!({"command": "BULK_SET", "items": {}}), json!({"command": "BULK_DELETE", "keys": []})]
+        {
             let reply = c.ask(&empty);
             assert!(reply["result"] == 0 || reply["code"] == "BAD_REQUEST", "{empty}: {reply}");
         }
-        let many: serde_json::Map<String, Value> = (0..5_000).map(|n| (format!("many{n}"), json!(n))).collect();
+        let many: serde_json::Map<String, Value> =
+            (0..5_000).map(|n| (format!("many{n}"), json!(n))).collect();
         assert_eq!(c.get(&json!({"command": "BULK_SET", "items": many})), 5_000);
         let keys: Vec<&String> = many.keys().collect();
         assert_eq!(c.get(&json!({"command": "BULK_GET", "keys": keys})), Value::Object(many.clone()));
@@ -369,8 +407,9 @@ fn a_debug_fault_loses_nothing() {
     let server = setup.start();
     let mut c = server.connect();
     for from in (0..4000).step_by(500) {
-        let sets: Vec<Value> =
-            (from..from + 500).map(|n| json!({"command": "SET", "key": format!("f{n}"), "value": n, "debug": true})).collect();
+        let sets: Vec<Value> = (from..from + 500)
+            .map(|n| json!({"command": "SET", "key": format!("f{n}"), "value": n, "debug": true}))
+            .collect();
         assert!(c.pipeline(&sets).iter().all(|reply| reply["result"] == "OK"));
     }
     assert_eq!(c.ask(&json!({"command": "SNAPSHOT"}))["status"], "success");
@@ -378,7 +417,8 @@ fn a_debug_fault_loses_nothing() {
     let server = setup.start();
     let mut c = server.connect();
     for from in (0..4000).step_by(500) {
-        let gets: Vec<Value> = (from..from + 500).map(|n| json!({"command": "GET", "key": format!("f{n}")})).collect();
+        let gets: Vec<Value> =
+            (from..from + 500).map(|n| json!({"command": "GET", "key": format!("f{n}")})).collect();
         for (n, reply) in (from..).zip(c.pipeline(&gets)) {
             assert_eq!(reply["result"], n);
         }

@@ -20,7 +20,8 @@ fn every_example_of_the_protocol_page_is_true() {
         for exchange in block {
             connection.queue_line(&exchange.request);
             connection.flush().unwrap_or_else(|error| panic!("line {}: {error}", exchange.line));
-            let reply = connection.receive().unwrap_or_else(|error| panic!("line {}: {error}", exchange.line));
+            let reply =
+                connection.receive().unwrap_or_else(|error| panic!("line {}: {error}", exchange.line));
             if !transcript::matches(&exchange.reply, &reply) {
                 different.push(format!(
                     "line {}: {}\n  shown:  {}\n  answer: {reply}",

@@ -60,8 +60,14 @@ fn run(case: &Rounds) {
         }
     }
     let (answered, retried) = workers.iter().fold((0, 0), |(a, r), w| (a + w.answered, r + w.retried));
-    say(&format!("{}: {} rounds, {answered} answers, {retried} retries, slowest start {slowest_start:?}", case.name, case.rounds));
-    assert!(answered > 100 * case.rounds && (case.rounds < 3 || retried > 0), "there was load when it was killed");
+    say(&format!(
+        "{}: {} rounds, {answered} answers, {retried} retries, slowest start {slowest_start:?}",
+        case.name, case.rounds
+    ));
+    assert!(
+        answered > 100 * case.rounds && (case.rounds < 3 || retried > 0),
+        "there was load when it was killed"
+    );
 }
 
 fn check_all(server: &Server, workers: &[Worker], shared: &SharedKeys, context: &str) {
@@ -101,7 +107,8 @@ fn load_and_end(
     } else {
         enough.store(true, Ordering::Release);
     }
-    let join = |thread: std::thread::JoinHandle<Worker>| thread.join().expect("a worker found something wrong");
+    let join =
+        |thread: std::thread::JoinHandle<Worker>| thread.join().expect("a worker found something wrong");
     let workers = threads.into_iter().map(join).collect();
     reader.join().expect("the reader found something wrong");
     workers

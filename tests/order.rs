@@ -102,12 +102,14 @@ fn unordered_replies_carry_their_ids() {
         let mut c = server.connect();
         assert_eq!(c.ask(&json!({"command": "HELLO", "ordered": false, "id": 1}))["id"], 1);
         assert_eq!(c.refusal(&json!({"command": "PING"})), "BAD_REQUEST", "every request needs an id");
-        let sets: Vec<Value> =
-            (0..500).map(|n| json!({"command": "SET", "key": format!("u{n}"), "value": n, "id": n})).collect();
+        let sets: Vec<Value> = (0..500)
+            .map(|n| json!({"command": "SET", "key": format!("u{n}"), "value": n, "id": n}))
+            .collect();
         let ids: HashSet<u64> = c.pipeline(&sets).iter().filter_map(|reply| reply["id"].as_u64()).collect();
         assert_eq!(ids.len(), 500);
-        let gets: Vec<Value> =
-            (0..500).map(|n| json!({"command": "GET", "key": format!("u{n}"), "id": format!("g{n}")})).collect();
+        let gets: Vec<Value> = (0..500)
+            .map(|n| json!({"command": "GET", "key": format!("u{n}"), "id": format!("g{n}")}))
+            .collect();
         let mut answered = HashSet::new();
         for reply in c.pipeline(&gets) {
             assert_eq!(reply["id"], format!("g{}", reply["result"]), "{reply}");
@@ -178,7 +180,8 @@ fn no_reader_sees_half_a_batch() {
             let written: Vec<u64> =
                 writers.into_iter().map(|writer| writer.join().expect("no writer failed")).collect();
             enough.store(true, Ordering::Release);
-            let rounds: u64 = readers.into_iter().map(|reader| reader.join().expect("no reader failed")).sum();
+            let rounds: u64 =
+                readers.into_iter().map(|reader| reader.join().expect("no reader failed")).sum();
             support::say(&format!("batches written {written:?}, snapshots read {rounds}"));
             assert!(written.iter().all(|written| *written > 20) && rounds > 20);
         });
@@ -268,12 +271,16 @@ fn a_request_that_cannot_be_done_in_time_says_so() {
         let mut c = server.connect();
         for bad in [json!(0), json!(-1), json!("5"), json!(1.5), json!(u64::MAX)] {
             let reply = c.ask(&json!({"command": "GET", "key": "k", "timeout_ms": bad}));
-            assert!(["BAD_REQUEST", "TOO_LARGE"].contains(&reply["code"].as_str().unwrap_or("none")), "{bad}: {reply}");
+            assert!(
+                ["BAD_REQUEST", "TOO_LARGE"].contains(&reply["code"].as_str().unwrap_or("none")),
+                "{bad}: {reply}"
+            );
         }
         assert_eq!(c.ask(&json!({"command": "GET", "key": "k", "timeout_ms": 1000}))["found"], false);
         // With a millisecond each, requests are answered or say that it was too short; the outcome is then unknown.
-        let requests: Vec<Value> =
-            (0..500).map(|n| json!({"command": "INCR", "key": format!("t{}", n % 7), "timeout_ms": 1})).collect();
+        let requests: Vec<Value> = (0..500)
+            .map(|n| json!({"command": "INCR", "key": format!("t{}", n % 7), "timeout_ms": 1}))
+            .collect();
         let (mut done, mut late) = (0, 0);
         for reply in c.pipeline(&requests) {
             match reply["code"].as_str() {

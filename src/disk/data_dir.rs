@@ -16,8 +16,9 @@ use super::{sync_directory, write_atomically};
 use shards::log::{LogIdentity, LogShape, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The format this code writes.
 pub const FORMAT: u16 = 1;
@@ -25,6 +26,11 @@ pub const FORMAT: u16 = 1;
 pub const NODE_ID_BYTES_MAX: usize = 256;
 /// The most shards.
 pub const SHARDS_MAX: u32 = 4096;
+
+/// How often a lock of a dead process is tried again, and the pause between: two seconds, when writes of milliseconds are
+/// what it waits for.
+const LOCK_TRIES_MAX: u32 = 400;
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 const META: &str = "strand.meta";
 const LOCK: &str = "lock";
@@ -191,18 +197,33 @@ fn take_lock(path: &Path) -> Result<File, DataDirError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
     let mut file = options.open(&name).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut text = String::new();
-            let read = file.read_to_string(&mut text);
-            let pid = read.ok().and_then(|_| text.trim().parse().ok());
-            return Err(DataDirError::InUse(path.to_path_buf(), pid));
+    let mut tries = 0;
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) => {
+                let holder = holder(&mut file);
+                // A killed server's last writes keep the lock for a moment; a living one keeps it for long.
+                let is_dead = holder.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+                if !is_dead || tries == LOCK_TRIES_MAX {
+                    return Err(DataDirError::InUse(path.to_path_buf(), holder));
+                }
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
-        Err(TryLockError::Error(error)) => return Err(failed(error)),
+        tries += 1;
+        std::thread::sleep(LOCK_PAUSE);
     }
-    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
+    let told = file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0)));
+    told.and_then(|_| writeln!(file, "{}", std::process::id())).map_err(failed)?;
     Ok(file)
+}
+
+/// The pid that the lock file names. It names none for a moment while its holder writes it.
+fn holder(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    let read = file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_string(&mut text));
+    read.ok().and_then(|_| text.trim().parse().ok())
 }
 
 fn create(path: &Path, meta: DataMeta) -> Result<DataMeta, DataDirError> {

@@ -65,13 +65,19 @@ impl SharedKeys {
         let to_target = || writes.iter().filter(|write| write.target == target);
         let newest_begun = to_target().filter(|write| write.answered.is_some()).map(|write| write.sent).max();
         if value.is_null() {
-            assert_eq!(newest_begun, None, "{context}: {target:?} is absent although a write was acknowledged");
+            assert_eq!(
+                newest_begun, None,
+                "{context}: {target:?} is absent although a write was acknowledged"
+            );
             return;
         }
         let write = to_target().find(|write| write.value == *value);
         let write = write.unwrap_or_else(|| panic!("{context}: nobody wrote {value} to {target:?}"));
         let overwritten = write.answered.zip(newest_begun).is_some_and(|(answered, begun)| answered < begun);
-        assert!(!overwritten, "{context}: {target:?} holds {value}, which an acknowledged write had replaced");
+        assert!(
+            !overwritten,
+            "{context}: {target:?} holds {value}, which an acknowledged write had replaced"
+        );
     }
 
     /// Compares what the server holds with what it may hold.
@@ -94,7 +100,11 @@ impl SharedKeys {
         let (answered, sent) = self.counts();
         assert_eq!(answered, sent, "{context}: every increment was answered in the end");
         let counted = self.counted.lock().expect("no thread panics with the lock");
-        assert_eq!(counted.iter().max().copied().unwrap_or(0), sent, "{context}: increments are numbered without a gap");
+        assert_eq!(
+            counted.iter().max().copied().unwrap_or(0),
+            sent,
+            "{context}: increments are numbered without a gap"
+        );
     }
 
     fn counts(&self) -> (i64, i64) {

@@ -53,7 +53,10 @@ impl Worker {
         }
         for keys in [spread_keys(self.number), together_keys(self.number)] {
             let values: Vec<&Value> = keys.iter().map(|key| found.get(key).unwrap_or(&Value::Null)).collect();
-            assert!(values.iter().all(|value| *value == values[0]), "{context}: half of {keys:?}: {values:?}");
+            assert!(
+                values.iter().all(|value| *value == values[0]),
+                "{context}: half of {keys:?}: {values:?}"
+            );
         }
     }
 
@@ -93,7 +96,8 @@ impl Worker {
 
     fn read_if_alive(&self, connection: &mut Connection) -> io::Result<HashMap<String, Value>> {
         let keys = self.model.keys();
-        let reply = connection.try_ask(&json!({"command": "BULK_GET", "keys": keys, "timeout_ms": 30_000}))?;
+        let reply =
+            connection.try_ask(&json!({"command": "BULK_GET", "keys": keys, "timeout_ms": 30_000}))?;
         assert_eq!(reply["status"], "success", "{reply}");
         let found = reply["result"].as_object().expect("BULK_GET answers an object").clone();
         Ok(found.into_iter().collect())
@@ -132,19 +136,33 @@ impl Worker {
         match self.random.below(100) {
             0..40 => {
                 let key = format!("w{}:k{}", self.number, self.random.below(KEYS));
-                let padding = if self.random.chance(1, 50) { self.random.below(20_000) } else { self.random.below(60) };
-                let value = json!({"tag": tag, "padding": "x".repeat(usize::try_from(padding).expect("small"))});
-                self.pending(json!({"command": "SET", "key": key, "value": value}), Some(json!("OK")), vec![(key, Some(value))])
+                let padding =
+                    if self.random.chance(1, 50) { self.random.below(20_000) } else { self.random.below(60) };
+                let value =
+                    json!({"tag": tag, "padding": "x".repeat(usize::try_from(padding).expect("small"))});
+                self.pending(
+                    json!({"command": "SET", "key": key, "value": value}),
+                    Some(json!("OK")),
+                    vec![(key, Some(value))],
+                )
             }
             40..50 => {
                 let key = format!("w{}:k{}", self.number, self.random.below(KEYS));
                 let existed = self.model.sent(&key).is_some();
-                self.pending(json!({"command": "DELETE", "key": key}), Some(json!(existed)), vec![(key, None)])
+                self.pending(
+                    json!({"command": "DELETE", "key": key}),
+                    Some(json!(existed)),
+                    vec![(key, None)],
+                )
             }
             50..65 => {
                 let key = format!("w{}:c{}", self.number, self.random.below(COUNTERS));
                 let count = self.model.sent(&key).and_then(Value::as_i64).unwrap_or(0) + 1;
-                self.pending(json!({"command": "INCR", "key": key}), Some(json!(count)), vec![(key, Some(json!(count)))])
+                self.pending(
+                    json!({"command": "INCR", "key": key}),
+                    Some(json!(count)),
+                    vec![(key, Some(json!(count)))],
+                )
             }
             65..72 => self.batch(together_keys(self.number), &tag),
             72..80 => self.batch(spread_keys(self.number), &tag),
@@ -160,9 +178,14 @@ impl Worker {
                 let line = json!({"command": "SET", "key": key, "value": value}).to_string();
                 Pending { line, result, effects: vec![(key, Some(value))], retried: false, shared: None }
             }
-            88..92 => self.to_shared(Target::Single, json!({"command": "SET", "key": shared::SINGLE, "value": tag}), tag),
+            88..92 => self.to_shared(
+                Target::Single,
+                json!({"command": "SET", "key": shared::SINGLE, "value": tag}),
+                tag,
+            ),
             92..95 => {
-                let items: Map<String, Value> = shared::BATCH.iter().map(|key| ((*key).to_owned(), json!(tag))).collect();
+                let items: Map<String, Value> =
+                    shared::BATCH.iter().map(|key| ((*key).to_owned(), json!(tag))).collect();
                 self.to_shared(Target::Batch, json!({"command": "BULK_SET", "items": items}), tag)
             }
             _ => self.to_shared(Target::Counter, json!({"command": "INCR", "key": shared::COUNTER}), tag),
@@ -184,7 +207,12 @@ impl Worker {
     }
 
     /// A request that will be sent until it is answered.
-    fn pending(&mut self, mut request: Value, result: Option<Value>, effects: Vec<(String, Option<Value>)>) -> Pending {
+    fn pending(
+        &mut self,
+        mut request: Value,
+        result: Option<Value>,
+        effects: Vec<(String, Option<Value>)>,
+    ) -> Pending {
         request["client"] = json!(format!("worker{}", self.number));
         request["seq"] = json!(self.sequence);
         request["timeout_ms"] = json!(30_000);
@@ -198,7 +226,8 @@ impl Worker {
     /// The lowest sequence without an answer, counting the request that is being made.
     fn oldest_unanswered(&self) -> u64 {
         let oldest = self.model.unanswered.iter().find(|pending| pending.retried);
-        let line: Option<Value> = oldest.map(|pending| serde_json::from_str(&pending.line).expect("we wrote it"));
+        let line: Option<Value> =
+            oldest.map(|pending| serde_json::from_str(&pending.line).expect("we wrote it"));
         line.and_then(|line| line["seq"].as_u64()).unwrap_or(self.sequence)
     }
 }
@@ -222,7 +251,8 @@ pub(crate) fn read_batches(port: u16, workers: usize, enough: &AtomicBool) {
             let batches = (0..workers).flat_map(|worker| [spread_keys(worker), together_keys(worker)]);
             let shared = shared::BATCH.iter().map(|key| (*key).to_owned()).collect();
             for keys in batches.chain([shared]) {
-                let reply = connection.try_ask(&json!({"command": "BULK_GET", "keys": keys, "timeout_ms": 30_000}))?;
+                let reply = connection
+                    .try_ask(&json!({"command": "BULK_GET", "keys": keys, "timeout_ms": 30_000}))?;
                 assert_eq!(reply["status"], "success", "{reply}");
                 let values = reply["result"].as_object().expect("BULK_GET answers an object");
                 assert!(keys.iter().all(|key| values[key] == values[&keys[0]]), "half a batch: {reply}");

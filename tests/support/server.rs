@@ -26,7 +26,6 @@ const SMALL: &[&str] = &[
     "limits.line_bytes_max=1048576",
     "limits.value_bytes_max=524288",
     "cores.pin=false",
-    "shard.preempt_timer_us=10000",
 ];
 
 /// A server to be: its directory, its port, its settings. Starting it again finds the same directory and port.
@@ -129,17 +128,7 @@ impl Setup {
     /// # Panics
     /// When it ends instead.
     pub(crate) fn start(&self) -> Server {
-        let began = Instant::now();
-        loop {
-            match self.try_start() {
-                Ok(server) => return server,
-                // After `kill -9` the kernel lets go of the lock only with the last write under way.
-                Err(ended) if ended.code() == Some(75) && began.elapsed() < Duration::from_secs(3) => {
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                Err(ended) => panic!("the server did not start: {ended:#?}"),
-            }
-        }
+        self.try_start().unwrap_or_else(|ended| panic!("the server did not start: {ended:#?}"))
     }
 
     /// Starts it and waits until it answers or ends.
@@ -272,7 +261,8 @@ impl Ended {
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let ports = PORTS.end - PORTS.start;
-    let first = u16::try_from(u64::from(std::process::id()) * 61 % u64::from(ports)).expect("below the range");
+    let first =
+        u16::try_from(u64::from(std::process::id()) * 61 % u64::from(ports)).expect("below the range");
     for _ in 0..ports {
         let offset = (first + NEXT.fetch_add(1, Ordering::Relaxed) % ports) % ports;
         let port = PORTS.start + offset;

@@ -61,6 +61,7 @@ pub(crate) fn limit_file_bytes(child: &Child, bytes: Option<u64>) -> io::Result<
 /// Resident memory of a process in bytes.
 pub(crate) fn resident_bytes(child: &Child) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{}/statm", child.id())).expect("the child is alive");
-    let pages: u64 = text.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).expect("statm has pages");
+    let pages: u64 =
+        text.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).expect("statm has pages");
     pages * 4096
 }
