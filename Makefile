@@ -13,11 +13,11 @@ ARGS ?=
 # Runs a part of the tests under its name and says how long it took.
 timed = @start=$$SECONDS; echo "==> $(1)"; $(2); echo "<== $(1): $$((SECONDS - start)) s"
 
-.PHONY: help run test check demo doctor clean
+.PHONY: help run test check demo bench bench-compare doctor clean
 .PHONY: part-format part-lint part-house part-rust part-python
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 run: ## Build for speed and start one node on 127.0.0.1:8000, data in ./data (more flags: ARGS="--port 7000")
 	@$(CARGO) build --release --locked --bin strand
@@ -36,6 +36,14 @@ check: part-format part-lint part-house ## Format, lints and house rules: quick 
 
 demo: ## Start a node on a free port and show what it can do
 	@$(CARGO) run --release --locked --bin strand -- demo $(ARGS)
+
+bench: ## Micro-benchmarks of the engine and the front (some of them: ARGS="-- step")
+	@$(CARGO) bench --locked -p shards --bench engine $(ARGS)
+	@$(CARGO) bench --locked --bench front_cost
+
+bench-compare: ## Compare with redis-server on this machine; writes docs/BENCHMARKS.md (ARGS="--help" for the flags)
+	@$(CARGO) build --release --locked --bin strand
+	@$(PYTHON) benches/compare/compare.py $(ARGS)
 
 doctor: ## Say whether this machine can run Strand, and what to change
 	@$(CARGO) run --locked --quiet --bin strand -- doctor $(ARGS)

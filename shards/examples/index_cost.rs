@@ -11,6 +11,9 @@
 use serde::Deserialize;
 use shards::index::Units;
 use shards::index::analyze::{Analyzer, AnalyzerKind};
+use shards::index::embed::built_in;
+use shards::index::embed::search::EmbeddingSearch;
+use shards::index::hybrid::{Fusion, HybridSearch, SimilaritySearch, candidates, fuse};
 use shards::index::query::{CompiledQuery, parse};
 use shards::index::text::search::{Model, Search, SearchHit, Stats, View, merge_hits};
 use shards::index::text::{TextIndex, WHOLE};
@@ -65,6 +68,21 @@ fn read_documents(files: &[&str]) -> Outcome<Vec<(String, String)>> {
     Ok(documents)
 }
 
+/// Middle, 999th thousandth and longest of the slices of background work. On a shared machine the longest are those in
+/// which somebody else ran.
+fn show_slices(name: &str, mut slices: Vec<Duration>) {
+    slices.sort_unstable();
+    let at = |part: usize| slices.get(slices.len() * part / 1000).copied().unwrap_or_default();
+    let over = slices.iter().filter(|slice| **slice > Duration::from_millis(1)).count();
+    println!(
+        "{name}: {} slices, p50 {:?}, p99.9 {:?}, longest {:?}, {over} over 1 ms",
+        slices.len(),
+        at(500),
+        at(999),
+        slices.last()
+    );
+}
+
 fn new_index() -> TextIndex {
     let mut index = TextIndex::new();
     assert!(index.add_field(WHOLE, AnalyzerKind::English));
@@ -72,14 +90,14 @@ fn new_index() -> TextIndex {
 }
 
 /// Indexes as the engine does: a document, then as many units of merging as it took.
-fn fill(index: &mut TextIndex, documents: &[(String, String)], slowest: &mut Duration) {
+fn fill(index: &mut TextIndex, documents: &[(String, String)], slices: &mut Vec<Duration>) {
     for (key, value) in documents {
         let mut units = Units::new(0);
         index.put(key.as_bytes(), value.as_bytes(), &mut units);
         if index.has_work() {
             let start = Instant::now();
             index.work(&mut Units::new(u32::try_from(-units.balance()).unwrap_or(0)));
-            *slowest = (*slowest).max(start.elapsed());
+            slices.push(start.elapsed());
         }
     }
 }
@@ -90,37 +108,37 @@ fn throughput(files: &[&str]) -> Outcome<()> {
     let megabytes = text as f64 / 1e6;
     println!("{} documents, {megabytes:.1} MB", documents.len());
 
-    let mut analyzer = Analyzer::new(AnalyzerKind::English);
-    let (start, mut tokens) = (Instant::now(), 0u64);
-    documents.iter().for_each(|(_, value)| {
-        analyzer.analyze(value, |_| tokens += 1);
-    });
-    let seconds = start.elapsed().as_secs_f64();
-    println!("analysis: {tokens} tokens, {:.0} MB/s", megabytes / seconds);
+    for kind in [AnalyzerKind::Standard, AnalyzerKind::English] {
+        let mut analyzer = Analyzer::new(kind);
+        let (start, mut tokens) = (Instant::now(), 0u64);
+        documents.iter().for_each(|(_, value)| {
+            analyzer.analyze(value, |_| tokens += 1);
+        });
+        let seconds = start.elapsed().as_secs_f64();
+        println!("analysis, {kind}: {tokens} tokens, {:.0} MB/s", megabytes / seconds);
+    }
 
     let mut index = new_index();
-    let mut slowest = Duration::ZERO;
+    let mut slices = Vec::new();
     let start = Instant::now();
-    fill(&mut index, &documents, &mut slowest);
+    fill(&mut index, &documents, &mut slices);
     let seconds = start.elapsed().as_secs_f64();
     println!(
-        "indexing with merging: {:.0} documents/s, {:.1} MB/s, {} parts, longest merge slice {slowest:?}",
+        "indexing with merging: {:.0} documents/s, {:.1} MB/s, {} parts",
         documents.len() as f64 / seconds,
         megabytes / seconds,
         index.parts()
     );
+    show_slices("merging beside", slices);
     let start = Instant::now();
-    let mut longest = Duration::ZERO;
+    let mut slices = Vec::new();
     while index.has_work() {
         let step = Instant::now();
         index.work(&mut Units::new(20_000));
-        longest = longest.max(step.elapsed());
+        slices.push(step.elapsed());
     }
-    println!(
-        "rest of merging: {:?}, longest step of 20,000 units {longest:?}, {} parts",
-        start.elapsed(),
-        index.parts()
-    );
+    println!("rest of merging: {:?}, {} parts", start.elapsed(), index.parts());
+    show_slices("steps of 20,000 units", slices);
     let bytes = index.bytes();
     println!("index: {:.1} MB, {:.2} of the text", bytes as f64 / 1e6, bytes as f64 / text as f64);
     println!("{}", index.report());
@@ -232,6 +250,7 @@ fn relevance(directory: &Path, shards: usize) -> Outcome<()> {
         grades.entry(parts[0].to_owned()).or_default().insert(parts[1].to_owned(), parts[2].parse()?);
     }
     let mut indexes: Vec<TextIndex> = (0..shards).map(|_| new_index()).collect();
+    indexes.iter_mut().for_each(|index| index.set_embedder(built_in()));
     for (n, document) in documents.iter().enumerate() {
         let text = format!("{} {}", document.title, document.text);
         let value = serde_json::to_string(text.trim())?;
@@ -250,7 +269,40 @@ fn relevance(directory: &Path, shards: usize) -> Outcome<()> {
         }
         println!("{name}: nDCG@10 {:.4}", ndcg(&run, &grades));
     }
+    let hybrid = |fusion: Option<Fusion>| -> HashMap<String, Vec<String>> {
+        queries.iter().map(|query| (query.id.clone(), search_hybrid(&indexes, &query.text, fusion))).collect()
+    };
+    println!("embedding: nDCG@10 {:.4}", ndcg(&hybrid(None), &grades));
+    println!("hybrid convex: nDCG@10 {:.4}", ndcg(&hybrid(Some(Fusion::Convex { alpha: 0.2 })), &grades));
+    println!("hybrid rrf: nDCG@10 {:.4}", ndcg(&hybrid(Some(Fusion::Rrf)), &grades));
+    let text: usize = documents.iter().map(|document| document.title.len() + 1 + document.text.len()).sum();
+    let bytes: usize = indexes.iter().map(TextIndex::bytes).sum();
+    println!("index with vectors: {:.2} of the text", bytes as f64 / text as f64);
     Ok(())
+}
+
+/// Keys by fused score, or by embedding alone.
+fn search_hybrid(indexes: &[TextIndex], text: &str, fusion: Option<Fusion>) -> Vec<String> {
+    let fields = indexes[0].query_fields();
+    let query = CompiledQuery::new(&parse(text, &|_| false), &fields, &fields);
+    let pinned: Vec<(View, Stats)> = indexes.iter().map(|index| index.pin(&query)).collect();
+    let mut stats = pinned[0].1.clone();
+    pinned[1..]
+        .iter()
+        .for_each(|(_, more)| stats.merge(more, &query).expect("all shards have the same query"));
+    let limit = candidates(0, 10);
+    let lists = pinned.into_iter().map(|(view, _)| {
+        let vector = built_in().embed_query(text);
+        let near = EmbeddingSearch::new(view.clone(), vector, limit);
+        let bm25 =
+            Search::new(view, &query, &stats, Model::Bm25, limit).expect("the statistics are this query's");
+        let mut search = HybridSearch::new(bm25, SimilaritySearch::Embedding(near));
+        while !search.step(&mut Units::new(20_000), &mut |_| true) {}
+        search.into_candidates()
+    });
+    let fusion_or_embedding = fusion.unwrap_or(Fusion::Convex { alpha: 1.0 });
+    let hits = fuse(lists.collect(), fusion_or_embedding, 0, 10);
+    hits.into_iter().map(|hit| String::from_utf8_lossy(&hit.key).into_owned()).collect()
 }
 
 fn search_all(indexes: &[TextIndex], query: &CompiledQuery, model: Model) -> Vec<String> {

@@ -3,10 +3,11 @@
 //! Group 0 applies edits in the order of its log and so gives each state of the catalogue a version; the others take over
 //! whatever later version they are sent. It is a pure list: building and answering is the index room's duty.
 
-use crate::command::record::{Malformed, take, take_u8, take_u16, take_u64};
+use crate::command::record::{Malformed, take, take_u8, take_u16, take_u32, take_u64};
 use crate::gather::catalog::Change;
 use crate::index::analyze::AnalyzerKind;
 use crate::index::set::{INDEXES_MAX, IndexDefinition, IndexKind};
+use crate::index::vector::Metric;
 use strand_wire::request::IndexKind as WireKind;
 
 /// All definitions, in order of creation.
@@ -137,21 +138,30 @@ const FORMAT: u8 = 1;
 fn encode_definition(definition: &IndexDefinition, out: &mut Vec<u8>) {
     push_text(out, &definition.path);
     push_text(out, definition.kind.name());
-    let analyzer = match definition.kind {
-        IndexKind::Text { analyzer } => analyzer.name(),
-        IndexKind::Value => "",
-    };
-    push_text(out, analyzer);
+    match definition.kind {
+        IndexKind::Text { analyzer } => push_text(out, analyzer.name()),
+        IndexKind::Vector { dimensions, metric } => {
+            let dimensions = u32::try_from(dimensions).expect("dimensions are bounded");
+            out.extend_from_slice(&dimensions.to_le_bytes());
+            push_text(out, metric.name());
+        }
+        IndexKind::Value | IndexKind::Embedding => {}
+    }
 }
 
 fn decode_definition(rest: &mut &[u8]) -> Result<IndexDefinition, Malformed> {
     let path = take_text(rest)?.to_owned();
-    let (kind, analyzer) = (take_text(rest)?, take_text(rest)?);
-    let kind = match kind {
+    let kind = match take_text(rest)? {
         "value" => IndexKind::Value,
+        "embedding" => IndexKind::Embedding,
         "text" => {
-            let analyzer = AnalyzerKind::from_name(analyzer).ok_or(Malformed("unknown analyzer"))?;
+            let analyzer = AnalyzerKind::from_name(take_text(rest)?).ok_or(Malformed("unknown analyzer"))?;
             IndexKind::Text { analyzer }
+        }
+        "vector" => {
+            let dimensions = take_u32(rest)? as usize;
+            let metric = Metric::from_name(take_text(rest)?).ok_or(Malformed("unknown metric"))?;
+            IndexKind::Vector { dimensions, metric }
         }
         _ => return Err(Malformed("unknown kind of index")),
     };

@@ -3,6 +3,7 @@
 //! Every subcommand returns a [`Fatal`] that says what is wrong and what to do; this file tells it and picks the exit
 //! code. Usage errors are clap's, with exit code 2.
 
+pub mod bench;
 pub mod config;
 pub mod demo;
 pub mod doctor;
@@ -40,6 +41,8 @@ struct Arguments {
 enum Command {
     /// Run the server.
     Serve(serve::Arguments),
+    /// Measure a server, this one or another.
+    Bench(bench::Arguments),
     /// Print the configuration that a server would run with.
     Config(config::Arguments),
     /// Send commands: one, many from a pipe, or in a shell.
@@ -66,6 +69,7 @@ pub fn run() -> ExitCode {
     };
     let outcome = match arguments.command {
         Command::Serve(arguments) => serve::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Config(arguments) => config::run(&arguments),
         Command::Cli(arguments) => return shell::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),

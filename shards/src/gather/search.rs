@@ -352,8 +352,8 @@ impl Search {
             let mut rest = answer.as_slice();
             while !rest.is_empty() {
                 let score = take_u64(&mut rest)? as i64;
-                let key = take_short(&mut rest)?.into();
-                hits.push((SearchHit { score, key }, group));
+                let key = take_short(&mut rest)?;
+                hits.push((SearchHit::new(score, key), group));
             }
         }
         // A key lives in one group, so the order of hits alone decides.

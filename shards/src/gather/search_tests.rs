@@ -91,7 +91,12 @@ impl Shards {
 
     fn search(&self, ask: &Ask, offset: u64, top_k: u64) -> String {
         let started = Search::start(&self.topology, ask.clone(), offset, top_k, 0);
-        run(started, |call| (ReplyKind::Part, self.answer(ask, call)))
+        run(started, |call| match Record::decode(&call.record).unwrap().op {
+            // The owner finds nothing to change and gives its catalogue out, and the others take it over.
+            Op::CatalogChange if call.group.0 == 0 => (ReplyKind::Part, vec![0]),
+            Op::CatalogChange => (ReplyKind::Ok, Vec::new()),
+            _ => (ReplyKind::Part, self.answer(ask, call)),
+        })
     }
 
     fn query(&self, fields: &str, page_max: usize) -> String {

@@ -237,11 +237,12 @@ fn unicode_escape(bytes: &[u8]) -> Option<(char, usize)> {
     if !(0xd800..0xe000).contains(&high) {
         return Some((char::from_u32(high)?, 4));
     }
-    if high < 0xdc00 && bytes.get(4..6) == Some(b"\\u") {
-        if let Some(low @ 0xdc00..0xe000) = unit(6) {
-            let letter = 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
-            return Some((char::from_u32(letter)?, 10));
-        }
+    if high < 0xdc00
+        && bytes.get(4..6) == Some(b"\\u")
+        && let Some(low @ 0xdc00..0xe000) = unit(6)
+    {
+        let letter = 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
+        return Some((char::from_u32(letter)?, 10));
     }
     Some((char::REPLACEMENT_CHARACTER, 4))
 }

@@ -2,23 +2,28 @@
 
 pub mod analyze;
 pub(crate) mod codec;
+pub mod embed;
 pub mod extract;
 pub mod filter;
+pub mod highlight;
+pub mod hybrid;
 pub mod query;
 pub mod set;
 pub mod text;
 pub mod value;
+pub mod vector;
 
 pub use codec::Corrupt;
 
-/// A budget of work, spent by whoever does it. One unit is about 20 ns: a posting, a term, eight bytes of text.
+/// A budget of work, spent by whoever does it. One unit is about 20 to 40 ns: a posting read, a byte of
+/// text indexed.
 #[derive(Clone, Copy, Debug)]
 pub struct Units {
     left: i64,
 }
 
 impl Units {
-    /// A budget of so many units. 20,000 stay well below a millisecond.
+    /// A budget of so many units. 20,000 stay below a millisecond.
     pub fn new(units: u32) -> Self {
         Self { left: i64::from(units) }
     }

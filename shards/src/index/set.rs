@@ -1,6 +1,6 @@
 //! All indexes of one shard: their definitions, their building, and keeping them up with the records.
 //!
-//! Value indexes change with each record, in [`IndexSet::apply`]. Text is indexed later, by [`IndexSet::work`], from a backlog
+//! Value and vector indexes change with each record, in [`IndexSet::apply`]. Text is indexed later, by [`IndexSet::work`], from a backlog
 //! of keys: a key stands in it once, however often it changes, and is read when its turn comes. A query notes
 //! [`IndexSet::position`] when it arrives and may run once [`IndexSet::is_indexed`] says that everything up to there is in.
 //! A shard without text or value indexes pays nothing. The engine bounds the backlog ([`IndexSet::backlog_len`]).
@@ -8,9 +8,11 @@
 use super::Units;
 use super::analyze::AnalyzerKind;
 use super::codec::{Corrupt, Reader, put_bytes, put_varint, put_varint_u64};
+use super::embed::built_in;
 use super::text::store::{Loader, SnapshotWriter};
 use super::text::{TextIndex, WHOLE};
 use super::value::ValueIndex;
+use super::vector::{Metric, VECTOR_DIMENSIONS_MAX, VectorIndex};
 use crate::ids::hash_of;
 use hashbrown::HashTable;
 use std::collections::VecDeque;
@@ -41,14 +43,30 @@ pub enum IndexKind {
         /// How they are made.
         analyzer: AnalyzerKind,
     },
+    /// Built-in word embeddings of the whole value; kept with the text of the whole value, which it implies.
+    Embedding,
+    /// Vectors of the clients.
+    Vector {
+        /// Numbers in a vector.
+        dimensions: usize,
+        /// How they are compared.
+        metric: Metric,
+    },
 }
 
 impl IndexKind {
+    /// Whether the text index holds it.
+    fn is_text(self) -> bool {
+        matches!(self, Self::Text { .. } | Self::Embedding)
+    }
+
     /// The name in the protocol.
     pub fn name(self) -> &'static str {
         match self {
             Self::Value => "value",
             Self::Text { .. } => "text",
+            Self::Embedding => "embedding",
+            Self::Vector { .. } => "vector",
         }
     }
 }
@@ -104,8 +122,25 @@ pub const INDEXES_MAX: usize = 256;
 struct Entry {
     definition: IndexDefinition,
     is_ready: bool,
-    /// For value indexes.
-    values: Option<ValueIndex>,
+    body: Body,
+}
+
+/// What an entry holds itself.
+enum Body {
+    /// Nothing: it is part of the text index.
+    Text,
+    Values(Box<ValueIndex>),
+    Vectors(Box<VectorIndex>),
+}
+
+impl Entry {
+    fn apply(&mut self, key: &[u8], old: Option<&[u8]>, new: Option<&[u8]>) {
+        match &mut self.body {
+            Body::Text => {}
+            Body::Values(values) => values.apply(key, old, new),
+            Body::Vectors(vectors) => vectors.apply(key, new),
+        }
+    }
 }
 
 /// The scan that builds the indexes that are not ready.
@@ -168,16 +203,39 @@ impl IndexSet {
         if self.entries.len() == INDEXES_MAX {
             return Defined::Conflict;
         }
-        let values = match definition.kind {
-            IndexKind::Value => Some(ValueIndex::new(&definition.path)),
+        let body = match definition.kind {
+            IndexKind::Value => Body::Values(Box::new(ValueIndex::new(&definition.path))),
+            IndexKind::Vector { dimensions, metric } => {
+                if !(1..=VECTOR_DIMENSIONS_MAX).contains(&dimensions) {
+                    return Defined::Conflict;
+                }
+                Body::Vectors(Box::new(VectorIndex::new(&definition.path, dimensions, metric)))
+            }
             IndexKind::Text { analyzer } => {
                 if !self.text.get_or_insert_default().add_field(&definition.path, analyzer) {
                     return Defined::Conflict;
                 }
-                None
+                Body::Text
+            }
+            IndexKind::Embedding => {
+                if definition.path != WHOLE {
+                    return Defined::Conflict;
+                }
+                if !self
+                    .entries
+                    .iter()
+                    .any(|entry| entry.definition.path == WHOLE && entry.definition.kind.name() == "text")
+                {
+                    self.define(whole_text());
+                }
+                Body::Text
             }
         };
-        self.entries.push(Entry { definition, is_ready: false, values });
+        let is_embedding = definition.kind == IndexKind::Embedding;
+        self.entries.push(Entry { definition, is_ready: false, body });
+        if is_embedding {
+            self.rebuild_text();
+        }
         Defined::Created
     }
 
@@ -189,16 +247,38 @@ impl IndexSet {
         if let Some(build) = &mut self.build {
             build.targets.retain(|target| *target != entry.definition);
         }
-        if matches!(entry.definition.kind, IndexKind::Text { .. }) {
-            if let Some(text) = &mut self.text {
-                text.drop_field(path);
-            }
-            if !self.entries.iter().any(|entry| matches!(entry.definition.kind, IndexKind::Text { .. })) {
-                self.text = None;
-                self.backlog = Backlog::default();
-            }
+        if !entry.definition.kind.is_text() {
+            return true;
+        }
+        if path == WHOLE && kind_name == "text" {
+            // Embeddings lie with the text of the whole value.
+            self.drop_index(WHOLE, "embedding");
+        }
+        if !self.entries.iter().any(|entry| entry.definition.kind.is_text()) {
+            self.text = None;
+            self.backlog = Backlog::default();
+        } else if entry.definition.kind == IndexKind::Embedding {
+            self.rebuild_text();
+        } else if let Some(text) = &mut self.text {
+            text.drop_field(path);
         }
         true
+    }
+
+    /// Begins the text index anew, with or without vectors. Queries on it wait until it is built.
+    fn rebuild_text(&mut self) {
+        let mut text = TextIndex::new();
+        for entry in self.entries.iter_mut().filter(|entry| entry.definition.kind.is_text()) {
+            entry.is_ready = false;
+            match entry.definition.kind {
+                IndexKind::Text { analyzer } => {
+                    assert!(text.add_field(&entry.definition.path, analyzer), "a new index takes all fields");
+                }
+                _ => text.set_embedder(built_in()),
+            }
+        }
+        self.text = Some(text);
+        self.build = None;
     }
 
     /// The definitions, in order of creation.
@@ -213,10 +293,11 @@ impl IndexSet {
             build.map_or(0, |build| build.scanned)
         };
         let info = |entry: &Entry| {
-            let (entries, bytes) = match (&entry.values, &self.text) {
-                (Some(values), _) => (values.entries(), values.bytes()),
-                (None, Some(text)) => (text.documents(), text.bytes()),
-                (None, None) => (0, 0),
+            let (entries, bytes) = match (&entry.body, &self.text) {
+                (Body::Values(values), _) => (values.entries(), values.bytes()),
+                (Body::Vectors(vectors), _) => (vectors.entries(), vectors.memory_bytes()),
+                (Body::Text, Some(text)) => (text.documents(), text.bytes()),
+                (Body::Text, None) => (0, 0),
             };
             let state = match entry.is_ready {
                 true => BuildState::Ready,
@@ -235,8 +316,8 @@ impl IndexSet {
     /// A record has changed. `old` and `new` are JSON tokens, or absent.
     pub fn apply(&mut self, key: &[u8], old: Option<&[u8]>, new: Option<&[u8]>) {
         self.position += 1;
-        for values in self.entries.iter_mut().filter_map(|entry| entry.values.as_mut()) {
-            values.apply(key, old, new);
+        for entry in &mut self.entries {
+            entry.apply(key, old, new);
         }
         if self.text.is_some() {
             self.backlog.push(key, self.position);
@@ -252,9 +333,11 @@ impl IndexSet {
     pub fn is_indexed(&self, position: u64, path: &str, kind_name: &str) -> bool {
         let find =
             |entry: &&Entry| entry.definition.path == path && entry.definition.kind.name() == kind_name;
-        let is_ready = self.entries.iter().find(find).is_some_and(|entry| entry.is_ready);
+        let entry = self.entries.iter().find(find);
+        let is_ready = entry.is_some_and(|entry| entry.is_ready);
+        let is_text = entry.is_some_and(|entry| entry.definition.kind.is_text());
         let behind = self.backlog.queue.front().is_some_and(|(first, _)| *first <= position);
-        is_ready && (kind_name == "value" || !behind)
+        is_ready && (!is_text || !behind)
     }
 
     /// Number of keys to be indexed.
@@ -269,8 +352,22 @@ impl IndexSet {
 
     /// The value index of a path.
     pub fn values(&self, path: &str) -> Option<&ValueIndex> {
-        let same = |entry: &&Entry| entry.definition.path == path && entry.values.is_some();
-        self.entries.iter().find(same).and_then(|entry| entry.values.as_ref())
+        self.entries.iter().filter(|entry| entry.definition.path == path).find_map(|entry| {
+            match &entry.body {
+                Body::Values(values) => Some(&**values),
+                _ => None,
+            }
+        })
+    }
+
+    /// The vector index of a path.
+    pub fn vectors(&self, path: &str) -> Option<&VectorIndex> {
+        self.entries.iter().filter(|entry| entry.definition.path == path).find_map(|entry| {
+            match &entry.body {
+                Body::Vectors(vectors) => Some(&**vectors),
+                _ => None,
+            }
+        })
     }
 
     /// Whether [`IndexSet::work`] has something to do.
@@ -328,15 +425,13 @@ impl IndexSet {
                 entries.iter().filter(|entry| !entry.is_ready).map(|entry| entry.definition.clone());
             Build { cursor: Vec::new(), scanned: 0, targets: waiting.collect() }
         });
-        let wants_text = build.targets.iter().any(|target| matches!(target.kind, IndexKind::Text { .. }));
+        let wants_text = build.targets.iter().any(|target| target.kind.is_text());
         let mut seen = 0;
         let next = source.scan(&build.cursor, SCAN_RECORDS, &mut |key, value| {
             seen += 1;
             units.spend(16 + value.len() as u64 / 32);
             for entry in entries.iter_mut().filter(|entry| !entry.is_ready) {
-                if let Some(values) = &mut entry.values {
-                    values.apply(key, None, Some(value));
-                }
+                entry.apply(key, None, Some(value));
             }
             if let Some(text) = text.as_mut().filter(|_| wants_text) {
                 text.put(key, value, units);
@@ -356,7 +451,7 @@ impl IndexSet {
 }
 
 const DEFINITIONS: u8 = 1;
-const VALUES: u8 = 2;
+const ENTRY: u8 = 2;
 const TEXT: u8 = 3;
 const END: u8 = 4;
 const VERSION: u8 = 1;
@@ -370,9 +465,16 @@ pub struct SetWriter {
 
 enum WriterStage {
     Definitions,
-    Values { index: usize, after: Box<[u8]> },
+    Entry { index: usize, from: Place },
     Text,
     Done,
+}
+
+/// How far an entry has been written.
+enum Place {
+    Start,
+    After(Box<[u8]>),
+    Slot(u32),
 }
 
 impl IndexSet {
@@ -380,10 +482,13 @@ impl IndexSet {
     /// in between: the engine holds such commands back.
     pub fn begin_snapshot(&mut self) -> SetWriter {
         assert!(self.backlog_len() == 0, "a snapshot drains the backlog first");
-        self.entries
-            .iter_mut()
-            .filter_map(|entry| entry.values.as_mut())
-            .for_each(ValueIndex::begin_snapshot);
+        for entry in &mut self.entries {
+            match &mut entry.body {
+                Body::Text => {}
+                Body::Values(values) => values.begin_snapshot(),
+                Body::Vectors(vectors) => vectors.begin_snapshot(),
+            }
+        }
         SetWriter {
             ready: self.entries.iter().map(|entry| (entry.definition.clone(), entry.is_ready)).collect(),
             stage: WriterStage::Definitions,
@@ -393,7 +498,13 @@ impl IndexSet {
 
     /// Lets go of what the snapshot held.
     pub fn end_snapshot(&mut self, writer: SetWriter) {
-        self.entries.iter_mut().filter_map(|entry| entry.values.as_mut()).for_each(ValueIndex::end_snapshot);
+        for entry in &mut self.entries {
+            match &mut entry.body {
+                Body::Text => {}
+                Body::Values(values) => values.end_snapshot(),
+                Body::Vectors(vectors) => vectors.end_snapshot(),
+            }
+        }
         if let (Some(text), Some(writer)) = (&mut self.text, writer.text) {
             text.end_snapshot(writer);
         }
@@ -411,26 +522,41 @@ impl SetWriter {
                 for (definition, is_ready) in &self.ready {
                     put_bytes(out, definition.path.as_bytes());
                     put_bytes(out, definition.kind.name().as_bytes());
-                    if let IndexKind::Text { analyzer } = definition.kind {
-                        put_bytes(out, analyzer.name().as_bytes());
+                    match definition.kind {
+                        IndexKind::Value | IndexKind::Embedding => {}
+                        IndexKind::Text { analyzer } => put_bytes(out, analyzer.name().as_bytes()),
+                        IndexKind::Vector { dimensions, metric } => {
+                            put_varint_u64(out, dimensions as u64);
+                            put_bytes(out, metric.name().as_bytes());
+                        }
                     }
                     out.push(u8::from(*is_ready));
                 }
-                self.stage = WriterStage::Values { index: 0, after: Box::default() };
+                self.stage = WriterStage::Entry { index: 0, from: Place::Start };
             }
-            WriterStage::Values { index, after } => {
+            WriterStage::Entry { index, from } => {
                 let Some(entry) = set.entries.get(index) else {
                     self.stage = WriterStage::Text;
                     return true;
                 };
-                let next = entry.values.as_ref().and_then(|values| {
-                    out.push(VALUES);
-                    put_varint(out, index as u32);
-                    values.write_section(&after, units, out)
-                });
+                let next = match (&entry.body, from) {
+                    (Body::Text, _) => None,
+                    (Body::Values(values), from) => {
+                        out.push(ENTRY);
+                        put_varint(out, index as u32);
+                        let after = if let Place::After(after) = from { after } else { Box::default() };
+                        values.write_section(&after, units, out).map(Place::After)
+                    }
+                    (Body::Vectors(vectors), from) => {
+                        out.push(ENTRY);
+                        put_varint(out, index as u32);
+                        let slot = if let Place::Slot(slot) = from { slot } else { 0 };
+                        vectors.write_section(slot, units, out).map(Place::Slot)
+                    }
+                };
                 self.stage = match next {
-                    Some(after) => WriterStage::Values { index, after },
-                    None => WriterStage::Values { index: index + 1, after: Box::default() },
+                    Some(from) => WriterStage::Entry { index, from },
+                    None => WriterStage::Entry { index: index + 1, from: Place::Start },
                 };
             }
             WriterStage::Text => {
@@ -488,11 +614,15 @@ impl SetLoader {
         }
         match kind {
             DEFINITIONS => self.definitions(&mut reader),
-            VALUES => {
+            ENTRY => {
                 let index = reader.varint()? as usize;
                 let entry = self.set.entries.get_mut(index).ok_or(Corrupt("number of an index"))?;
-                let values = entry.values.as_mut().ok_or(Corrupt("kind of an index"))?;
-                values.load_section(reader.take(reader.left())?)
+                let section = reader.take(reader.left())?;
+                match &mut entry.body {
+                    Body::Text => Err(Corrupt("kind of an index")),
+                    Body::Values(values) => values.load_section(section),
+                    Body::Vectors(vectors) => vectors.load_section(section),
+                }
             }
             TEXT => self.text.get_or_insert_default().section(reader.take(reader.left())?),
             END => {
@@ -513,6 +643,11 @@ impl SetLoader {
                 "value" => IndexKind::Value,
                 "text" => IndexKind::Text {
                     analyzer: AnalyzerKind::from_name(reader.str()?).ok_or(Corrupt("analyzer"))?,
+                },
+                "embedding" => IndexKind::Embedding,
+                "vector" => IndexKind::Vector {
+                    dimensions: usize::try_from(reader.varint_u64()?).map_err(|_| Corrupt("dimensions"))?,
+                    metric: Metric::from_name(reader.str()?).ok_or(Corrupt("metric"))?,
                 },
                 _ => return Err(Corrupt("kind of index")),
             };
@@ -536,18 +671,20 @@ impl SetLoader {
         }
         for (entry, is_ready) in self.set.entries.iter_mut().zip(&self.ready) {
             entry.is_ready = *is_ready;
-            if let Some(values) = &mut entry.values {
+            if let Body::Values(values) = &mut entry.body {
                 values.finish_load();
             }
         }
         if let Some(loader) = self.text {
-            let text = loader.finish(None)?;
+            let has_vectors =
+                self.set.entries.iter().any(|entry| entry.definition.kind == IndexKind::Embedding);
+            let text = loader.finish(if has_vectors { Some(built_in()) } else { None })?;
             let known = text.query_fields();
             let defined = |entry: &Entry| match entry.definition.kind {
                 IndexKind::Text { analyzer } => known
                     .iter()
                     .any(|field| field.path == entry.definition.path && field.analyzer == analyzer),
-                IndexKind::Value => true,
+                _ => true,
             };
             if !self.set.entries.iter().all(defined) {
                 return Err(Corrupt("fields of the text index"));
@@ -626,6 +763,15 @@ mod tests {
         assert_eq!(set.define(whole_text()), Defined::Created);
         assert_eq!(set.define(whole_text()), Defined::Same);
         assert_eq!(set.define(value_definition("n")), Defined::Created);
+        let vectors = IndexDefinition {
+            path: "n".to_owned(),
+            kind: IndexKind::Vector { dimensions: 1, metric: Metric::Dot },
+        };
+        assert_eq!(set.define(vectors), Defined::Created);
+        assert_eq!(
+            set.define(IndexDefinition { path: WHOLE.to_owned(), kind: IndexKind::Embedding }),
+            Defined::Created
+        );
         let other =
             IndexDefinition { kind: IndexKind::Text { analyzer: AnalyzerKind::Standard }, ..whole_text() };
         assert_eq!(set.define(other), Defined::Conflict);
@@ -672,6 +818,7 @@ mod tests {
         let loaded = loader.finish().unwrap();
         assert_eq!(search(&loaded, "late word3 word50"), expected);
         assert_eq!(loaded.values("n").unwrap().entries(), entries);
+        assert_eq!(loaded.vectors("n").unwrap().entries(), entries);
         for at in 0..sections.len() {
             let mut loader = SetLoader::default();
             let mut damaged = sections.clone();

@@ -273,7 +273,7 @@ impl Shard {
                 };
                 let analyzer = match definition.kind {
                     IndexKind::Text { analyzer } => analyzer.name().to_owned(),
-                    IndexKind::Value => String::new(),
+                    IndexKind::Value | IndexKind::Embedding | IndexKind::Vector { .. } => String::new(),
                 };
                 let (entries, bytes) = info.map_or((0, 0), |info| (info.entries, info.bytes));
                 let (kind, path) = (definition.kind.name().to_owned(), definition.path.clone());

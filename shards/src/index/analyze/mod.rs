@@ -81,13 +81,22 @@ pub struct Analyzer {
 }
 
 impl Analyzer {
-    /// An analyzer of this kind with an empty cache.
+    /// An analyzer of this kind for many texts: it remembers stems, in a megabyte.
     pub fn new(kind: AnalyzerKind) -> Self {
+        Self::with_cache(kind, true)
+    }
+
+    /// An analyzer of this kind for a query or another short text. The terms are the same.
+    pub fn for_query(kind: AnalyzerKind) -> Self {
+        Self::with_cache(kind, false)
+    }
+
+    fn with_cache(kind: AnalyzerKind, is_caching: bool) -> Self {
+        let snowball =
+            |algorithm, stop_words| Some(CachedStemmer::new(Stemmer::new(algorithm), stop_words, is_caching));
         let stemmer = match kind {
-            AnalyzerKind::English => {
-                Some(CachedStemmer::new(Stemmer::new(Algorithm::English), &ENGLISH_STOP_WORDS))
-            }
-            AnalyzerKind::Snowball(algorithm) => Some(CachedStemmer::new(Stemmer::new(algorithm), &[])),
+            AnalyzerKind::English => snowball(Algorithm::English, &ENGLISH_STOP_WORDS[..]),
+            AnalyzerKind::Snowball(algorithm) => snowball(algorithm, &[]),
             AnalyzerKind::Standard | AnalyzerKind::Keyword => None,
         };
         Self { kind, stemmer, buffer: String::new() }

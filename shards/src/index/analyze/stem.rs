@@ -3,11 +3,13 @@
 //! The cache changes cost only, never a result. It holds what a word becomes: a stem, or nothing for a stop word.
 
 use frostem::Stemmer;
-use xxhash_rust::xxh3::xxh3_64;
 
-/// Longest word and stem kept, in bytes; longer words are stemmed each time.
+/// Longest word kept, in bytes; longer words are stemmed each time.
 const CACHED_BYTES_MAX: usize = 23;
-const SLOTS: usize = 1 << 13;
+/// A stem is kept as so many bytes of its word and an own end of at most this length.
+const ENDING_BYTES_MAX: usize = 6;
+/// One MiB of entries.
+const SLOTS: usize = 1 << 15;
 
 /// Lucene's English stop words (`EnglishAnalyzer.ENGLISH_STOP_WORDS_SET`), 33 of them.
 pub(crate) const ENGLISH_STOP_WORDS: [&str; 33] = [
@@ -18,22 +20,43 @@ pub(crate) const ENGLISH_STOP_WORDS: [&str; 33] = [
 
 #[derive(Clone, Copy)]
 struct Entry {
-    word_length: u8,
-    /// 0 marks a stop word: no stem is empty.
-    stem_length: u8,
-    word: [u8; CACHED_BYTES_MAX],
-    stem: [u8; CACHED_BYTES_MAX],
+    word: Padded,
+    /// Bytes that the stem shares with the word. A stop word has neither these nor an ending: no stem is empty.
+    shared_length: u8,
+    ending_length: u8,
+    ending: [u8; ENDING_BYTES_MAX],
 }
 
-const EMPTY: Entry =
-    Entry { word_length: 0, stem_length: 0, word: [0; CACHED_BYTES_MAX], stem: [0; CACHED_BYTES_MAX] };
+const _: () = assert!(size_of::<Entry>() == 32);
+
+/// A word, zeros, and its length: words compare and hash as three integers.
+type Padded = [u8; CACHED_BYTES_MAX + 1];
+
+const EMPTY: Entry = Entry {
+    word: [0; CACHED_BYTES_MAX + 1],
+    shared_length: 0,
+    ending_length: 0,
+    ending: [0; ENDING_BYTES_MAX],
+};
+
+/// Multiplies and folds the three integers; only speed depends on how well.
+#[inline]
+fn slot_of(padded: &Padded) -> usize {
+    let part =
+        |at: usize| u64::from_le_bytes(padded[at..at + 8].try_into().expect("three times eight bytes"));
+    let mixed =
+        (part(0) ^ part(8).rotate_left(23) ^ part(16).rotate_left(47)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 40) as usize & (SLOTS - 1)
+}
 
 /// A stemmer with stop words and a memory.
 #[derive(Clone)]
 pub(crate) struct CachedStemmer {
     stemmer: Stemmer,
     stop_words: &'static [&'static str],
-    /// Empty until the first word, so that an analyzer that only reads queries costs little.
+    /// Whether to remember: not worth its memory for a query.
+    is_caching: bool,
+    /// Empty until the first word.
     entries: Vec<Entry>,
 }
 
@@ -44,14 +67,14 @@ impl std::fmt::Debug for CachedStemmer {
 }
 
 impl CachedStemmer {
-    pub(crate) fn new(stemmer: Stemmer, stop_words: &'static [&'static str]) -> Self {
-        Self { stemmer, stop_words, entries: Vec::new() }
+    pub(crate) fn new(stemmer: Stemmer, stop_words: &'static [&'static str], is_caching: bool) -> Self {
+        Self { stemmer, stop_words, is_caching, entries: Vec::new() }
     }
 
     /// Calls `then` with the stem of the lower-case `word`, or not at all for a stop word.
     #[inline]
     pub(crate) fn stem(&mut self, word: &str, then: impl FnOnce(&str)) {
-        if word.is_empty() || word.len() > CACHED_BYTES_MAX {
+        if !self.is_caching || word.is_empty() || word.len() > CACHED_BYTES_MAX {
             if let Some(stem) = self.compute(word) {
                 then(&stem);
             }
@@ -60,28 +83,42 @@ impl CachedStemmer {
         if self.entries.is_empty() {
             self.entries.resize(SLOTS, EMPTY);
         }
-        let slot = xxh3_64(word.as_bytes()) as usize & (SLOTS - 1);
+        let mut padded: Padded = [0; CACHED_BYTES_MAX + 1];
+        padded[..word.len()].copy_from_slice(word.as_bytes());
+        padded[CACHED_BYTES_MAX] = word.len() as u8;
+        let slot = slot_of(&padded);
         let entry = &self.entries[slot];
-        if usize::from(entry.word_length) != word.len() || entry.word[..word.len()] != *word.as_bytes() {
-            self.fill(slot, word, then);
+        if entry.word != padded {
+            self.fill(slot, padded, word, then);
             return;
         }
-        if entry.stem_length > 0 {
-            let stem = &entry.stem[..usize::from(entry.stem_length)];
-            then(std::str::from_utf8(stem).expect("a cached stem is the UTF-8 that was put there"));
+        let (shared, ending) = (usize::from(entry.shared_length), usize::from(entry.ending_length));
+        if ending == 0 && shared > 0 {
+            then(&word[..shared]);
+        } else if ending > 0 {
+            let mut stem = [0; CACHED_BYTES_MAX + ENDING_BYTES_MAX];
+            stem[..shared].copy_from_slice(&entry.word[..shared]);
+            stem[shared..shared + ending].copy_from_slice(&entry.ending[..ending]);
+            then(
+                std::str::from_utf8(&stem[..shared + ending])
+                    .expect("a cached stem is the UTF-8 that was put there"),
+            );
         }
     }
 
     #[cold]
-    fn fill(&mut self, slot: usize, word: &str, then: impl FnOnce(&str)) {
+    fn fill(&mut self, slot: usize, padded: Padded, word: &str, then: impl FnOnce(&str)) {
         let stem = self.compute(word);
         let text = stem.as_deref().unwrap_or("");
-        if text.len() <= CACHED_BYTES_MAX {
+        let shared = word.bytes().zip(text.bytes()).take_while(|(left, right)| left == right).count();
+        let shared = text.floor_char_boundary(word.floor_char_boundary(shared));
+        let ending = &text.as_bytes()[shared..];
+        if ending.len() <= ENDING_BYTES_MAX {
             let entry = &mut self.entries[slot];
-            entry.word_length = word.len() as u8;
-            entry.word[..word.len()].copy_from_slice(word.as_bytes());
-            entry.stem_length = text.len() as u8;
-            entry.stem[..text.len()].copy_from_slice(text.as_bytes());
+            entry.word = padded;
+            entry.shared_length = shared as u8;
+            entry.ending_length = ending.len() as u8;
+            entry.ending[..ending.len()].copy_from_slice(ending);
         }
         if let Some(stem) = stem {
             then(&stem);
@@ -104,8 +141,22 @@ mod tests {
 
     #[test]
     fn cached_and_fresh_stems_agree() {
-        let mut cached = CachedStemmer::new(Stemmer::new(Algorithm::English), &ENGLISH_STOP_WORDS);
-        for word in ["running", "the", "relational", "internationalizations", "a", "généralement", "x"] {
+        let mut cached = CachedStemmer::new(Stemmer::new(Algorithm::English), &ENGLISH_STOP_WORDS, true);
+        for word in [
+            "running",
+            "the",
+            "relational",
+            "internationalizations",
+            "a",
+            "généralement",
+            "x",
+            "happy",
+            "happily",
+            "éléments",
+            "ay",
+            "skies",
+            "dying",
+        ] {
             let fresh = cached.compute(word);
             for _ in 0..2 {
                 let mut seen = None;

@@ -55,7 +55,7 @@ pub(crate) fn each_word<'a>(text: &'a str, mut each: impl FnMut(usize, &'a str))
             FOREIGN => at = unicode_words(text, at, &mut each),
             // A combining mark belongs to the character before it, so that one goes along.
             _ if bytes.get(at + 1).is_some_and(|next| *next >= 0x80) => {
-                at = unicode_words(text, at, &mut each)
+                at = unicode_words(text, at, &mut each);
             }
             _ => at += 1,
         }

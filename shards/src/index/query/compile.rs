@@ -2,7 +2,7 @@
 
 use super::{Ast, EXPANSIONS_MAX, FUZZY_TERMS_MAX, PHRASE_TERMS_MAX, PREFIX_TERMS_MAX, TERMS_MAX};
 use crate::index::analyze::{Analyzer, AnalyzerKind};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A field of text that queries can name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,9 +80,24 @@ impl CompiledQuery {
         self.fields.iter().map(|field| field.path.as_str())
     }
 
-    /// The distinct terms that it looks for, without those of excluded clauses, as (path, term): what snippets mark.
-    pub fn terms(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.leaves.iter().map(|leaf| (self.fields[leaf.field].path.as_str(), &leaf.term[..]))
+    /// The leaves that stand in clauses which are not excluded: what snippets mark.
+    pub(crate) fn wanted_leaves(&self) -> BTreeSet<usize> {
+        let mut wanted = BTreeSet::new();
+        collect(&self.root, &mut wanted);
+        wanted
+    }
+}
+
+fn collect(clause: &Clause, wanted: &mut BTreeSet<usize>) {
+    match clause {
+        Clause::Nothing | Clause::Expansion { .. } => {}
+        Clause::Term { leaf, .. } => {
+            wanted.insert(*leaf);
+        }
+        Clause::Phrase { terms, .. } => wanted.extend(terms.iter().map(|(leaf, _)| *leaf)),
+        Clause::Bool { must, should, .. } => {
+            must.iter().chain(should).for_each(|clause| collect(clause, wanted));
+        }
     }
 }
 
@@ -117,7 +132,7 @@ impl<'a> Compiler<'a> {
             return at;
         }
         self.fields.push(field.clone());
-        self.analyzers.push(Analyzer::new(field.analyzer));
+        self.analyzers.push(Analyzer::for_query(field.analyzer));
         self.fields.len() - 1
     }
 
@@ -228,7 +243,7 @@ impl<'a> Compiler<'a> {
 /// Where the last word of `text` begins.
 fn last_word(text: &str) -> usize {
     use unicode_segmentation::UnicodeSegmentation;
-    text.unicode_word_indices().last().map_or(0, |(start, _)| start)
+    text.unicode_word_indices().next_back().map_or(0, |(start, _)| start)
 }
 
 /// A disjunction, as simple as can be.

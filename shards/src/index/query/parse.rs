@@ -201,12 +201,12 @@ impl<'a> Parser<'a> {
                 self.at += 1;
             }
             inner
-        } else if rest.starts_with('"') {
-            match rest[1..].find('"') {
+        } else if let Some(quoted) = rest.strip_prefix('"') {
+            match quoted.find('"') {
                 Some(length) => {
                     self.at += length + 2;
                     let slop = self.number('~').map_or(0, |slop| slop.min(f64::from(SLOP_MAX)) as u32);
-                    Ast::Phrase { text: rest[1..=length].to_owned(), slop }
+                    Ast::Phrase { text: quoted[..length].to_owned(), slop }
                 }
                 None => {
                     self.at += 1;

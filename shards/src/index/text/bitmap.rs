@@ -42,22 +42,17 @@ impl Bitmap {
         }
     }
 
-    /// Reads what [`Bitmap::encode`] wrote; no document may reach `limit`.
-    pub(crate) fn decode(reader: &mut Reader<'_>, limit: u32) -> Result<Self, Corrupt> {
+    /// Reads what [`Bitmap::encode`] wrote.
+    pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
         let length = reader.count(8)?;
-        let mut words = Vec::with_capacity(length);
-        let mut count = 0;
-        for _ in 0..length {
-            let word = reader.u64()?;
-            count += word.count_ones();
-            words.push(word);
-        }
-        let last = words.iter().rposition(|word| *word != 0);
-        let beyond = last
-            .is_some_and(|at| at as u64 * 64 + 63 - u64::from(words[at].leading_zeros()) >= u64::from(limit));
-        if beyond {
-            return Err(Corrupt("tombstone beyond its segment"));
-        }
+        let words = (0..length).map(|_| reader.u64()).collect::<Result<Vec<u64>, Corrupt>>()?;
+        let count = words.iter().map(|word| word.count_ones()).sum();
         Ok(Self { words, count })
+    }
+
+    /// Whether every document in the set is below `limit`.
+    pub(crate) fn is_below(&self, limit: usize) -> bool {
+        let last = self.words.iter().rposition(|word| *word != 0);
+        last.is_none_or(|at| at * 64 + 63 - (self.words[at].leading_zeros() as usize) < limit)
     }
 }

@@ -137,7 +137,7 @@ impl<'a> Scorer<'a> {
             Self::Term { cursor, .. } => cursor.advance(document),
             Self::Phrase(phrase) => phrase.advance(document),
             Self::Constant { documents, at, .. } => {
-                *at += documents[*at..].partition_point(|other| *other < document)
+                *at += documents[*at..].partition_point(|other| *other < document);
             }
             Self::Bool(node) => node.find(document),
         }

@@ -167,9 +167,9 @@ impl<'a> Cursor<'a> {
                 while low < high {
                     let middle = low + (high - low) / 2;
                     if sealed.list.last_document(middle) < document {
-                        low = middle + 1
+                        low = middle + 1;
                     } else {
-                        high = middle
+                        high = middle;
                     }
                 }
                 self.load(low);

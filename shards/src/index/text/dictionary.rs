@@ -69,7 +69,7 @@ fn table_of(hash: u64) -> usize {
     (hash >> 40) as usize % TABLES
 }
 
-fn entry_at<'a>(arenas: &'a [Vec<u8>; 2], start: u32) -> (FieldId, &'a [u8]) {
+fn entry_at(arenas: &[Vec<u8>; 2], start: u32) -> (FieldId, &[u8]) {
     let arena = &arenas[usize::from(start & SECOND != 0)];
     let at = (start & !SECOND) as usize;
     let length = usize::from(arena[at]);
@@ -106,6 +106,12 @@ impl Dictionary {
             }
             None => {
                 let id = u32::try_from(self.start.len()).expect("2 GiB of terms are fewer than 2^32");
+                if self.start.len() == self.start.capacity() {
+                    let more = self.start.len() / 8 + 256;
+                    self.start.reserve_exact(more);
+                    self.document_frequency.reserve_exact(more);
+                    self.references.reserve_exact(more);
+                }
                 self.start.push(start);
                 self.document_frequency.push(0);
                 self.references.push(0);
@@ -148,6 +154,10 @@ impl Dictionary {
 
     fn append(&mut self, field: FieldId, term: &[u8]) -> Option<u32> {
         let arena = &mut self.arenas[self.current];
+        if arena.capacity() - arena.len() < HEADER_BYTES + term.len() {
+            // Doubling would leave a quarter of the arena empty on average.
+            arena.reserve_exact(arena.len() / 8 + 1024);
+        }
         let at = u32::try_from(arena.len()).ok().filter(|at| *at < SECOND - 1024)?;
         arena.push(u8::try_from(term.len()).expect("analyzers cut terms to 255 bytes"));
         arena.extend_from_slice(&field.to_be_bytes());

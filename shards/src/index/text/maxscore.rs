@@ -76,11 +76,12 @@ pub(crate) fn contribution(
 }
 
 /// Offers a part's documents from `from` on to `top`, until the budget is spent; returns where to go on, or [`END`].
+#[allow(clippy::too_many_arguments)] // One call; a struct of these would be taken apart at once.
 pub(crate) fn search(
     open: &Open<'_>,
     dead: &Bitmap,
     plan: &[TermPlan],
-    from: u32,
+    (part, from): (u32, u32),
     top: &mut Top,
     sums: &mut Sums,
     units: &mut Units,
@@ -120,7 +121,18 @@ pub(crate) fn search(
             units.spend(accumulate(term, base, end, sums));
         }
         if essential < order.len() {
-            offer(&mut terms, &order[..essential], &below, base, open, dead, top, sums, units, accept);
+            offer(
+                &mut terms,
+                &order[..essential],
+                &below,
+                (part, base),
+                open,
+                dead,
+                top,
+                sums,
+                units,
+                accept,
+            );
         }
         base = end;
     }
@@ -204,12 +216,12 @@ fn add_all(
 }
 
 /// Completes the sums of a window's documents where that may matter, offers them, and clears the sums.
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments)] // As above.
 fn offer(
     terms: &mut [Term<'_>],
     others: &[usize],
     below: &[i64],
-    base: u32,
+    (part, base): (u32, u32),
     open: &Open<'_>,
     dead: &Bitmap,
     top: &mut Top,
@@ -244,9 +256,26 @@ fn offer(
                     units.spend(ACCEPT_UNITS);
                     accept(key)
                 } {
-                    top.push(score, key);
+                    top.push(score, key, (part, document));
                 }
             }
         }
     }
+}
+
+/// The scores of documents given in ascending order; `None` where no term matches.
+pub(crate) fn score_documents(open: &Open<'_>, plan: &[TermPlan], documents: &[u32]) -> Vec<Option<i64>> {
+    let mut scores = vec![None; documents.len()];
+    for term in plan {
+        let Some(mut cursor) = open.cursor(term.id, false) else { continue };
+        let (lengths, norms) = (open.lengths(term.field), open.norms());
+        for (score, document) in scores.iter_mut().zip(documents) {
+            cursor.advance(*document);
+            if cursor.document() == *document {
+                *score.get_or_insert(0) +=
+                    contribution(term.weigher, lengths, norms, *document, cursor.frequency());
+            }
+        }
+    }
+    scores
 }

@@ -115,7 +115,7 @@ impl Merge {
                     for input in &mut self.inputs {
                         if let Body::Tail(tail) = &input.body {
                             input.tail_terms = tail.borrow().terms();
-                            units.spend(input.tail_terms.len() as u64);
+                            units.spend(input.tail_terms.len() as u64 * 3);
                         }
                         input.seek_term(0);
                     }
@@ -124,7 +124,7 @@ impl Merge {
                 Stage::Documents { input } => self.copy_document(input, units, &is_dead),
                 Stage::Terms { from } => self.begin_term(from, units, dictionary),
                 Stage::Term { id, input, document } => {
-                    self.copy_postings(id, input, document, units, dictionary)
+                    self.copy_postings(id, input, document, units, dictionary);
                 }
                 Stage::Done => return true,
             }
@@ -139,7 +139,7 @@ impl Merge {
             self.stage = Stage::Documents { input: at + 1 };
             return;
         }
-        units.spend(2);
+        units.spend(6);
         if is_dead(input.part, document) {
             input.forward.push(GONE);
             return;
@@ -184,7 +184,7 @@ impl Merge {
     }
 
     fn begin_term(&mut self, from: u32, units: &mut Units, dictionary: &Dictionary) {
-        units.spend(2);
+        units.spend(6);
         for input in &mut self.inputs {
             if input.next_term.is_some_and(|term| term < from) {
                 input.seek_term(from);
@@ -244,7 +244,8 @@ impl Merge {
             cursor.step();
             copied += 1;
         }
-        units.spend(u64::from(copied));
+        // Opening the lists costs more than the few postings that most terms have.
+        units.spend(u64::from(copied) * 2 + 6);
     }
 
     /// The output: the segment, its dead documents, and where each input's documents went.

@@ -272,7 +272,7 @@ impl TextIndex {
         part.body.with_record(place.document, |record| {
             for term in record.terms() {
                 dictionary.uncount_document(term);
-                units.spend(1);
+                units.spend(2);
             }
         });
         for field in &mut self.fields {
@@ -292,7 +292,7 @@ impl TextIndex {
         self.remove(key, units);
         let mut scratch = std::mem::take(&mut self.scratch);
         self.tokenise(value, &mut scratch);
-        units.spend(value.len() as u64 / 8 + scratch.pairs.len() as u64 + 16);
+        units.spend(value.len() as u64 + scratch.pairs.len() as u64 * 12 + 64);
         if !scratch.pairs.is_empty() {
             self.append(key, &scratch);
         }
@@ -416,10 +416,10 @@ impl TextIndex {
                     None => return,
                 }
             }
-            if self.merges.len() < MERGES_MAX {
-                if let Some(parts) = self.next_merge() {
-                    self.begin_merge(&parts);
-                }
+            if self.merges.len() < MERGES_MAX
+                && let Some(parts) = self.next_merge()
+            {
+                self.begin_merge(&parts);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The terms of a dictionary in byte order, for prefix and fuzzy queries: an `fst` set and what came since.
 //!
-//! May hold terms that live no more; the caller says which do. Rebuilt in slices when the new terms outgrow a quarter of
+//! May hold terms that live no more; the caller says which do. Rebuilt in slices when the new terms outgrow an eighth of
 //! the set, so that a term costs one insertion into a B-tree and a few into builders over the life of the index.
 
 use super::dictionary::FieldId;
@@ -50,10 +50,10 @@ impl Ordered {
     }
 
     pub(crate) fn has_work(&self) -> bool {
-        self.build.is_some() || self.recent.len() > RECENT_MIN.max(self.set.len() / 4)
+        self.build.is_some() || self.recent.len() > RECENT_MIN.max(self.set.len() / 8)
     }
 
-    /// Goes on with the rebuild by about `units` terms, leaving out those that are not in `use_of`.
+    /// Goes on with the rebuild by about `units` terms, leaving out those that are not in use.
     pub(crate) fn work(&mut self, units: u32, in_use: impl Fn(FieldId, &[u8]) -> bool) {
         if !self.has_work() {
             return;

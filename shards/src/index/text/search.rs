@@ -285,10 +285,19 @@ impl Search {
             let Some(seen) = view.parts.get(*part) else { return true };
             let open = seen.body.open(seen.documents);
             *next = match plan {
-                Prepared::Disjunction(terms) => {
-                    maxscore::search(&open, &seen.dead, terms, *next, top, sums, units, accept)
+                Prepared::Disjunction(terms) => maxscore::search(
+                    &open,
+                    &seen.dead,
+                    terms,
+                    (*part as u32, *next),
+                    top,
+                    sums,
+                    units,
+                    accept,
+                ),
+                Prepared::Tree(plan) => {
+                    run_tree(plan, (*part as u32, *next), &seen.dead, &open, top, units, accept)
                 }
-                Prepared::Tree(plan) => run_tree(plan, *next, &seen.dead, &open, top, units, accept),
             };
             if *next == END {
                 *part += 1;
@@ -296,6 +305,28 @@ impl Search {
             }
         }
         *part == view.parts.len()
+    }
+
+    /// The scores of documents of one part, given in ascending order; `None` for those that do not match.
+    pub(crate) fn score_documents(&self, part: u32, documents: &[u32]) -> Vec<Option<i64>> {
+        let Some(seen) = self.view.parts.get(part as usize) else { return vec![None; documents.len()] };
+        let open = seen.body.open(seen.documents);
+        match &self.plan {
+            Prepared::Disjunction(terms) => maxscore::score_documents(&open, terms, documents),
+            Prepared::Tree(plan) => {
+                let mut scorer = Scorer::new(plan, &open, documents.first().copied().unwrap_or(0), END);
+                let mut score = |document: &u32| {
+                    scorer.advance(*document);
+                    (scorer.document() == *document).then(|| scorer.score())
+                };
+                documents.iter().map(&mut score).collect()
+            }
+        }
+    }
+
+    /// The hits so far, best first; the search stays usable for [`Search::score_documents`].
+    pub(crate) fn take_hits(&mut self) -> Vec<Hit> {
+        std::mem::replace(&mut self.top, Top::new(0)).into_sorted()
     }
 
     /// The hits, best first. What [`merge_hits`] takes.
@@ -307,7 +338,7 @@ impl Search {
 /// Offers the matches of one window of documents; returns where the next begins, or [`END`].
 fn run_tree(
     plan: &Plan,
-    from: u32,
+    (part, from): (u32, u32),
     dead: &Bitmap,
     open: &super::part::Open<'_>,
     top: &mut Top,
@@ -330,7 +361,7 @@ fn run_tree(
                     units.spend(ACCEPT_UNITS);
                     accept(key)
                 } {
-                    top.push(score, key);
+                    top.push(score, key, (part, document));
                 }
             }
         }

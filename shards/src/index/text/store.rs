@@ -282,7 +282,6 @@ pub struct Loader {
 struct Partial {
     columns: Vec<(FieldId, u8)>,
     dead: Bitmap,
-    dead_bytes: Vec<u8>,
     lengths: Vec<u64>,
     arrays: Vec<Vec<u8>>,
 }
@@ -389,13 +388,11 @@ impl Loader {
             }
             columns.push((field, width));
         }
-        let dead = Bitmap::decode(reader, u32::MAX)?;
-        let mut dead_bytes = Vec::new();
-        dead.encode(&mut dead_bytes);
+        let dead = Bitmap::decode(reader)?;
         let count = FIXED_ARRAYS + columns.len() * 2;
         let lengths = (0..count).map(|_| reader.varint_u64()).collect::<Result<Vec<u64>, Corrupt>>()?;
         let arrays = vec![Vec::new(); count];
-        self.segment = Some(Partial { columns, dead, dead_bytes, lengths, arrays });
+        self.segment = Some(Partial { columns, dead, lengths, arrays });
         Ok(())
     }
 
@@ -481,13 +478,11 @@ impl Partial {
         if vectors.len() != documents * vector_bytes {
             return Err(Corrupt("vectors"));
         }
-        let dead = Bitmap::decode(
-            &mut Reader::new(&self.dead_bytes),
-            u32::try_from(documents).map_err(|_| Corrupt("records"))?,
-        )?;
-        drop(self.dead);
+        if !self.dead.is_below(documents) || u32::try_from(documents).is_err() {
+            return Err(Corrupt("tombstone beyond its segment"));
+        }
         let terms = TermSet::from_words(term_words);
-        Ok((Segment { records, record_at, columns, vectors, terms, entries, postings, positions }, dead))
+        Ok((Segment { records, record_at, columns, vectors, terms, entries, postings, positions }, self.dead))
     }
 }
 

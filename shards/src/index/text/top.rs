@@ -3,14 +3,31 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-/// A document and its score.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A document and its score. Hits compare by score and key alone.
+#[derive(Clone, Debug)]
 pub struct Hit {
     /// In units of 2^-24.
     pub score: i64,
     /// The document's key.
     pub key: Box<[u8]>,
+    /// Part and document in the view that was searched.
+    pub(crate) place: (u32, u32),
 }
+
+impl Hit {
+    /// A hit of another shard.
+    pub fn new(score: i64, key: &[u8]) -> Self {
+        Self { score, key: key.into(), place: (u32::MAX, u32::MAX) }
+    }
+}
+
+impl PartialEq for Hit {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Hit {}
 
 impl Ord for Hit {
     /// Orders the better hit first: higher score, then lower key.
@@ -59,11 +76,11 @@ impl Top {
     }
 
     /// Adds a hit that is admitted.
-    pub(crate) fn push(&mut self, score: i64, key: &[u8]) {
+    pub(crate) fn push(&mut self, score: i64, key: &[u8], place: (u32, u32)) {
         if self.heap.len() == self.limit {
             self.heap.pop();
         }
-        self.heap.push(Hit { score, key: key.into() });
+        self.heap.push(Hit { score, key: key.into(), place });
     }
 
     /// The hits, best first.

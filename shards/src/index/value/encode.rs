@@ -213,6 +213,13 @@ mod tests {
         assert!(!encode(Scalar::Number("1e"), out) && !encode(Scalar::Number("-"), out) && out.is_empty());
     }
 
+    #[test]
+    fn golden_bytes() {
+        assert_eq!(number("-12.5"), [4, 0, !0x82, !13, !51, 0xff]);
+        assert_eq!(number("1e100"), [4, 2, 0xff, 0x20, 0, 0, 0, 0, 0, 0, 101, 11, 0]);
+        assert_eq!(encoded(Scalar::String("a\0")), [5, b'a', 0, 1, 0, 0]);
+    }
+
     proptest! {
         #[test]
         fn small_decimals_sort_as_numbers(a in -200_000i64..200_000, b in -200_000i64..200_000, scale in 0u32..5) {

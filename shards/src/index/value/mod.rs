@@ -3,7 +3,7 @@
 pub mod encode;
 mod page;
 
-pub use page::{Page, PageRequest, merge_pages};
+pub use page::{Page, PageEntry, PageRequest, merge_pages};
 
 use super::Units;
 use super::codec::{Corrupt, Reader, put_bytes, put_varint_u64};
@@ -65,10 +65,10 @@ impl ValueIndex {
                 }
             }
         }
-        if before.len() > 1 {
-            if let Some(values) = self.several.remove(key) {
-                self.bytes -= several_bytes(key, &values);
-            }
+        if before.len() > 1
+            && let Some(values) = self.several.remove(key)
+        {
+            self.bytes -= several_bytes(key, &values);
         }
         self.insert_all(key, &after);
     }

@@ -27,11 +27,14 @@ pub struct PageRequest {
     after: Option<Vec<u8>>,
 }
 
+/// Encoded value and key.
+pub type PageEntry = (Box<[u8]>, Box<[u8]>);
+
 /// A shard's page, or the page of all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
-    /// (encoded value, key) in the order asked for.
-    pub entries: Vec<(Box<[u8]>, Box<[u8]>)>,
+    /// In the order asked for.
+    pub entries: Vec<PageEntry>,
     /// Nothing follows.
     pub is_last: bool,
 }
@@ -252,7 +255,7 @@ fn is_empty(low: Bound<&[u8]>, high: Bound<&[u8]>) -> bool {
 ///
 /// A shard that stopped early (budget) hides what it would list next, so the merged page ends there.
 pub fn merge_pages(request: &PageRequest, pages: Vec<Page>) -> Page {
-    let mut queues: Vec<(VecDeque<(Box<[u8]>, Box<[u8]>)>, bool)> =
+    let mut queues: Vec<(VecDeque<PageEntry>, bool)> =
         pages.into_iter().map(|page| (page.entries.into(), page.is_last)).collect();
     let mut merged = Page::default();
     loop {
