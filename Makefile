@@ -13,7 +13,7 @@ ARGS ?=
 # Runs a part of the tests under its name and says how long it took.
 timed = @start=$$SECONDS; echo "==> $(1)"; $(2); echo "<== $(1): $$((SECONDS - start)) s"
 
-.PHONY: help run test check demo bench bench-compare doctor clean
+.PHONY: help run test torture check demo bench bench-compare doctor clean
 .PHONY: part-format part-lint part-house part-rust part-python
 
 help: ## Show this list
@@ -31,6 +31,12 @@ run: ## Build for speed and start one node on 127.0.0.1:8000, data in ./data (mo
 
 test: part-format part-lint part-rust part-python ## Run everything that CI runs: format, lints, all tests
 	@echo "All parts passed."
+
+torture: ## The tests of crashes, damage and bad input at length, a quarter of an hour (more: STRAND_KILL_ROUNDS=, STRAND_FLIPS=, STRAND_SEED=)
+	@export STRAND_KILL_ROUNDS=$${STRAND_KILL_ROUNDS:-50} STRAND_FLIPS=$${STRAND_FLIPS:-1000} \
+	  STRAND_BLOCKS=$${STRAND_BLOCKS:-200} STRAND_FUZZ_MS=$${STRAND_FUZZ_MS:-60000} STRAND_OVERWRITE_MIB=$${STRAND_OVERWRITE_MIB:-1000} \
+	  STRAND_BATCH_MS=$${STRAND_BATCH_MS:-20000} STRAND_CLIENTS=$${STRAND_CLIENTS:-20000}; \
+	  $(CARGO) test --locked --test kill --test recovery --test bad_input --test durability --test order
 
 check: part-format part-lint part-house ## Format, lints and house rules: quick enough for every commit
 

@@ -184,6 +184,13 @@ impl Driver {
             && self.routers.iter().all(|link| link.unanswered() == 0)
     }
 
+    /// Syncs what was written without waiting for the interval: at the end nobody writes what would share the sync.
+    fn sync_soon(&mut self) {
+        if let Some(wal) = &mut self.wal {
+            wal.sync_now();
+        }
+    }
+
     /// Seals and closes the log. The last thing that a shard does.
     pub fn close(self) -> Result<(), Fatal> {
         match self.wal {
@@ -361,6 +368,9 @@ pub async fn run(mut driver: Driver, stop: impl Fn() -> bool) -> Result<(), Fata
     let bell = Arc::clone(driver.bell());
     let sleep = driver.longest_sleep();
     loop {
+        if stop() {
+            driver.sync_soon();
+        }
         if driver.turn()? == Turn::Busy {
             continue;
         }
