@@ -90,11 +90,14 @@ pub(super) fn wal(tuning: &Tuning) -> WalOptions {
 /// The settings of a client front.
 pub(super) fn front(tuning: &Tuning) -> FrontSettings {
     let (router, limits, timeouts) = (&tuning.router, &tuning.limits, &tuning.timeouts);
+    let line_bytes_max = limits.line_bytes_max as usize;
+    let unfinished_bytes_max = (limits.unfinished_input_mib_max as usize) << 20;
     FrontSettings {
         connections_max: (limits.connections_max / router.threads).max(1) as usize,
         in_flight_max: limits.in_flight_max as usize,
-        line_bytes_max: limits.line_bytes_max as usize,
-        unfinished_bytes_max: (limits.unfinished_input_mib_max as usize) << 20,
+        line_bytes_max,
+        // The budget is the server's; each front gets its part, and never less than one line.
+        unfinished_bytes_max: (unfinished_bytes_max / router.threads as usize).max(line_bytes_max),
         unsent_bytes_max: limits.output_bytes_max as usize,
         lines_per_turn_max: router.lines_per_turn_max as usize,
         write_stall_ms_max: u64::from(timeouts.slow_reader_s) * 1000,

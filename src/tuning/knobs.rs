@@ -175,7 +175,7 @@ sections! {
         work_slice_us: u32 = 200, "microseconds", integer(10, 1000);
         /// How long an idle shard polls before it sleeps; as `router.spin_us`, only with a core to spare.
         spin_before_park_us: u32 = 0, "microseconds", integer(0, 10_000);
-        /// Request batches taken from each router's ring in one turn of the driver, and the length of that ring.
+        /// Request batches taken from each router's ring in one turn of the driver.
         inbox_batches_max: u32 = 256, "batches", power_of_two(16, 4096);
         /// Memory that the executor reserves for files. Strand opens its files elsewhere, so the least is enough; it is
         /// registered with three rings and counts three times against the memlock limit.
