@@ -72,7 +72,9 @@ fn run(case: &Rounds) {
 
 fn check_all(server: &Server, workers: &[Worker], shared: &SharedKeys, context: &str) {
     let mut connection = server.connect();
-    workers.iter().for_each(|worker| worker.check(&mut connection, context));
+    for worker in workers {
+        worker.check(&mut connection, context).unwrap_or_else(|error| panic!("{context}: {error}"));
+    }
     shared.check(&mut connection, context);
 }
 

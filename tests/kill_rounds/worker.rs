@@ -40,9 +40,9 @@ impl Worker {
         self.model.unanswered.is_empty()
     }
 
-    /// Compares every key with what it may hold, and the batches with themselves. Each is read in one snapshot.
-    pub(crate) fn check(&self, connection: &mut Connection, context: &str) {
-        let found = self.read(connection);
+    /// Compares every key with what it may hold, and the batches with themselves. All are read in one snapshot.
+    pub(crate) fn check(&self, connection: &mut Connection, context: &str) -> io::Result<()> {
+        let found = self.read(connection)?;
         for key in self.model.keys() {
             let value = Some(&found[key]).filter(|value| !value.is_null());
             let admissible = self.model.admissible(key);
@@ -58,24 +58,27 @@ impl Worker {
                 "{context}: half of {keys:?}: {values:?}"
             );
         }
+        Ok(())
     }
 
-    fn read(&self, connection: &mut Connection) -> HashMap<String, Value> {
+    fn read(&self, connection: &mut Connection) -> io::Result<HashMap<String, Value>> {
         let keys = self.model.keys();
-        let found = connection.get(&json!({"command": "BULK_GET", "keys": keys, "timeout_ms": 30_000}));
-        let Value::Object(found) = found else { panic!("BULK_GET answers an object, not {found}") };
+        let reply =
+            connection.try_ask(&json!({"command": "BULK_GET", "keys": keys, "timeout_ms": 30_000}))?;
+        assert_eq!(reply["status"], "success", "{reply}");
+        let found = reply["result"].as_object().expect("BULK_GET answers an object").clone();
         assert_eq!(found.len(), keys.len(), "BULK_GET answers every key");
-        found.into_iter().collect()
+        Ok(found.into_iter().collect())
     }
 
     /// Sends again what was not answered, compares, and goes on until told to stop or the server is gone.
     pub(crate) fn work(&mut self, port: u16, enough: &AtomicBool, context: &str) {
         // An error here is the kill; what it leaves unanswered is for the next round.
         let _: io::Result<()> = Connection::open(port).and_then(|mut connection| {
-            let found = self.read_if_alive(&mut connection)?;
+            let found = self.read(&mut connection)?;
             self.model.settle(&|key| found.get(key).filter(|value| !value.is_null()).cloned());
             self.retry(&mut connection, context)?;
-            self.check(&mut connection_if_alive(port)?, context);
+            self.check(&mut connection, context)?;
             while !enough.load(Ordering::Acquire) {
                 while self.model.unanswered.len() < IN_FLIGHT_MAX {
                     let pending = self.next();
@@ -92,15 +95,6 @@ impl Worker {
             }
             Ok(())
         });
-    }
-
-    fn read_if_alive(&self, connection: &mut Connection) -> io::Result<HashMap<String, Value>> {
-        let keys = self.model.keys();
-        let reply =
-            connection.try_ask(&json!({"command": "BULK_GET", "keys": keys, "timeout_ms": 30_000}))?;
-        assert_eq!(reply["status"], "success", "{reply}");
-        let found = reply["result"].as_object().expect("BULK_GET answers an object").clone();
-        Ok(found.into_iter().collect())
     }
 
     fn retry(&mut self, connection: &mut Connection, context: &str) -> io::Result<()> {
@@ -230,10 +224,6 @@ impl Worker {
             oldest.map(|pending| serde_json::from_str(&pending.line).expect("we wrote it"));
         line.and_then(|line| line["seq"].as_u64()).unwrap_or(self.sequence)
     }
-}
-
-fn connection_if_alive(port: u16) -> io::Result<Connection> {
-    Connection::open(port)
 }
 
 fn spread_keys(worker: usize) -> Vec<String> {

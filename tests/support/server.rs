@@ -136,11 +136,14 @@ impl Setup {
         self.try_start_on(&self.data(), self.port)
     }
 
+    /// Runs another one that must end by itself, with the same settings, on this directory and port.
+    pub(crate) fn run_to_its_end(&self, data: &Path, port: u16) -> Ended {
+        self.spawn(data, port, "ended.log").wait()
+    }
+
     /// Starts another one with the same settings on this directory and port.
     pub(crate) fn try_start_on(&self, data: &Path, port: u16) -> Result<Server, Ended> {
-        let stderr = self.directory.path().join(format!("stderr-{port}.log"));
-        let child = self.command(data, port, &stderr).spawn().expect("the binary was built for this test");
-        let mut server = Server { child, port, stderr, began: Instant::now(), ready_after: Duration::ZERO };
+        let mut server = self.spawn(data, port, &format!("stderr-{port}.log"));
         loop {
             if let Some(status) = server.child.try_wait().expect("it is our child") {
                 return Err(server.ended(status));
@@ -152,6 +155,12 @@ impl Setup {
             assert!(server.began.elapsed() < PATIENCE, "no answer within {PATIENCE:?}: {}", server.stderr());
             std::thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    fn spawn(&self, data: &Path, port: u16, stderr: &str) -> Server {
+        let stderr = self.directory.path().join(stderr);
+        let child = self.command(data, port, &stderr).spawn().expect("the binary was built for this test");
+        Server { child, port, stderr, began: Instant::now(), ready_after: Duration::ZERO }
     }
 }
 
