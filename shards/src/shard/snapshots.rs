@@ -70,7 +70,10 @@ struct Run {
     with_faults: bool,
 }
 
-#[allow(clippy::large_enum_variant, reason = "a shard holds one at most, and a box would only move its bytes")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a shard holds one at most, and a box would only move its bytes"
+)]
 enum Stage {
     Writing {
         /// Of the file.
