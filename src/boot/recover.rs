@@ -48,7 +48,8 @@ pub(super) fn shard(
         let mut image = ImageBuilder::new(group, None, settings::sessions(tuning))
             .finish(shards::ids::Sequence(0))
             .map_err(|error| damaged(error.to_string()))?;
-        image.epoch = later_epoch(0);
+        // Nothing tells what earlier runs had, and two of them may fall into one second.
+        image.epoch = (crate::clock::random_u64() >> 32) as u32;
         let shard = Shard::restore(config, image, clock.now()).map_err(faulted)?;
         return Ok(RecoveredShard { shard, wal: None, clock });
     }

@@ -4,6 +4,12 @@ use super::ring;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
+
+/// How often a taken port is tried again, and the pause between: a second in all. After `kill -9` the kernel closes a
+/// server's sockets only when it has torn down the rings that used them, a moment after the process is gone.
+const BIND_TRIES_MAX: u32 = 100;
+const BIND_PAUSE: Duration = Duration::from_millis(10);
 
 /// Bound listening sockets, made before the front's thread starts so that a taken port fails early.
 #[derive(Debug)]
@@ -20,7 +26,7 @@ impl Listeners {
         let list = addresses.iter().map(|address| {
             // The standard library sets SO_REUSEADDR, which lets a restarted server bind beside old connections, and
             // chooses the backlog itself; listening again only replaces that.
-            let bound = TcpListener::bind(address).and_then(|listener| {
+            let bound = bind_patiently(address).and_then(|listener| {
                 ring::listen_again(&listener, backlog)?;
                 Ok(listener)
             });
@@ -58,5 +64,18 @@ impl Listeners {
 
     pub(super) fn count(&self) -> usize {
         self.list.len()
+    }
+}
+
+fn bind_patiently(address: &SocketAddr) -> io::Result<TcpListener> {
+    let mut tries = 0;
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < BIND_TRIES_MAX => {
+                tries += 1;
+                std::thread::sleep(BIND_PAUSE);
+            }
+            result => return result,
+        }
     }
 }
