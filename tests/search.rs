@@ -6,7 +6,7 @@ mod support;
 use serde_json::{Value, json};
 use std::time::Duration;
 use support::random::Random;
-use support::server::{Server, Setup};
+use support::server::Setup;
 use support::{eventually, timed};
 
 const WORDS: &[&str] = &[
