@@ -238,7 +238,7 @@ fn a_line_over_the_limit_is_answered_and_closed_without_keeping_it() {
                 Ok(reply) => assert_eq!(reply["code"], "TOO_LARGE", "{reply}"),
                 // What was sent after the close resets the connection, sometimes before the reply is read.
                 Err(error) => {
-                    assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "no reply and no close")
+                    assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "no reply and no close");
                 }
             }
             assert!(c.is_closed_within(Duration::from_secs(10)));

@@ -172,17 +172,17 @@ impl Worker {
                 let line = json!({"command": "SET", "key": key, "value": value}).to_string();
                 Pending { line, result, effects: vec![(key, Some(value))], retried: false, shared: None }
             }
-            88..92 => self.to_shared(
+            88..92 => self.shared_write(
                 Target::Single,
                 json!({"command": "SET", "key": shared::SINGLE, "value": tag}),
-                tag,
+                &tag,
             ),
             92..95 => {
                 let items: Map<String, Value> =
                     shared::BATCH.iter().map(|key| ((*key).to_owned(), json!(tag))).collect();
-                self.to_shared(Target::Batch, json!({"command": "BULK_SET", "items": items}), tag)
+                self.shared_write(Target::Batch, json!({"command": "BULK_SET", "items": items}), &tag)
             }
-            _ => self.to_shared(Target::Counter, json!({"command": "INCR", "key": shared::COUNTER}), tag),
+            _ => self.shared_write(Target::Counter, json!({"command": "INCR", "key": shared::COUNTER}), &tag),
         }
     }
 
@@ -193,7 +193,7 @@ impl Worker {
         self.pending(json!({"command": "BULK_SET", "items": items}), Some(count), effects)
     }
 
-    fn to_shared(&mut self, target: Target, request: Value, tag: String) -> Pending {
+    fn shared_write(&mut self, target: Target, request: Value, tag: &str) -> Pending {
         let number = self.shared.sending(target, json!(tag));
         let mut pending = self.pending(request, None, Vec::new());
         pending.shared = Some(number);
