@@ -9,6 +9,7 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 CARGO ?= cargo
 PYTHON ?= python3
 ARGS ?=
+BINARY := $(or $(CARGO_TARGET_DIR),target)/release/strand
 
 # Runs a part of the tests under its name and says how long it took.
 timed = @start=$$SECONDS; echo "==> $(1)"; $(2); echo "<== $(1): $$((SECONDS - start)) s"
@@ -19,15 +20,15 @@ timed = @start=$$SECONDS; echo "==> $(1)"; $(2); echo "<== $(1): $$((SECONDS - s
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
-run: ## Build for speed and start one node on 127.0.0.1:8000, data in ./data (more flags: ARGS="--port 7000")
+run: ## Build for speed and start one node on 127.0.0.1:8000, data in ./data/node1 (more flags: ARGS="--port 7000")
 	@$(CARGO) build --release --locked --bin strand
 	@echo
-	@echo "Strand starts on 127.0.0.1:8000 with its data in ./data; Ctrl-C stops it. From another terminal:"
+	@echo "Strand starts on 127.0.0.1:8000 with its data in ./data/node1; Ctrl-C stops it. From another terminal:"
 	@echo
 	@echo "  echo '{\"command\":\"SET\",\"key\":\"foo\",\"value\":\"bar\"}' | nc -q1 localhost 8000"
-	@echo "  target/release/strand cli"
+	@echo "  $(BINARY) cli"
 	@echo
-	@exec target/release/strand serve $(ARGS)
+	@exec $(BINARY) serve $(ARGS)
 
 test: part-format part-lint part-rust part-python ## Run everything that CI runs: format, lints, all tests
 	@echo "All parts passed."

@@ -150,7 +150,7 @@ impl Server {
         format!("{}:{}", server.host, server.port)
     }
 
-    /// One set of listening sockets; routers beyond the first get none and are handed nothing yet.
+    /// The listening sockets, shared by all routers: the kernel hands each connection to one.
     fn listen(&self, routers: usize) -> Result<Vec<Listeners>, Fatal> {
         let address = self.address();
         let failed = |source| Fatal::Listen { address: address.clone(), source };
@@ -211,11 +211,11 @@ impl Server {
         let shape = directory.log_shape(number);
         let wake = waker(&parts.bell);
         let segments = pool.handle(&directory.shard_path(number), shape.segment_bytes, wake);
-        let knobs = &tuning.shard;
+        let shard = &tuning.shard;
         let builder = LocalExecutorBuilder::new(placement)
             .name(&format!("shard-{number}"))
-            .preempt_timer(Duration::from_micros(u64::from(knobs.preempt_timer_us)))
-            .io_memory((knobs.io_memory_kib as usize) << 10);
+            .preempt_timer(Duration::from_micros(u64::from(shard.preempt_timer_us)))
+            .io_memory((shard.io_memory_kib as usize) << 10);
         let group = GroupId(number);
         let started = builder.spawn(move || async move {
             let ShardParts { number, bell, routers, mesh, files } = parts;

@@ -381,7 +381,8 @@ pub async fn run(mut driver: Driver, stop: impl Fn() -> bool) -> Result<(), Fata
             continue;
         }
         bell.prepare_park();
-        if !driver.has_work() && !(stop() && driver.is_quiet()) {
+        let has_ended = stop() && driver.is_quiet();
+        if !has_ended && !driver.has_work() {
             bell.wait(sleep).map_err(|error| Fatal::ThreadLost {
                 thread: format!("shard {}", driver.number),
                 detail: format!("its doorbell cannot be waited for: {error}"),

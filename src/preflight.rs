@@ -5,7 +5,7 @@
 
 use crate::fatal::Fatal;
 use crate::sys::{self, Limit, Resource};
-use crate::tuning::{RouterMode, Tuning, WalSync};
+use crate::tuning::{Tuning, WalSync};
 use io_uring::{IoUring, Probe, opcode};
 use serde::Serialize;
 use std::fs;
@@ -263,10 +263,7 @@ const FILES_PER_SHARD: u64 = 64;
 const FILES_BESIDE: u64 = 64;
 
 fn files_needed(tuning: &Tuning, shards: u32) -> u64 {
-    let routers = match tuning.router.mode {
-        RouterMode::Thread => u64::from(tuning.router.threads),
-        RouterMode::Inline => 1,
-    };
+    let routers = u64::from(tuning.router.threads);
     // A connection that is refused with OVERLOADED is open for a moment too: one in a hundred on top.
     let connections = u64::from(tuning.limits.connections_max);
     connections + connections / 100 + u64::from(shards) * FILES_PER_SHARD + routers * 8 + FILES_BESIDE
@@ -397,7 +394,8 @@ fn log_bytes_at_start(tuning: &Tuning, shards: u32) -> u64 {
 fn free_space(path: &Path, tuning: &Tuning, shards: u32) -> Check {
     // A directory in use has its segments already.
     let needed = if path.exists() { 0 } else { log_bytes_at_start(tuning, shards) };
-    let growth = u64::from(shards) * (u64::from(tuning.wal.log_mib_max) << 20);
+    // A snapshot begins after `every_mib` of log, and the log grows on while it is written.
+    let growth = 2 * u64::from(shards) * (u64::from(tuning.snapshot.every_mib) << 20);
     match sys::free_bytes(&existing_part(path)) {
         Err(error) => Check::warning(FREE_SPACE, format!("unknown: {error}"), "Look with df."),
         Ok(free) if free < needed => Check::failure(
@@ -408,7 +406,7 @@ fn free_space(path: &Path, tuning: &Tuning, shards: u32) -> Check {
         Ok(free) if tuning.wal.sync != WalSync::Off && free < growth => Check::warning(
             FREE_SPACE,
             format!("{} free, the log may grow to {}", mib(free), mib(growth)),
-            "Lower wal.log_mib_max and snapshot.every_mib, or watch the space: without it writes answer DISK_FULL.",
+            "Lower snapshot.every_mib, or watch the space: without it writes answer DISK_FULL.",
         ),
         Ok(free) => Check::good(FREE_SPACE, mib(free)),
     }

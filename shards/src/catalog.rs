@@ -5,9 +5,11 @@
 
 use crate::command::record::{Malformed, take, take_u8, take_u16, take_u32, take_u64};
 use crate::gather::catalog::Change;
+use crate::gather::search::OnDemand;
 use crate::index::analyze::AnalyzerKind;
 use crate::index::set::{INDEXES_MAX, IndexDefinition, IndexKind};
-use crate::index::vector::Metric;
+use crate::index::text::WHOLE;
+use crate::index::vector::{Metric, VECTOR_DIMENSIONS_MAX};
 use strand_wire::request::IndexKind as WireKind;
 
 /// All definitions, in order of creation.
@@ -36,14 +38,14 @@ impl Catalog {
     /// Applies a change.
     pub fn change(&mut self, change: &Change) -> Changed {
         match change {
-            Change::Define { path, kind, analyzer } => match definition_of(path, *kind, analyzer) {
-                Ok(definition) => self.define(definition),
-                Err(text) => Changed::Refused(text),
-            },
+            Change::Define(definition) => self.define(definition),
             Change::Drop { path, kind } => {
                 let before = self.definitions.len();
                 let is_meant = |known: &IndexDefinition| {
-                    known.path == *path && kind.is_none_or(|kind| known.kind.name() == name_of(kind))
+                    // Embeddings lie with the text of the whole value and go with it.
+                    let goes_with = *kind == Some(WireKind::Text) && known.kind == IndexKind::Embedding;
+                    let is_kind = kind.is_none_or(|kind| known.kind.name() == name_of(kind));
+                    known.path == *path && (is_kind || goes_with)
                 };
                 self.definitions.retain(|known| !is_meant(known));
                 if self.definitions.len() == before {
@@ -63,26 +65,40 @@ impl Catalog {
         }
     }
 
-    fn define(&mut self, definition: IndexDefinition) -> Changed {
-        let same_place = |known: &&IndexDefinition| {
-            known.path == definition.path && known.kind.name() == definition.kind.name()
-        };
-        match self.definitions.iter().find(same_place) {
-            Some(known) if *known == definition => Changed::No,
-            Some(known) => Changed::Conflict(format!(
-                "there is another index of kind {} on {:?}; DROP_INDEX it first",
-                known.kind.name(),
-                known.path
-            )),
-            None if self.definitions.len() >= INDEXES_MAX => Changed::Refused(format!(
-                "there are {INDEXES_MAX} indexes, the most there may be; DROP_INDEX one first"
-            )),
-            None => {
-                self.definitions.push(definition);
-                self.version += 1;
-                Changed::Yes
-            }
+    fn define(&mut self, definition: &IndexDefinition) -> Changed {
+        if let IndexKind::Vector { dimensions, .. } = definition.kind
+            && !(1..=VECTOR_DIMENSIONS_MAX).contains(&dimensions)
+        {
+            let text = format!("\"dim\" must be from 1 to {VECTOR_DIMENSIONS_MAX}");
+            return Changed::Refused(text);
         }
+        let find = |path: &str, kind: &str| {
+            self.definitions.iter().find(|known| known.path == path && known.kind.name() == kind)
+        };
+        match find(&definition.path, definition.kind.name()) {
+            Some(known) if known == definition => return Changed::No,
+            Some(known) => {
+                return Changed::Conflict(format!(
+                    "there is another index of kind {} on {:?}; DROP_INDEX it first",
+                    known.kind.name(),
+                    known.path
+                ));
+            }
+            None => {}
+        }
+        // Embeddings are kept with the text of the whole value, so they bring it along.
+        let needs_text = definition.kind == IndexKind::Embedding && find(WHOLE, "text").is_none();
+        if self.definitions.len() + usize::from(needs_text) >= INDEXES_MAX {
+            return Changed::Refused(format!(
+                "there are {INDEXES_MAX} indexes, the most there may be; DROP_INDEX one first"
+            ));
+        }
+        if needs_text {
+            self.definitions.push(OnDemand::Text(WHOLE.to_owned()).definition());
+        }
+        self.definitions.push(definition.clone());
+        self.version += 1;
+        Changed::Yes
     }
 
     /// Appends the catalogue.
@@ -112,19 +128,6 @@ impl Catalog {
     }
 }
 
-fn definition_of(path: &str, kind: WireKind, analyzer: &str) -> Result<IndexDefinition, String> {
-    let kind = match kind {
-        WireKind::Value => IndexKind::Value,
-        WireKind::Text => {
-            let analyzer = AnalyzerKind::from_name(analyzer)
-                .ok_or_else(|| format!("no analyzer is called {analyzer:?}"))?;
-            IndexKind::Text { analyzer }
-        }
-        WireKind::Vector => return Err("this server keeps no vector indexes".to_owned()),
-    };
-    Ok(IndexDefinition { path: path.to_owned(), kind })
-}
-
 fn name_of(kind: WireKind) -> &'static str {
     match kind {
         WireKind::Value => "value",
@@ -135,7 +138,8 @@ fn name_of(kind: WireKind) -> &'static str {
 
 const FORMAT: u8 = 1;
 
-fn encode_definition(definition: &IndexDefinition, out: &mut Vec<u8>) {
+/// Appends a definition.
+pub(crate) fn encode_definition(definition: &IndexDefinition, out: &mut Vec<u8>) {
     push_text(out, &definition.path);
     push_text(out, definition.kind.name());
     match definition.kind {
@@ -149,7 +153,8 @@ fn encode_definition(definition: &IndexDefinition, out: &mut Vec<u8>) {
     }
 }
 
-fn decode_definition(rest: &mut &[u8]) -> Result<IndexDefinition, Malformed> {
+/// Reads a definition that [`encode_definition`] wrote.
+pub(crate) fn decode_definition(rest: &mut &[u8]) -> Result<IndexDefinition, Malformed> {
     let path = take_text(rest)?.to_owned();
     let kind = match take_text(rest)? {
         "value" => IndexKind::Value,
@@ -185,8 +190,16 @@ pub(crate) fn take_text<'a>(rest: &mut &'a [u8]) -> Result<&'a str, Malformed> {
 mod tests {
     use super::*;
 
-    fn define(path: &str, kind: WireKind, analyzer: &str) -> Change {
-        Change::Define { path: path.to_owned(), kind, analyzer: analyzer.to_owned() }
+    fn define(path: &str, kind: IndexKind) -> Change {
+        Change::Define(IndexDefinition { path: path.to_owned(), kind })
+    }
+
+    fn text(analyzer: AnalyzerKind) -> IndexKind {
+        IndexKind::Text { analyzer }
+    }
+
+    fn vector(dimensions: usize) -> IndexKind {
+        IndexKind::Vector { dimensions, metric: Metric::Dot }
     }
 
     #[test]
@@ -194,20 +207,27 @@ mod tests {
         let drop = |kind| Change::Drop { path: "a.b".to_owned(), kind };
         let mut catalog = Catalog::default();
         let steps = [
-            (define("a.b", WireKind::Value, ""), Changed::Yes),
-            (define("a.b", WireKind::Value, ""), Changed::No),
-            (define("a.b", WireKind::Text, "english"), Changed::Yes),
+            (define("a.b", IndexKind::Value), Changed::Yes),
+            (define("a.b", IndexKind::Value), Changed::No),
+            (define("a.b", text(AnalyzerKind::English)), Changed::Yes),
             (drop(Some(WireKind::Text)), Changed::Yes),
             (drop(Some(WireKind::Text)), Changed::No),
             (drop(None), Changed::Yes),
-            (define("*", WireKind::Text, "keyword"), Changed::Yes),
+            (define("*", text(AnalyzerKind::Keyword)), Changed::Yes),
+            (define("*", IndexKind::Embedding), Changed::Yes),
+            (Change::Drop { path: "*".to_owned(), kind: Some(WireKind::Text) }, Changed::Yes),
+            (define("*", IndexKind::Embedding), Changed::Yes),
+            (define("*", text(AnalyzerKind::default())), Changed::No),
+            (define("v", vector(3)), Changed::Yes),
         ];
         for (change, expected) in steps {
             assert_eq!(catalog.change(&change), expected, "{change:?}");
         }
-        assert!(matches!(catalog.change(&define("*", WireKind::Text, "english")), Changed::Conflict(_)));
-        assert!(matches!(catalog.change(&define("v", WireKind::Vector, "")), Changed::Refused(_)));
-        assert_eq!(catalog.version, 5);
+        assert!(matches!(catalog.change(&define("*", text(AnalyzerKind::Keyword))), Changed::Conflict(_)));
+        assert!(matches!(catalog.change(&define("v", vector(4))), Changed::Conflict(_)));
+        assert!(matches!(catalog.change(&define("w", vector(0))), Changed::Refused(_)));
+        assert!(matches!(catalog.change(&define("w", vector(5000))), Changed::Refused(_)));
+        assert_eq!((catalog.version, catalog.definitions.len()), (9, 3));
         let mut bytes = Vec::new();
         catalog.encode(&mut bytes);
         assert_eq!(Catalog::decode(&bytes).as_ref(), Ok(&catalog));

@@ -110,6 +110,22 @@ impl fmt::Display for Version {
     }
 }
 
+/// A map for lookups in memory, hashed by ahash under fixed seeds. Its order differs between processors, so it is never
+/// walked into an output: what must come out in order lives in a BTreeMap.
+pub type Map<K, V> = hashbrown::HashMap<K, V, FixedSeeds>;
+
+/// Builds ahash hashers that are the same in every process on one kind of processor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FixedSeeds;
+
+impl std::hash::BuildHasher for FixedSeeds {
+    type Hasher = ahash::AHasher;
+
+    fn build_hasher(&self) -> ahash::AHasher {
+        ahash::RandomState::with_seeds(0x5354_5241, 0x4e44_0001, 0x4e44_0002, 0x4e44_0003).build_hasher()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

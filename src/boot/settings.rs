@@ -38,8 +38,6 @@ pub(super) fn driver(tuning: &Tuning) -> DriverSettings {
 pub(super) fn shard(tuning: &Tuning, cluster: u128, number: u32, shards: u32) -> ShardConfig {
     let group = GroupId(number);
     let (wal, snapshot) = (&tuning.wal, &tuning.snapshot);
-    // Whichever bound comes first asks for the snapshot.
-    let log_mib = snapshot.every_mib.min(wal.log_mib_max);
     ShardConfig {
         cluster,
         shard: number,
@@ -54,7 +52,7 @@ pub(super) fn shard(tuning: &Tuning, cluster: u128, number: u32, shards: u32) ->
         entry_bytes_max: wal.entry_bytes_max as usize,
         entry_commands_max: wal.entry_commands_max as usize,
         memory_bytes_max: (u64::from(tuning.memory.max_mib) << 20) / u64::from(shards),
-        snapshot_log_bytes: u64::from(log_mib) << 20,
+        snapshot_log_bytes: u64::from(snapshot.every_mib) << 20,
         snapshot_every_ms: u64::from(snapshot.every_s) * 1000,
         snapshot_bytes_per_s_max: u64::from(snapshot.mib_per_s_max) << 20,
         snapshot_buffer_bytes_max: (snapshot.buffer_mib_max as usize) << 20,
@@ -92,11 +90,14 @@ pub(super) fn wal(tuning: &Tuning) -> WalOptions {
 /// The settings of a client front.
 pub(super) fn front(tuning: &Tuning) -> FrontSettings {
     let (router, limits, timeouts) = (&tuning.router, &tuning.limits, &tuning.timeouts);
+    let line_bytes_max = limits.line_bytes_max as usize;
+    let unfinished_bytes_max = (limits.unfinished_input_mib_max as usize) << 20;
     FrontSettings {
         connections_max: (limits.connections_max / router.threads).max(1) as usize,
         in_flight_max: limits.in_flight_max as usize,
-        line_bytes_max: limits.line_bytes_max as usize,
-        unfinished_bytes_max: (limits.unfinished_input_mib_max as usize) << 20,
+        line_bytes_max,
+        // The budget is the server's; each front gets its part, and never less than one line.
+        unfinished_bytes_max: (unfinished_bytes_max / router.threads as usize).max(line_bytes_max),
         unsent_bytes_max: limits.output_bytes_max as usize,
         lines_per_turn_max: router.lines_per_turn_max as usize,
         write_stall_ms_max: u64::from(timeouts.slow_reader_s) * 1000,

@@ -99,10 +99,8 @@ fn placement(lines: &mut Lines, machine: &Machine, purpose: Purpose) {
         return;
     }
     match physical.len() {
-        0 | 1 => {
-            lines.section("router");
-            lines.set("mode", "\"inline\"", "one core: no second thread to wake");
-        }
+        // One core: nothing to place.
+        0 | 1 => {}
         2 => {
             lines.section("cores");
             lines.set("router", &format!("[{}]", physical[0]), "where network interrupts commonly arrive");

@@ -2,11 +2,16 @@
 
 use shards::command::encode::consistency_bits;
 use shards::gather::catalog::Change;
-use shards::gather::search::Ask;
+use shards::gather::search::{Ask, Scoring};
 use shards::index::analyze::AnalyzerKind;
-use shards::index::text::search::Model as Scoring;
+use shards::index::hybrid::{Fusion, candidates};
+use shards::index::set::{IndexDefinition, IndexKind};
+use shards::index::vector::Metric;
 use strand_wire::code::Code;
-use strand_wire::request::{Command, CreateIndex, IndexKind, Model, QueryIndex, SemanticQuery};
+use strand_wire::request::{self, Command, CreateIndex, Model, QueryIndex, SemanticQuery, SemanticSearch};
+
+/// Longest text of a query, in bytes.
+const QUERY_BYTES_MAX: usize = 128 << 10;
 
 /// One of the ways of such a command.
 pub(super) enum Plan<'c, 'l> {
@@ -28,11 +33,11 @@ pub(super) fn plan<'c, 'l>(command: &'c Command<'l>) -> Result<Plan<'c, 'l>, Ref
     match command {
         Command::Search(search) => {
             let ask = Ask {
-                model: Scoring::Bm25,
+                scoring: Scoring::Bm25,
                 limit: window(search.offset, search.top_k),
                 with_values: search.with_values,
                 highlight: search.highlight,
-                query: search.query.to_string(),
+                query: text(&search.query)?,
                 fields: search.fields.iter().map(ToString::to_string).collect(),
                 filter: search.filter_token.unwrap_or_default().to_vec(),
             };
@@ -40,20 +45,40 @@ pub(super) fn plan<'c, 'l>(command: &'c Command<'l>) -> Result<Plan<'c, 'l>, Ref
             Ok(Plan::Search { ask, offset: search.offset, top_k: search.top_k, flags })
         }
         Command::SemanticSearch(search) => {
-            let (SemanticQuery::Text(query), Model::Tfidf) = (&search.query, &search.model) else {
-                return Err(no_vectors());
-            };
+            let (query, scoring) = similar_to(search)?;
             let ask = Ask {
-                model: Scoring::Cosine,
+                scoring,
                 limit: window(0, search.top_k),
                 with_values: false,
                 highlight: false,
-                query: query.to_string(),
+                query,
                 fields: Vec::new(),
                 filter: search.filter_token.unwrap_or_default().to_vec(),
             };
             let flags = consistency_bits(search.consistency);
             Ok(Plan::Search { ask, offset: 0, top_k: search.top_k, flags })
+        }
+        Command::HybridSearch(search) => {
+            let has_embedding = match &search.model {
+                Model::Embedding => true,
+                Model::Tfidf => false,
+                Model::Field(_) => return Err(bad("HYBRID_SEARCH takes model embedding or tfidf")),
+            };
+            let fusion = match search.fusion {
+                request::Fusion::Convex => Fusion::Convex { alpha: search.alpha },
+                request::Fusion::Rrf => Fusion::Rrf,
+            };
+            let ask = Ask {
+                scoring: Scoring::Hybrid { has_embedding, fusion },
+                limit: u32::try_from(candidates(size(search.offset), size(search.top_k))).unwrap_or(u32::MAX),
+                with_values: false,
+                highlight: false,
+                query: text(&search.query)?,
+                fields: Vec::new(),
+                filter: search.filter_token.unwrap_or_default().to_vec(),
+            };
+            let flags = consistency_bits(search.consistency);
+            Ok(Plan::Search { ask, offset: search.offset, top_k: search.top_k, flags })
         }
         Command::QueryIndex(query) => Ok(Plan::Query(query)),
         Command::ListIndexes => Ok(Plan::List),
@@ -61,32 +86,71 @@ pub(super) fn plan<'c, 'l>(command: &'c Command<'l>) -> Result<Plan<'c, 'l>, Ref
         Command::DropIndex(drop) => {
             Ok(Plan::Change(Change::Drop { path: drop.field.to_string(), kind: drop.kind }))
         }
-        _ => Err(no_vectors()),
+        _ => unreachable!("only the commands of the index engine are planned here"),
+    }
+}
+
+/// What a SEMANTIC_SEARCH compares with, and how.
+fn similar_to(search: &SemanticSearch<'_>) -> Result<(String, Scoring), Refused> {
+    match (&search.query, &search.model) {
+        (SemanticQuery::Text(query), Model::Tfidf) => Ok((text(query)?, Scoring::Cosine)),
+        (SemanticQuery::Text(query), Model::Embedding) => Ok((text(query)?, Scoring::Embedding)),
+        (SemanticQuery::Text(_), Model::Field(field)) => Err(bad(&format!(
+            "the vectors in {field:?} are compared with a \"vector\"; \"query\" goes with model tfidf or embedding"
+        ))),
+        (SemanticQuery::Vector(vector), Model::Field(path)) => {
+            let (path, vector) = (path.to_string(), vector.clone());
+            Ok((String::new(), Scoring::Vector { path, vector }))
+        }
+        (SemanticQuery::Vector(_), Model::Tfidf | Model::Embedding) => {
+            Err(bad("with \"vector\" give the field of a vector index in \"model\""))
+        }
     }
 }
 
 fn define(create: &CreateIndex<'_>) -> Result<Change, Refused> {
-    let analyzer = match (create.kind, &create.analyzer) {
-        (IndexKind::Vector, _) => return Err(no_vectors()),
-        (IndexKind::Value, _) => String::new(),
-        (IndexKind::Text, None) => AnalyzerKind::default().name().to_owned(),
-        (IndexKind::Text, Some(name)) => match AnalyzerKind::from_name(name) {
-            Some(kind) => kind.name().to_owned(),
-            None => {
-                let text = "field \"analyzer\" names no analyzer; give english, standard or keyword";
-                return Err((Code::BadRequest, text.to_owned()));
-            }
+    let kind = match create.kind {
+        request::IndexKind::Value => IndexKind::Value,
+        request::IndexKind::Text => {
+            let analyzer = match &create.analyzer {
+                None => Some(AnalyzerKind::default()),
+                Some(name) => AnalyzerKind::from_name(name),
+            };
+            let Some(analyzer) = analyzer else {
+                return Err(bad("field \"analyzer\" names no analyzer; give english, standard or keyword"));
+            };
+            IndexKind::Text { analyzer }
+        }
+        request::IndexKind::Vector => IndexKind::Vector {
+            dimensions: size(u64::from(create.dim.unwrap_or(0))),
+            metric: match create.metric.unwrap_or_default() {
+                request::Metric::Cosine => Metric::Cosine,
+                request::Metric::Dot => Metric::Dot,
+                request::Metric::L2 => Metric::L2,
+            },
         },
     };
-    Ok(Change::Define { path: create.field.to_string(), kind: create.kind, analyzer })
+    Ok(Change::Define(IndexDefinition { path: create.field.to_string(), kind }))
+}
+
+/// A query's text, unless it is longer than shards can look at in one slice.
+fn text(query: &str) -> Result<String, Refused> {
+    if query.len() > QUERY_BYTES_MAX {
+        let text = format!("field \"query\" may have at most {QUERY_BYTES_MAX} bytes");
+        return Err((Code::TooLarge, text));
+    }
+    Ok(query.to_owned())
+}
+
+fn bad(text: &str) -> Refused {
+    (Code::BadRequest, text.to_owned())
+}
+
+fn size(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 /// Hits that each shard must give so that none of the merged window is missing.
 fn window(offset: u64, top_k: u64) -> u32 {
     u32::try_from(offset.saturating_add(top_k)).unwrap_or(u32::MAX)
-}
-
-fn no_vectors() -> Refused {
-    let text = "this server has no vectors; use SEARCH, or SEMANTIC_SEARCH with model tfidf";
-    (Code::UnsupportedInMode, text.to_owned())
 }

@@ -4,7 +4,7 @@
 //! of one runs on any number of the other. Routers take the first cores; shards begin behind them and come round, so that a
 //! router shares its core last. On two cores with two shards: router and shard 1 on the first, shard 0 on the second.
 
-use super::kinds::{CoreSet, RouterMode};
+use super::kinds::CoreSet;
 use super::knobs::{Cores, Router};
 use std::fmt;
 
@@ -110,15 +110,11 @@ pub fn shards_of_new_directory(shards: u32, cores: &Cores, usable: &[u32]) -> u3
 pub fn deal(usable: &[u32], shards: u32, cores: &Cores, router: &Router) -> Result<Deal, DealError> {
     assert!(!usable.is_empty(), "the caller found at least one usable core");
     assert!(shards > 0, "a server has at least one shard");
-    let routers = match router.mode {
-        RouterMode::Thread => router.threads as usize,
-        RouterMode::Inline => 0,
-    };
+    let routers = router.threads as usize;
     let in_turn = |first: usize, count: usize| -> Vec<u32> {
         (first..first + count).map(|position| usable[position % usable.len()]).collect()
     };
-    let router_list = if routers == 0 { &[][..] } else { &cores.router };
-    let router_cores = match listed("cores.router", router_list, routers, usable)? {
+    let router_cores = match listed("cores.router", &cores.router, routers, usable)? {
         Some(list) => list,
         None => in_turn(0, routers),
     };
@@ -201,11 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn an_inline_router_needs_no_core_and_no_pin_means_none() {
-        let inline = Router { mode: RouterMode::Inline, ..Router::default() };
-        let dealt = deal(&[0, 1], 2, &Cores::default(), &inline).unwrap();
-        assert_eq!(dealt, Deal { shards: vec![Some(0), Some(1)], routers: vec![] });
-        assert!(!dealt.shares_a_core());
+    fn no_pin_means_no_core() {
         let unpinned = Cores { pin: false, ..Cores::default() };
         let dealt = deal(&[0, 1], 2, &unpinned, &Router::default()).unwrap();
         assert_eq!(dealt, Deal { shards: vec![None, None], routers: vec![None] });

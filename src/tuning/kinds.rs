@@ -86,16 +86,6 @@ pub enum AllWord {
     All,
 }
 
-/// Where the router runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RouterMode {
-    /// In threads of its own.
-    Thread,
-    /// Inside the thread of shard 0, which turns it between steps.
-    Inline,
-}
-
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

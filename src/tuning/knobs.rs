@@ -3,7 +3,7 @@
 //! The structs that the program reads, the checks, `tuning/default.toml` and the list in `tuning/README.md` all come from this
 //! table, so they cannot differ. A knob is added here and nowhere else. Never reads files, flags or the environment.
 
-use super::kinds::{CoreSet, LogFormat, LogLevel, RouterMode, WalSync};
+use super::kinds::{CoreSet, LogFormat, LogLevel, WalSync};
 use super::range::Range;
 use serde::{Deserialize, Serialize};
 
@@ -117,13 +117,14 @@ sections! {
         insecure: bool = false, "switch", Range::Switch;
     }
 
-    /// The other nodes, for a cluster.
+    /// The other nodes, for a cluster. This version serves a single node: it checks these settings and refuses to start with
+    /// peers.
     cluster: Cluster {
         /// The other nodes: `[ID@]HOST:PORT[:CLUSTER_PORT]` or `ID:PORT:CLUSTER_PORT` each. Empty: a single node.
         peers: Vec<String> = Vec::new(), "list of peers", Range::Texts(63);
-        /// TCP port for the other nodes; 0 means `server.port` + 1000.
+        /// TCP port for the other nodes; 0 means `server.port` + 1000. Needs peers.
         port: u16 = 0, "port", integer(0, 65_535);
-        /// Prefers this node as leader of every group at first start.
+        /// Prefers this node as leader of every group at first start. Needs peers.
         primary: bool = false, "switch", Range::Switch;
     }
 
@@ -146,9 +147,6 @@ sections! {
         /// Router threads. One serves about four million pipelined requests a second; add one when it is busy all the time
         /// and the shards are not.
         threads: u32 = 1, "threads", integer(1, 16);
-        /// `thread`: in threads of its own. `inline`: inside shard 0's thread, which saves a wake-up on a machine with one
-        /// core.
-        mode: RouterMode = RouterMode::Thread, "word", Range::Word(&["thread", "inline"]);
         /// Entries of a router's io_uring. A turn that needs more submits twice.
         ring_entries: u32 = 1024, "entries", power_of_two(64, 32_768);
         /// Receive buffers that the kernel fills, shared by all connections of a router. When they run out, receiving waits a
@@ -169,20 +167,18 @@ sections! {
 
     /// The threads that own the data, one for each shard.
     shard: Shard {
-        /// How often the executor looks at timers and files while a task is busy. The library's own default of 100 ms would
-        /// delay both behind a search.
+        /// How often the executor may look at its own timers while the shard is busy. The library's default of 100 ms would
+        /// delay them behind a search.
         preempt_timer_us: u32 = 250, "microseconds", integer(50, 10_000);
-        /// Share of file work and links against the driver's 1000, when both have something to do.
-        background_shares: u32 = 100, "shares", integer(1, 1000);
         /// Longest slice of background work (searches, scans, index merges, snapshot slices) between two looks at the inbox.
         /// Longer slices finish searches sooner and make small requests wait.
         work_slice_us: u32 = 200, "microseconds", integer(10, 1000);
         /// How long an idle shard polls before it sleeps; as `router.spin_us`, only with a core to spare.
         spin_before_park_us: u32 = 0, "microseconds", integer(0, 10_000);
-        /// Request batches taken from each router's ring in one turn of the driver, and the length of that ring.
+        /// Request batches taken from each router's ring in one turn of the driver.
         inbox_batches_max: u32 = 256, "batches", power_of_two(16, 4096);
-        /// Memory that the executor reserves for file work. It is registered with three rings, so it counts three times
-        /// against the memlock limit.
+        /// Memory that the executor reserves for files. Strand opens its files elsewhere, so the least is enough; it is
+        /// registered with three rings and counts three times against the memlock limit.
         io_memory_kib: u32 = 512, "KiB", integer(256, 65_536);
     }
 
@@ -196,46 +192,40 @@ sections! {
         segment_mib: u32 = 64, "MiB", integer(2, 1024);
         /// Zeroed segments kept ready for each shard. Without one, writes wait or get DISK_FULL.
         spare_segments: u32 = 2, "segments", integer(1, 64);
-        /// Entries of the log's own io_uring.
-        ring_entries: u32 = 64, "entries", power_of_two(16, 4096);
         /// Commits that may be on their way to the disk at once. More hide the disk's latency; each holds a buffer.
         commits_in_flight_max: u32 = 8, "commits", integer(2, 24);
         /// Size of one registered write buffer; there is one for each commit in flight. A longer batch is written from memory
         /// that is not registered.
         buffer_kib: u32 = 256, "KiB", integer(64, 16_384);
-        /// How long a small commit waits for company. 0 writes at once; more trades latency for fewer syncs. While a commit
-        /// is in flight the next one gathers in any case.
-        gather_us_max: u32 = 0, "microseconds", integer(0, 10_000);
-        /// A commit with at least this many commands no longer waits for `wal.gather_us_max`.
+        /// While a commit is on its way to the disk, the next one waits for at least so many commands, or for the first to
+        /// be durable. No timer: an idle log writes at once. Under `interval` and `off` nothing waits.
         gather_commands_min: u32 = 16, "commands", integer(1, 1024);
         /// Bytes of commands after which a log entry ends; one larger command stands alone.
         entry_bytes_max: u32 = 1 << 20, "bytes", integer(4096, 16 << 20);
         /// Commands after which a log entry ends. 1024 is the most that a record's version can number.
         entry_commands_max: u32 = 1024, "commands", integer(1, 1024);
-        /// Log of one shard after which a snapshot is forced, whatever `[snapshot]` says. Bounds the disk space and the time
-        /// that a restart replays.
-        log_mib_max: u32 = 4096, "MiB", integer(64, 1 << 20);
     }
 
     /// Snapshots, which shorten the log.
     snapshot: Snapshot {
-        /// Log of one shard after which a snapshot begins. Smaller: quicker restarts, more writing.
+        /// Log of one shard after which a snapshot begins. Smaller: less disk space, quicker restarts, more writing. The log
+        /// may grow to about twice this while the snapshot is written.
         every_mib: u32 = 512, "MiB", integer(4, 1 << 20);
         /// A snapshot begins after this time if anything changed; 0 means by log size only.
         every_s: u32 = 3600, "seconds", integer(0, 604_800);
         /// Most that one shard writes to its snapshot a second, so that it does not take the disk from the log; 0 means no
         /// limit.
         mib_per_s_max: u32 = 200, "MiB a second", integer(0, 100_000);
-        /// Snapshot blocks of one shard that may wait for the disk.
+        /// Tables of one shard that changed before the snapshot reached them and wait for it as they were; above it writes
+        /// wait.
         buffer_mib_max: u32 = 16, "MiB", integer(1, 1024);
-        /// Snapshots kept for each shard. The older one is a way back if the newest cannot be read.
-        keep: u32 = 2, "snapshots", integer(1, 16);
     }
 
     /// How much memory the data may take.
     memory: Memory {
-        /// Most that keys, values, indexes and sessions of the whole server may take; above it writes that add data answer
-        /// OUT_OF_MEMORY and reads go on. 0 means no bound.
+        /// Most that keys and values of the whole server may take, shared out evenly among the shards; above it writes that
+        /// add data answer OUT_OF_MEMORY, and reads and deletes go on. Indexes, remembered replies and connections come on
+        /// top. 0 means no bound.
         max_mib: u32 = 0, "MiB", integer(0, 16 << 20);
         /// Clients whose retries one shard remembers. The one idle longest goes first.
         sessions_max: u32 = 65_536, "clients", integer(1, 10_000_000);
@@ -269,16 +259,10 @@ sections! {
         unfinished_input_mib_max: u32 = 256, "MiB", integer(16, 65_536);
         /// Replies waiting for one slow reader; above that its connection is neither read nor dispatched.
         output_bytes_max: u32 = 1 << 20, "bytes", integer(65_536, 64 << 20);
-        /// Longest reply. A longer one is answered with TOO_LARGE.
-        reply_mib_max: u32 = 64, "MiB", integer(1, 1024);
     }
 
     /// How long to wait for what.
     timeouts: Timeouts {
-        /// Time for a request that names no `timeout_ms`.
-        request_ms: u32 = 5000, "milliseconds", integer(10, 3_600_000);
-        /// Time for a search, a scan or an admin command that names no `timeout_ms`.
-        search_ms: u32 = 60_000, "milliseconds", integer(10, 3_600_000);
         /// A connection without traffic is closed after this; 0 means never.
         idle_s: u32 = 0, "seconds", integer(0, 604_800);
         /// Time to finish a line once it has begun, while its sender is slower than `timeouts.min_bytes_per_s`.
@@ -291,16 +275,10 @@ sections! {
         drain_s: u32 = 10, "seconds", integer(0, 3600);
     }
 
-    /// Search and its indexes.
+    /// What a search may ask for.
     search: Search {
-        /// Keys of one shard that wait to be indexed; beyond it writes slow down to the speed of indexing.
-        backlog_keys_max: u32 = 100_000, "keys", integer(100, 10_000_000);
         /// Furthest result that a search may ask for: offset + top_k.
         window_max: u32 = 10_000, "results", integer(10, 10_000);
-        /// Searches that one shard holds open between their two phases.
-        views_max: u32 = 1024, "searches", integer(1, 65_536);
-        /// File of an embedding model to use instead of the one inside the binary; empty means that one.
-        model_path: String = String::new(), "path", Range::Text(4096);
     }
 
     /// Faults on request.

@@ -2,7 +2,7 @@
 //!
 //! Each rule tells both keys, their values and origins, and what to change.
 
-use super::kinds::{CoreSet, RouterMode, WalSync};
+use super::kinds::{CoreSet, WalSync};
 use super::knobs::Tuning;
 use super::layers::Origin;
 use super::peers;
@@ -83,33 +83,6 @@ fn sizes(tuning: &Tuning, rules: &mut Rules<'_>) {
             )
         },
     );
-    let in_flight_entries = u64::from(wal.commits_in_flight_max) * 2;
-    rules.demand(
-        u64::from(wal.ring_entries) >= in_flight_entries,
-        &["wal.ring_entries", "wal.commits_in_flight_max"],
-        || {
-            format!(
-                "wal.ring_entries = {} is too small: {} commits in flight take two entries each.",
-                wal.ring_entries, wal.commits_in_flight_max
-            )
-        },
-    );
-    rules.demand(
-        wal.log_mib_max >= tuning.snapshot.every_mib,
-        &["wal.log_mib_max", "snapshot.every_mib"],
-        || {
-            format!(
-                "wal.log_mib_max = {} is below snapshot.every_mib = {}: every snapshot would be a forced one.",
-                wal.log_mib_max, tuning.snapshot.every_mib
-            )
-        },
-    );
-    rules.demand(wal.log_mib_max / wal.segment_mib >= 2, &["wal.log_mib_max", "wal.segment_mib"], || {
-        format!(
-            "wal.log_mib_max = {} holds less than two segments of {} MiB.",
-            wal.log_mib_max, wal.segment_mib
-        )
-    });
 }
 
 fn exposure(tuning: &Tuning, rules: &mut Rules<'_>) {
@@ -138,16 +111,6 @@ fn exposure(tuning: &Tuning, rules: &mut Rules<'_>) {
 
 fn cores(tuning: &Tuning, rules: &mut Rules<'_>) {
     let cores = &tuning.cores;
-    rules.demand(
-        tuning.router.mode == RouterMode::Thread || tuning.router.threads == 1,
-        &["router.mode", "router.threads"],
-        || {
-            format!(
-                "router.mode = \"inline\" has one router, in shard 0's thread, but router.threads = {}.",
-                tuning.router.threads
-            )
-        },
-    );
     rules.demand(
         tuning.server.shards == 0
             || cores.shard.is_empty()
@@ -185,6 +148,14 @@ fn cores(tuning: &Tuning, rules: &mut Rules<'_>) {
 fn cluster(tuning: &Tuning, rules: &mut Rules<'_>) {
     let cluster = &tuning.cluster;
     if cluster.peers.is_empty() {
+        rules.demand(cluster.port == 0, &["cluster.port"], || {
+            "cluster.port is for the other nodes, and there are none: leave it out or give cluster.peers."
+                .to_owned()
+        });
+        rules.demand(!cluster.primary, &["cluster.primary"], || {
+            "cluster.primary prefers one of several nodes, and there is one: leave it out or give cluster.peers."
+                .to_owned()
+        });
         return;
     }
     rules.demand(
@@ -271,8 +242,6 @@ mod tests {
         check(&[("limits.line_bytes_max", "8388608")], Some("does not fit a line"));
         let long = ("limits.line_bytes_max", "33554432");
         check(&[long, ("limits.unfinished_input_mib_max", "16")], Some("unfinished_input_mib_max"));
-        check(&[("wal.ring_entries", "16"), ("wal.commits_in_flight_max", "9")], Some("two entries each"));
-        check(&[("wal.log_mib_max", "256")], Some("forced"));
     }
 
     #[test]
@@ -295,7 +264,6 @@ mod tests {
         check(&[("cores.shard", "0,1")], None);
         check(&[("cores.router", "0,1")], Some("one core for each thread"));
         check(&[("cores.allowed", "0-1"), ("cores.router", "2")], Some("does not allow"));
-        check(&[("router.mode", "inline"), ("router.threads", "2")], Some("inline"));
     }
 
     #[test]
@@ -308,5 +276,7 @@ mod tests {
         check(&[peers, id, ("server.port", "65000")], Some("cluster.port"));
         check(&[("cluster.peers", "node1@a:1"), id], Some("this node itself"));
         check(&[("cluster.peers", "a"), id], Some("HOST:PORT"));
+        check(&[("cluster.port", "9000")], Some("there are none"));
+        check(&[("cluster.primary", "true")], Some("there is one"));
     }
 }

@@ -172,7 +172,7 @@ impl Worker {
                 let line = json!({"command": "SET", "key": key, "value": value}).to_string();
                 Pending { line, result, effects: vec![(key, Some(value))], retried: false, shared: None }
             }
-            88..92 => self.shared_write(
+            88..92 => self.write_shared(
                 Target::Single,
                 json!({"command": "SET", "key": shared::SINGLE, "value": tag}),
                 &tag,
@@ -180,9 +180,9 @@ impl Worker {
             92..95 => {
                 let items: Map<String, Value> =
                     shared::BATCH.iter().map(|key| ((*key).to_owned(), json!(tag))).collect();
-                self.shared_write(Target::Batch, json!({"command": "BULK_SET", "items": items}), &tag)
+                self.write_shared(Target::Batch, json!({"command": "BULK_SET", "items": items}), &tag)
             }
-            _ => self.shared_write(Target::Counter, json!({"command": "INCR", "key": shared::COUNTER}), &tag),
+            _ => self.write_shared(Target::Counter, json!({"command": "INCR", "key": shared::COUNTER}), &tag),
         }
     }
 
@@ -193,7 +193,7 @@ impl Worker {
         self.pending(json!({"command": "BULK_SET", "items": items}), Some(count), effects)
     }
 
-    fn shared_write(&mut self, target: Target, request: Value, tag: &str) -> Pending {
+    fn write_shared(&mut self, target: Target, request: Value, tag: &str) -> Pending {
         let number = self.shared.sending(target, json!(tag));
         let mut pending = self.pending(request, None, Vec::new());
         pending.shared = Some(number);

@@ -25,6 +25,13 @@ pub struct Items<'a> {
     rest: &'a [u8],
 }
 
+impl Items<'_> {
+    /// Bytes of the items to come.
+    pub fn bytes_left(&self) -> usize {
+        self.rest.len()
+    }
+}
+
 impl<'a> Iterator for Items<'a> {
     type Item = Result<(&'a [u8], &'a [u8]), Malformed>;
 

@@ -6,29 +6,23 @@
 //!
 //! | call | value | answer |
 //! |---|---|---|
-//! | `CatalogChange`, group 0 | 1 or 2, [`Change`] | changed u8, catalogue |
+//! | `CatalogChange`, group 0 | [`Change`]: 4, definition as in the catalogue; or 2, kind u8, path | changed u8, catalogue |
 //! | `CatalogChange`, others | 3, catalogue | OK |
 
-use super::search::{push_short, take_short};
 use super::topology::Topology;
 use super::{Call, Gather, NO_PART, Step, text_of};
 use crate::batch::ReplyKind;
+use crate::catalog::{decode_definition, encode_definition};
 use crate::command::record::{Malformed, Op, Record, take_u8};
 use crate::ids::GroupId;
+use crate::index::set::IndexDefinition;
 use strand_wire::request::IndexKind;
 
 /// What is done to the catalogue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Define an index, unless the same one is there.
-    Define {
-        /// The path, or `*`.
-        path: String,
-        /// What the index answers.
-        kind: IndexKind,
-        /// Name of the analyzer for text; empty otherwise.
-        analyzer: String,
-    },
+    Define(IndexDefinition),
     /// Drop the indexes of a path.
     Drop {
         /// The path.
@@ -44,10 +38,9 @@ impl Change {
     /// Appends the bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Define { path, kind, analyzer } => {
-                out.extend_from_slice(&[1, kind_number(Some(*kind))]);
-                push_short(out, analyzer.as_bytes());
-                out.extend_from_slice(path.as_bytes());
+            Self::Define(definition) => {
+                out.push(4);
+                encode_definition(definition, out);
             }
             Self::Drop { path, kind } => {
                 out.extend_from_slice(&[2, kind_number(*kind)]);
@@ -64,16 +57,19 @@ impl Change {
     pub fn decode(mut bytes: &[u8]) -> Result<Self, Malformed> {
         let rest = &mut bytes;
         match take_u8(rest)? {
-            1 => {
-                let kind = kind_of(take_u8(rest)?)?.ok_or(Malformed("an index of no kind"))?;
-                let analyzer = text_of(take_short(rest)?)?.to_owned();
-                Ok(Self::Define { path: text_of(rest)?.to_owned(), kind, analyzer })
-            }
             2 => {
                 let kind = kind_of(take_u8(rest)?)?;
                 Ok(Self::Drop { path: text_of(rest)?.to_owned(), kind })
             }
             3 => Ok(Self::Install(rest.to_vec())),
+            4 => {
+                let definition = decode_definition(rest)?;
+                if rest.is_empty() {
+                    Ok(Self::Define(definition))
+                } else {
+                    Err(Malformed("bytes after a definition"))
+                }
+            }
             _ => Err(Malformed("an unknown change of the catalogue")),
         }
     }

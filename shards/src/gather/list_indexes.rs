@@ -7,7 +7,7 @@ use super::search::{push_short, take_short};
 use super::topology::Topology;
 use super::{Call, Gather, NO_PART, Step, text_of};
 use crate::batch::ReplyKind;
-use crate::command::record::{Malformed, Op, Record, take_u8, take_u64};
+use crate::command::record::{Malformed, Op, Record, take_u8, take_u32, take_u64};
 use strand_wire::json::push_string;
 use strand_wire::reply::{push_float, push_unsigned};
 
@@ -20,6 +20,10 @@ pub struct Line {
     pub analyzer: String,
     /// Its path.
     pub path: String,
+    /// Numbers in a vector, 0 for other kinds.
+    pub dimensions: u32,
+    /// How vectors are compared; empty for other kinds.
+    pub metric: String,
     /// Whether it can answer.
     pub is_ready: bool,
     /// Records that its building has looked at.
@@ -35,9 +39,10 @@ pub struct Line {
 impl Line {
     /// Appends the bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        for text in [&self.kind, &self.analyzer, &self.path] {
+        for text in [&self.kind, &self.analyzer, &self.path, &self.metric] {
             push_short(out, text.as_bytes());
         }
+        out.extend_from_slice(&self.dimensions.to_le_bytes());
         out.push(u8::from(self.is_ready));
         for number in [self.scanned, self.records, self.entries, self.bytes] {
             out.extend_from_slice(&number.to_le_bytes());
@@ -49,6 +54,8 @@ impl Line {
             kind: text_of(take_short(rest)?)?.to_owned(),
             analyzer: text_of(take_short(rest)?)?.to_owned(),
             path: text_of(take_short(rest)?)?.to_owned(),
+            metric: text_of(take_short(rest)?)?.to_owned(),
+            dimensions: take_u32(rest)?,
             is_ready: take_u8(rest)? == 1,
             scanned: take_u64(rest)?,
             records: take_u64(rest)?,
@@ -73,6 +80,12 @@ impl Line {
         if !self.analyzer.is_empty() {
             out.extend_from_slice(b",\"analyzer\":");
             push_string(out, &self.analyzer);
+        }
+        if self.dimensions > 0 {
+            out.extend_from_slice(b",\"dim\":");
+            push_unsigned(out, u64::from(self.dimensions));
+            out.extend_from_slice(b",\"metric\":");
+            push_string(out, &self.metric);
         }
         let state: &[u8] = if self.is_ready { b"ready" } else { b"building" };
         out.extend_from_slice(b",\"state\":\"");

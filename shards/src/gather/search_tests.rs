@@ -3,7 +3,7 @@
 use super::catalog::{CatalogChange, Change};
 use super::list_indexes::{Line, ListIndexes};
 use super::query_index::{self, QueryIndex};
-use super::search::{self, Ask, FETCH, SCORE, Search};
+use super::search::{self, Ask, FETCH, SCORE, Scoring, Search};
 use super::topology::Topology;
 use super::{Call, Gather, Step};
 use crate::batch::ReplyKind;
@@ -11,11 +11,13 @@ use crate::command::items;
 use crate::command::record::{Op, Record};
 use crate::index::Units;
 use crate::index::analyze::AnalyzerKind;
-use crate::index::text::search::{Model, Search as ShardSearch, Stats};
+use crate::index::hybrid::{Fusion, HybridSearch, SimilaritySearch, candidates, encode_candidates};
+use crate::index::set::{IndexDefinition, IndexKind};
+use crate::index::text::search::{Model, Search as ShardSearch};
 use crate::index::text::{TextIndex, WHOLE};
 use crate::index::value::ValueIndex;
 use strand_wire::limits::Limits;
-use strand_wire::request::{self, Command, IndexKind};
+use strand_wire::request::{self, Command};
 
 /// Shards that hold documents with an index of their text and one of their field `n`.
 struct Shards {
@@ -61,8 +63,8 @@ impl Shards {
         let record = Record::decode(&call.record).unwrap();
         let mut out = Vec::new();
         let known = index.query_fields();
-        let query = ask.compile(&known).unwrap();
-        let (view, stats) = index.pin(&query);
+        let queries = ask.compile(&known).unwrap();
+        let (views, stats): (Vec<_>, Vec<_>) = queries.iter().map(|query| index.pin(query)).unzip();
         match record.op {
             Op::SearchStats => {
                 assert_eq!(Ask::decode(record.value).as_ref(), Ok(ask));
@@ -70,9 +72,22 @@ impl Shards {
             }
             Op::SearchHits if record.value[0] == SCORE => {
                 assert_eq!(record.argument, Some(40 + u64::from(call.group.0)));
-                let stats = Stats::decode(&record.value[1..]).unwrap();
-                let mut search =
-                    ShardSearch::new(view, &query, &stats, ask.model, ask.limit as usize).unwrap();
+                let stats = search::read_all_stats(&record.value[1..]).unwrap();
+                let search = |n: usize, model| {
+                    let limit = ask.limit as usize;
+                    ShardSearch::new(views[n].clone(), &queries[n], &stats[n], model, limit).unwrap()
+                };
+                let mut search = match ask.scoring {
+                    Scoring::Hybrid { .. } => {
+                        let cosine = SimilaritySearch::Cosine(search(1, Model::Cosine));
+                        let mut hybrid = HybridSearch::new(search(0, Model::Bm25), cosine);
+                        assert!(hybrid.step(&mut Units::unlimited(), &mut |_| true));
+                        encode_candidates(&hybrid.into_candidates(), &mut out);
+                        return out;
+                    }
+                    Scoring::Cosine => search(0, Model::Cosine),
+                    _ => search(0, Model::Bm25),
+                };
                 assert!(search.step(&mut Units::unlimited(), &mut |_| true));
                 search.into_hits().iter().for_each(|hit| search::write_hit(&mut out, hit));
             }
@@ -138,10 +153,11 @@ fn run(started: (Gather, Step), mut answer: impl FnMut(&Call) -> (ReplyKind, Vec
     panic!("the gather does not end");
 }
 
-fn ask(model: Model, query: &str) -> Ask {
+fn ask(scoring: Scoring, query: &str) -> Ask {
+    let is_hybrid = matches!(scoring, Scoring::Hybrid { .. });
     Ask {
-        model,
-        limit: 30,
+        scoring,
+        limit: if is_hybrid { candidates(0, 30) as u32 } else { 30 },
         with_values: false,
         highlight: false,
         query: query.to_owned(),
@@ -153,19 +169,21 @@ fn ask(model: Model, query: &str) -> Ask {
 #[test]
 fn several_shards_score_as_one() {
     let (one, three) = (Shards::new(1), Shards::new(3));
-    for (model, query) in [
-        (Model::Bm25, "fox"),
-        (Model::Bm25, "+red -dog gre* blu~1"),
-        (Model::Bm25, "\"red fox\" green^3"),
-        (Model::Cosine, "green foxes"),
+    for (scoring, query) in [
+        (Scoring::Bm25, "fox"),
+        (Scoring::Bm25, "+red -dog gre* blu~1"),
+        (Scoring::Bm25, "\"red fox\" green^3"),
+        (Scoring::Cosine, "green foxes"),
+        (Scoring::Hybrid { has_embedding: false, fusion: Fusion::Convex { alpha: 0.2 } }, "red -dog foxes"),
+        (Scoring::Hybrid { has_embedding: false, fusion: Fusion::Rrf }, "red green"),
     ] {
-        let ask = ask(model, query);
+        let ask = ask(scoring.clone(), query);
         let expected = one.search(&ask, 0, 30);
         assert_eq!(three.search(&ask, 0, 30), expected, "{query}");
         let hits: serde_json::Value = serde_json::from_str(&format!("{{{expected}}}")).unwrap();
         let hits = hits["result"].as_array().unwrap().clone();
         assert_eq!(hits.len(), 30, "{query}: {expected}");
-        let name = if model == Model::Bm25 { "score" } else { "similarity" };
+        let name = if scoring == Scoring::Cosine { "similarity" } else { "score" };
         assert!(hits[0][name].as_f64().unwrap() >= hits[29][name].as_f64().unwrap());
         let window = three.search(&ask, 10, 5);
         let window: serde_json::Value = serde_json::from_str(&format!("{{{window}}}")).unwrap();
@@ -176,7 +194,7 @@ fn several_shards_score_as_one() {
 #[test]
 fn values_and_snippets_are_fetched_for_the_merged_hits() {
     let shards = Shards::new(3);
-    let ask = Ask { with_values: true, highlight: true, ..ask(Model::Bm25, "fox") };
+    let ask = Ask { with_values: true, highlight: true, ..ask(Scoring::Bm25, "fox") };
     let text = shards.search(&ask, 0, 4);
     let hits: serde_json::Value = serde_json::from_str(&format!("{{{text}}}")).unwrap();
     let hits = hits["result"].as_array().unwrap().clone();
@@ -192,21 +210,29 @@ fn values_and_snippets_are_fetched_for_the_merged_hits() {
 fn shards_that_disagree_about_their_fields_end_a_search() {
     let mut shards = Shards::new(2);
     shards.texts[1].add_field("t", AnalyzerKind::Standard);
-    assert!(shards.search(&ask(Model::Bm25, "fox"), 0, 5).contains("OVERLOADED"));
+    assert!(shards.search(&ask(Scoring::Bm25, "fox"), 0, 5).contains("OVERLOADED"));
 }
 
 #[test]
 fn asks_survive_and_damage_is_seen() {
-    let whole = Ask { fields: vec!["a.b".to_owned()], highlight: true, ..ask(Model::Cosine, "é") };
-    let mut bytes = Vec::new();
-    whole.encode(&mut bytes);
-    assert_eq!(Ask::decode(&bytes), Ok(whole));
-    // What is left at the end is the filter, which the shard parses.
-    for end in 0..bytes.len() - 2 {
-        assert!(Ask::decode(&bytes[..end]).is_err(), "cut at {end}");
+    for scoring in [
+        Scoring::Cosine,
+        Scoring::Embedding,
+        Scoring::Vector { path: "v".to_owned(), vector: vec![1.5, -2.0] },
+        Scoring::Hybrid { has_embedding: true, fusion: Fusion::Convex { alpha: 0.25 } },
+        Scoring::Hybrid { has_embedding: false, fusion: Fusion::Rrf },
+    ] {
+        let whole = Ask { fields: vec!["a.b".to_owned()], highlight: true, ..ask(scoring, "é") };
+        let mut bytes = Vec::new();
+        whole.encode(&mut bytes);
+        assert_eq!(Ask::decode(&bytes), Ok(whole));
+        // What is left at the end is the filter, which the shard parses.
+        for end in 0..bytes.len() - 2 {
+            assert!(Ask::decode(&bytes[..end]).is_err(), "cut at {end}");
+        }
     }
     for part in [&b""[..], b"\0", &[0; 9]] {
-        let (mut gather, _) = Search::start(&Topology::even(1), ask(Model::Bm25, "fox"), 0, 5, 0);
+        let (mut gather, _) = Search::start(&Topology::even(1), ask(Scoring::Bm25, "fox"), 0, 5, 0);
         let Step::Done { kind: ReplyKind::Error, members } = gather.part(0, ReplyKind::Part, part) else {
             panic!("damage is an error")
         };
@@ -246,8 +272,8 @@ fn value_indexes_page_as_one() {
 
 #[test]
 fn the_catalogue_changes_at_its_owner_first() {
-    let define =
-        Change::Define { path: "a.b".to_owned(), kind: IndexKind::Text, analyzer: "english".to_owned() };
+    let kind = IndexKind::Text { analyzer: AnalyzerKind::English };
+    let define = Change::Define(IndexDefinition { path: "a.b".to_owned(), kind });
     let drop = Change::Drop { path: "a".to_owned(), kind: None };
     for change in [&define, &drop, &Change::Install(b"all".to_vec())] {
         let mut bytes = Vec::new();
@@ -286,6 +312,8 @@ fn lists_are_summed() {
         kind: "value".to_owned(),
         analyzer: String::new(),
         path: path.to_owned(),
+        dimensions: 0,
+        metric: String::new(),
         is_ready,
         scanned,
         records: 10,

@@ -9,8 +9,8 @@ use super::text::WHOLE;
 use super::text::search::Stats;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Longest text that is looked at for one snippet, in bytes; later matches are passed over.
-const TEXT_BYTES_MAX: usize = 256 << 10;
+/// Longest text that is looked at for one snippet, in bytes, so that it takes less than a millisecond; later matches are passed over.
+const TEXT_BYTES_MAX: usize = 32 << 10;
 
 /// A stretch of one string of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,6 +13,7 @@ use crate::effect::Effects;
 use crate::ids::{KeyHash, Millis, hash_of};
 use crate::txn::coordinator::Plan;
 use crate::txn::message::{GroupMessage, Message, Open, Start};
+use smallvec::SmallVec;
 
 /// A request that waits, with its bytes.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub(super) enum LockWaiter {
     Prepare(GroupMessage),
 }
 
+/// Requests whose records are read ahead together.
+const READ_AHEAD: usize = 32;
 /// Memory that empty batches keep when they go back to their router.
 const KEEP_BYTES: usize = 256 << 10;
 
@@ -45,11 +48,29 @@ impl Shard {
     pub(super) fn admit_batch(&mut self, router: u8, mut batch: Box<RequestBatch>, effects: &mut Effects) {
         self.counters.requests += batch.heads.len() as u64;
         for number in 0..batch.heads.len() {
+            if number % READ_AHEAD == 0 && batch.heads.len() > 1 {
+                self.read_ahead(&batch, number);
+            }
             let head = batch.heads[number];
             self.admit(router, &head, batch.record(&head), effects);
         }
         batch.clear(KEEP_BYTES);
         effects.returned.push((router, batch));
+    }
+
+    /// Reads the records of the next reads ahead, so that their cache misses overlap. Writes are read ahead when they are
+    /// applied.
+    fn read_ahead(&self, batch: &RequestBatch, from: usize) {
+        let mut hashes: SmallVec<[KeyHash; READ_AHEAD]> = SmallVec::new();
+        for head in batch.heads[from..].iter().take(READ_AHEAD) {
+            let is_read = batch.record(head).first().is_some_and(|op| *op == Op::Get as u8);
+            if is_read {
+                hashes.push(head.hash);
+            }
+        }
+        if hashes.len() > 1 {
+            self.state.keys.touch_many(&hashes);
+        }
     }
 
     /// Admits one request.

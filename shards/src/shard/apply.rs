@@ -9,14 +9,17 @@ use crate::batch::ReplyKind;
 use crate::command::answer::{self, Failure, Outcome};
 use crate::command::context::{Context, Observer};
 use crate::command::entry::Entry as EntryData;
-use crate::command::record::{Malformed, Op, Record, fingerprint};
+use crate::command::record::{Malformed, Op, Record, fingerprint, key_of};
 use crate::command::{bulk, incr, items, write};
 use crate::effect::Effects;
-use crate::ids::{Millis, Sequence, Version, hash_of};
+use crate::ids::{KeyHash, Millis, Sequence, Version, hash_of};
 use crate::index::set::IndexSet;
 use crate::state::{Check, State};
 use raft::prelude::{Entry, EntryType};
+use smallvec::SmallVec;
 
+/// Commands whose records are read ahead together.
+const READ_AHEAD: usize = 32;
 /// Clients of the dedup table looked at per entry for replies that are too old.
 const SESSIONS_EXPIRED_PER_ENTRY: usize = 4;
 
@@ -89,6 +92,9 @@ impl Shard {
         let mut position = 0u16;
         while let Some(bytes) = commands.next_record()? {
             let version = Version::new(epoch, entry.index, position);
+            if usize::from(position) % READ_AHEAD == 0 {
+                read_ahead(&self.state, bytes, commands.clone());
+            }
             let waiter = waiters.map(|waiters| waiters[usize::from(position)]);
             if waiter.is_some() {
                 self.release_reads_before(position, effects);
@@ -302,6 +308,25 @@ pub(super) fn remember(
     state.sessions.record(client, seq, print, kind, &body, stamp);
     if acked > 0 {
         state.sessions.acked(client, acked, stamp);
+    }
+}
+
+/// Reads the records of the next keys ahead, so that their cache misses overlap.
+fn read_ahead(state: &State, first: &[u8], mut next: EntryData<'_>) {
+    let mut hashes: SmallVec<[KeyHash; READ_AHEAD]> = SmallVec::new();
+    let mut record = Some(first);
+    while let Some(bytes) = record
+        && hashes.len() < READ_AHEAD
+    {
+        if let Ok(key) = key_of(bytes)
+            && !key.is_empty()
+        {
+            hashes.push(hash_of(key));
+        }
+        record = next.next_record().ok().flatten();
+    }
+    if hashes.len() > 1 {
+        state.keys.touch_many(&hashes);
     }
 }
 

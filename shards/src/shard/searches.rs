@@ -4,36 +4,34 @@
 //! sees, and the second call scores that view with the figures of all shards. Index definitions come from the catalogue
 //! of group 0. Bounded: views, by number and by their search's deadline; each slice, by work units.
 
+mod running;
+
 use super::outbox::{Waiter, reply_failure};
 use super::{Parked, Shard, ShardFault};
 use crate::batch::{ReplyKind, RequestHead};
 use crate::catalog::{Catalog, Changed};
 use crate::command::answer::{Failure, Outcome};
 use crate::command::context::is_over;
-use crate::command::items;
 use crate::command::record::{Malformed, Op, Record};
 use crate::effect::Effects;
 use crate::gather::catalog::Change;
 use crate::gather::list_indexes::Line;
 use crate::gather::query_index;
-use crate::gather::search::{self as ask, Ask};
-use crate::ids::{Millis, hash_of};
+use crate::gather::search::{self as ask, Ask, OnDemand, Scoring};
+use crate::ids::hash_of;
 use crate::index::Units;
-use crate::index::extract::Walker;
 use crate::index::filter::Filter;
-use crate::index::query::CompiledQuery;
 use crate::index::set::{BuildState, DocumentSource, IndexKind, IndexSet};
 use crate::index::text::WHOLE;
-use crate::index::text::search::{Search, Stats, View};
+use crate::index::vector::VectorSearch;
 use crate::state::{KeySpace, Position};
+use running::{Pinned, Running, no_vectors};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Views that may be pinned at once.
 const VIEWS_MAX: usize = 1024;
 /// Searches and index queries that may wait or run at once.
 const TASKS_MAX: usize = 16_384;
-/// Units of one slice of a search.
-const SEARCH_UNITS: u32 = 4096;
 /// Units of one slice of indexing, small enough to stay well below a millisecond.
 const INDEX_UNITS: u32 = 2048;
 /// Keys that wait to be indexed before writes slow down to the speed of indexing.
@@ -57,20 +55,6 @@ pub(super) struct Searches {
     pub(super) edits_in_flight: usize,
     /// Changes of the catalogue that wait for the end of a snapshot.
     held_edits: VecDeque<Parked>,
-}
-
-struct Pinned {
-    view: View,
-    query: CompiledQuery,
-    ask: Ask,
-    filter: Option<Filter>,
-    deadline: Millis,
-}
-
-struct Running {
-    search: Search,
-    filter: Option<Filter>,
-    waiter: Waiter,
 }
 
 impl Searches {
@@ -119,56 +103,9 @@ impl Shard {
         self.answer_waiting_searches(effects);
     }
 
-    /// SEARCH's second call scores the pinned view, the third fetches from it.
-    pub(super) fn score(
-        &mut self,
-        router: u8,
-        head: &RequestHead,
-        record: &Record<'_>,
-        effects: &mut Effects,
-    ) {
-        let view = record.argument.unwrap_or(u64::MAX);
-        let Some(pinned) = self.searches.views.get(&view) else {
-            return reply_failure(effects, router, head.token, Failure::Timeout { unknown: false });
-        };
-        match record.value.split_first() {
-            Some((&ask::SCORE, stats)) => {
-                let limit = pinned.ask.limit as usize;
-                let search = Stats::decode(stats).and_then(|stats| {
-                    Search::new(pinned.view.clone(), &pinned.query, &stats, pinned.ask.model, limit)
-                });
-                match search {
-                    Err(corrupt) => internal(router, head, Malformed(corrupt.0), effects),
-                    Ok(search) => {
-                        let waiter = Waiter::client(router, head, false);
-                        let filter = pinned.filter.clone();
-                        if !pinned.ask.fetches() {
-                            self.searches.views.remove(&view);
-                        }
-                        self.searches.running.push_back(Running { search, filter, waiter });
-                        // Most searches end within their first slice, and then at once.
-                        self.run_searches(SEARCH_UNITS, effects);
-                    }
-                }
-            }
-            Some((&ask::FETCH, keys)) => {
-                let wants_values = pinned.ask.with_values;
-                self.searches.views.remove(&view);
-                let records = &self.state.keys;
-                effects.replies_to(router).push(head.token, ReplyKind::Part, |out| {
-                    for (key, _) in items::iter(keys).map_while(Result::ok) {
-                        let found = records.get(hash_of(key), key).filter(|_| wants_values);
-                        ask::write_fetched(out, found.map(|found| found.value), None);
-                    }
-                });
-            }
-            _ => internal(router, head, Malformed("an unknown call of a search"), effects),
-        }
-    }
-
     /// Goes on with searches and indexing; whether more can be done now.
     pub(super) fn search_some(&mut self, effects: &mut Effects) -> bool {
-        self.run_searches(SEARCH_UNITS, effects);
+        self.run_searches(effects);
         if self.searches.indexes.has_work() {
             let mut units = Units::new(INDEX_UNITS);
             self.searches.indexes.work(&mut units, &Documents(&self.state.keys));
@@ -275,9 +212,26 @@ impl Shard {
                     IndexKind::Text { analyzer } => analyzer.name().to_owned(),
                     IndexKind::Value | IndexKind::Embedding | IndexKind::Vector { .. } => String::new(),
                 };
+                let (dimensions, metric) = match definition.kind {
+                    IndexKind::Vector { dimensions, metric } => (dimensions, metric.name().to_owned()),
+                    _ => (0, String::new()),
+                };
+                let dimensions = u32::try_from(dimensions).expect("dimensions are bounded");
                 let (entries, bytes) = info.map_or((0, 0), |info| (info.entries, info.bytes));
                 let (kind, path) = (definition.kind.name().to_owned(), definition.path.clone());
-                Line { kind, analyzer, path, is_ready, scanned, records, entries, bytes }.encode(out);
+                let line = Line {
+                    kind,
+                    analyzer,
+                    path,
+                    dimensions,
+                    metric,
+                    is_ready,
+                    scanned,
+                    records,
+                    entries,
+                    bytes,
+                };
+                line.encode(out);
             }
         });
     }
@@ -293,6 +247,9 @@ impl Shard {
             .collect();
         for (path, kind) in gone {
             searches.indexes.drop_index(&path, kind);
+            if kind == "vector" {
+                searches.running.iter_mut().for_each(|running| running.index_is_gone(&path));
+            }
         }
         for definition in &searches.catalog.definitions {
             searches.indexes.define(definition.clone());
@@ -378,24 +335,32 @@ impl Shard {
         true
     }
 
+    /// Counts for a search whose indexes are ready, or says which are missing; false if it must wait on.
     fn count(&mut self, position: u64, parked: &Parked, ask: Ask, effects: &mut Effects) -> bool {
         let (router, head) = (parked.router, &parked.head);
-        let whole = [WHOLE.to_owned()];
-        let paths = if ask.fields.is_empty() { &whole[..] } else { &ask.fields };
-        let defined = |path: &&String| {
-            self.searches
-                .indexes
+        if let Scoring::Vector { .. } = ask.scoring {
+            return self.find_vectors(position, parked, &ask, effects);
+        }
+        let indexes = &self.searches.indexes;
+        let needed = needed(&ask);
+        let is_defined = |index: &&OnDemand| {
+            let wanted = index.definition();
+            indexes
                 .definitions()
-                .any(|known| known.path == **path && known.kind.name() == "text")
+                .any(|known| known.path == wanted.path && known.kind.name() == wanted.kind.name())
         };
-        let missing: Vec<&str> = paths.iter().filter(|path| !defined(path)).map(String::as_str).collect();
+        let missing: Vec<OnDemand> = needed.iter().filter(|index| !is_defined(index)).cloned().collect();
         if !missing.is_empty() {
             effects
                 .replies_to(router)
                 .push(head.token, ReplyKind::Part, |out| ask::write_missing(out, &missing));
             return true;
         }
-        if !paths.iter().all(|path| self.searches.indexes.is_indexed(position, path, "text")) {
+        let is_indexed = |index: &OnDemand| {
+            let wanted = index.definition();
+            indexes.is_indexed(position, &wanted.path, wanted.kind.name())
+        };
+        if !needed.iter().all(is_indexed) {
             return false;
         }
         if self.searches.views.len() >= VIEWS_MAX {
@@ -403,60 +368,72 @@ impl Shard {
             reply_failure(effects, router, head.token, failure);
             return true;
         }
-        let filter = match std::str::from_utf8(&ask.filter).map_or(Err(String::new()), |json| {
-            if json.is_empty() { Ok(None) } else { Filter::parse(json).map(Some) }
-        }) {
-            Ok(filter) => filter,
-            Err(text) => {
-                reply_failure(effects, router, head.token, Failure::BadRequest(text));
-                return true;
-            }
-        };
-        let Some(text) = self.searches.indexes.text() else { return false };
+        let Some(filter) = read_filter(&ask, parked, effects) else { return true };
+        let Some(text) = indexes.text() else { return false };
         let known = text.query_fields();
-        let Some(query) = ask.compile(&known) else { return false };
-        let (view, stats) = text.pin(&query);
+        let Some(queries) = ask.compile(&known) else { return false };
+        let (views, stats): (Vec<_>, Vec<_>) = queries.iter().map(|query| text.pin(query)).unzip();
         let number = self.searches.next_view;
         self.searches.next_view += 1;
         effects
             .replies_to(router)
             .push(head.token, ReplyKind::Part, |out| ask::write_stats(out, number, &known, &stats));
-        let pinned = Pinned { view, query, ask, filter, deadline: head.deadline };
+        let pinned = Pinned { views, queries, ask, filter, deadline: head.deadline, highlighter: None };
         self.searches.views.insert(number, pinned);
         true
     }
 
-    fn run_searches(&mut self, units: u32, effects: &mut Effects) {
-        let now = self.now;
-        for _ in 0..self.searches.running.len() {
-            let Some(mut running) = self.searches.running.pop_front() else { return };
-            let keys = &self.state.keys;
-            let filter = &running.filter;
-            let mut walker = Walker::default();
-            let mut accept = |key: &[u8]| {
-                let found = keys.get(hash_of(key), key).filter(|found| !is_over(found.expires_at, now));
-                match (found, filter) {
-                    (None, _) => false,
-                    (Some(_), None) => true,
-                    (Some(found), Some(filter)) => filter.matches(found.value, &mut walker),
-                }
-            };
-            let mut budget = Units::new(units);
-            if !running.search.step(&mut budget, &mut accept) {
-                self.searches.running.push_back(running);
-                continue;
+    /// Begins a search over vectors; false if it must wait for its index.
+    fn find_vectors(&mut self, position: u64, parked: &Parked, ask: &Ask, effects: &mut Effects) -> bool {
+        let (router, head) = (parked.router, &parked.head);
+        let Scoring::Vector { path, vector } = &ask.scoring else { return true };
+        let Some(index) = self.searches.indexes.vectors(path) else {
+            reply_failure(effects, router, head.token, no_vectors(path));
+            return true;
+        };
+        let search = match VectorSearch::new(index, vector, ask.limit as usize) {
+            Ok(search) => search,
+            Err(text) => {
+                let text = format!("{text}; this one has {} numbers", vector.len());
+                reply_failure(effects, router, head.token, Failure::BadRequest(text));
+                return true;
             }
-            self.answer_hits(running, effects);
+        };
+        if !self.searches.indexes.is_indexed(position, path, "vector") {
+            return false;
         }
+        if let Some(filter) = read_filter(ask, parked, effects) {
+            let waiter = Waiter::client(router, head, false);
+            self.begin_vectors(path.clone(), search, filter, waiter, effects);
+        }
+        true
     }
+}
 
-    fn answer_hits(&mut self, running: Running, effects: &mut Effects) {
-        let Running { search, waiter, .. } = running;
-        effects.replies_to(waiter.router).push(waiter.token, ReplyKind::Part, |out| {
-            for hit in search.into_hits() {
-                ask::write_hit(out, &hit);
-            }
-        });
+/// The indexes that a search over text needs.
+fn needed(ask: &Ask) -> Vec<OnDemand> {
+    let mut needed: Vec<OnDemand> = match ask.fields.is_empty() {
+        true => vec![OnDemand::Text(WHOLE.to_owned())],
+        false => ask.fields.iter().cloned().map(OnDemand::Text).collect(),
+    };
+    if matches!(ask.scoring, Scoring::Embedding | Scoring::Hybrid { has_embedding: true, .. }) {
+        needed.push(OnDemand::Embedding);
+    }
+    needed
+}
+
+/// The filter, if there is one; `None` if it is none, and the reply was given.
+fn read_filter(ask: &Ask, parked: &Parked, effects: &mut Effects) -> Option<Option<Filter>> {
+    if ask.filter.is_empty() {
+        return Some(None);
+    }
+    let json = std::str::from_utf8(&ask.filter).map_err(|error| format!("filter: {error}"));
+    match json.and_then(Filter::parse) {
+        Ok(filter) => Some(Some(filter)),
+        Err(text) => {
+            reply_failure(effects, parked.router, parked.head.token, Failure::BadRequest(text));
+            None
+        }
     }
 }
 

@@ -70,10 +70,14 @@ struct Run {
     with_faults: bool,
 }
 
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a shard holds one at most, and a box would only move its bytes"
+)]
 enum Stage {
     Writing {
         /// Of the file.
-        writer: SnapshotWriter,
+        writer: Box<SnapshotWriter>,
         /// Of the indexes; `None` once they are written.
         indexes: Option<SetWriter>,
         /// Whether records and sessions are written.
@@ -242,7 +246,7 @@ impl Shard {
         writer.section(super::image::SECTION_CATALOG, &catalog, &mut chunks);
         let indexes = Some(self.searches.indexes.begin_snapshot());
         let mut run = Run {
-            stage: Stage::Writing { writer, indexes, state_is_written: false },
+            stage: Stage::Writing { writer: Box::new(writer), indexes, state_is_written: false },
             index: self.applied,
             log_bytes_at_start: self.snapshots.log_bytes,
             in_flight_bytes: 0,

@@ -7,7 +7,7 @@ use super::message::{Decide, Finish, Open, Prepare, push_version, take_version};
 use super::{Kind, TxnId, take_flag};
 use crate::command::items;
 use crate::command::record::{Malformed, take, take_u8, take_u16, take_u32, take_u64};
-use crate::ids::{GroupId, Millis, Version};
+use crate::ids::{GroupId, Map, Millis, Version};
 use std::collections::BTreeMap;
 
 /// Locks and values that wait for a decision.
@@ -68,7 +68,8 @@ pub struct Record {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TxnState {
     intents: BTreeMap<TxnId, Intent>,
-    locked: BTreeMap<Box<[u8]>, TxnId>,
+    /// Looked up for every write while anything is locked; never walked.
+    locked: Map<Box<[u8]>, TxnId>,
     records: BTreeMap<Version, Record>,
 }
 

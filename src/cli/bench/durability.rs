@@ -7,6 +7,7 @@
 
 use super::options::{Arguments, Protocol};
 use super::random::Random;
+use crate::fatal::ExitCode;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::io::{BufReader, Read, Write};
@@ -331,8 +332,23 @@ struct Server {
 }
 
 impl Server {
-    /// Starts it and waits until it takes connections.
+    /// Starts it and waits until it answers.
     fn start(protocol: Protocol, directory: &Path) -> Result<Self, String> {
+        let since = Instant::now();
+        loop {
+            match Self::try_start(protocol, directory)? {
+                Some(server) => return Ok(server),
+                // What a killed process had under way in the kernel may hold its directory for a moment.
+                None if since.elapsed() < START_MAX => thread::sleep(Duration::from_millis(20)),
+                None => {
+                    return Err(format!("The server asked for another try for {} s.", START_MAX.as_secs()));
+                }
+            }
+        }
+    }
+
+    /// Starts it once; none when it ended with the exit code for "try again".
+    fn try_start(protocol: Protocol, directory: &Path) -> Result<Option<Self>, String> {
         let port = free_port().map_err(|error| format!("No port is free: {error}."))?;
         let mut command = match protocol {
             Protocol::Json => strand(port, directory)?,
@@ -353,10 +369,13 @@ impl Server {
         let since = Instant::now();
         while since.elapsed() < START_MAX {
             if let Ok(Some(status)) = server.child.try_wait() {
+                if status.code() == Some(i32::from(ExitCode::TryAgain as u8)) {
+                    return Ok(None);
+                }
                 return Err(format!("The server ended at its start ({status}): {}", last_line(&log)));
             }
             if server.answers(protocol) {
-                return Ok(server);
+                return Ok(Some(server));
             }
             thread::sleep(Duration::from_millis(10));
         }

@@ -53,13 +53,13 @@ pub fn run(arguments: &Arguments) -> Result<(), Fatal> {
         Protocol::Resp => phases(resp::Resp, arguments)?,
     };
     let text = if arguments.json {
-        format!("{:#}\n", report::json(name(arguments.workload), name(arguments.protocol), &outcomes))
+        format!("{:#}\n", report::json(name(&arguments.workload), name(&arguments.protocol), &outcomes))
     } else {
         report::table(&outcomes)
     };
     super::print(&text)?;
     if let Some(path) = &arguments.plot {
-        let title = format!("strand bench {}, {}", name(arguments.workload), arguments.address);
+        let title = format!("strand bench {}, {}", name(&arguments.workload), arguments.address);
         let page = plot::page(&title, &report::table(&outcomes), &outcomes);
         let written = std::fs::write(path, page);
         written.map_err(|error| Fatal::Failed(format!("Cannot write {}: {error}.", path.display())))?;
@@ -82,7 +82,7 @@ fn durability(arguments: &Arguments) -> Result<(), Fatal> {
 }
 
 /// The name of a flag's value.
-fn name(value: impl ValueEnum) -> &'static str {
+fn name(value: &impl ValueEnum) -> &'static str {
     // Values are static, and so are their names; one that is hidden has none.
     let value = value.to_possible_value().map(|value| value.get_name().to_owned());
     value.map_or("", |name| &*name.leak())
@@ -180,7 +180,8 @@ impl<D: Dialect> Run<'_, D> {
                 .map(|(thread, pulse)| {
                     let (start, failed) = (&start, &failed);
                     scope.spawn(move || {
-                        let worker = self.worker(Place { thread, threads }, pulse, failed);
+                        let worker =
+                            self.worker(Place { thread, threads, address: self.address }, pulse, failed);
                         failed.fetch_or(worker.is_err(), Ordering::Relaxed);
                         start.wait();
                         worker?.run(Instant::now())
@@ -208,9 +209,9 @@ impl<D: Dialect> Run<'_, D> {
         pulse: &'w Pulse,
         failed: &'w AtomicBool,
     ) -> Result<Worker<'w, D>, String> {
-        let Self { dialect, arguments, address, phase, material, shared } = self;
+        let Self { dialect, arguments, phase, material, shared, .. } = self;
         let source = Source::new(phase, shared, arguments.seed, place.thread, arguments.batch);
-        Worker::connect(*dialect, *address, place, phase, material, source, pulse, failed)
+        Worker::connect(*dialect, place, phase, material, source, pulse, failed)
     }
 
     /// Shows how far the load is until it is done, and takes the server's CPU times at both ends of the measured time.

@@ -128,13 +128,13 @@ mod tests {
         }
         let zeta: f64 = (1..=count).map(|rank| (rank as f64).powf(-YCSB_THETA)).sum();
         for rank in [0, 1] {
-            let expected = draws as f64 * ((rank + 1) as f64).powf(-YCSB_THETA) / zeta;
+            let expected = f64::from(draws) * f64::from(rank + 1).powf(-YCSB_THETA) / zeta;
             let ratio = seen[rank as usize] as f64 / expected;
             assert!((0.95..1.05).contains(&ratio), "rank {rank}: {ratio}");
         }
         // Beyond the first two the method approximates; the whole first tenth is still close.
-        let expected: f64 = (1..=100).map(|rank| (rank as f64).powf(-YCSB_THETA)).sum::<f64>() / zeta;
-        let share = seen[..100].iter().sum::<u64>() as f64 / draws as f64;
+        let expected: f64 = (1..=100).map(|rank| f64::from(rank).powf(-YCSB_THETA)).sum::<f64>() / zeta;
+        let share = seen[..100].iter().sum::<u64>() as f64 / f64::from(draws);
         assert!((share - expected).abs() < 0.05, "{share} of {expected}");
     }
 

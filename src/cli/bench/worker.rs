@@ -85,11 +85,12 @@ impl Pace {
     }
 }
 
-/// Which of how many threads this is.
+/// Where a worker stands: which of how many threads it is, and which server it loads.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     pub(super) thread: usize,
     pub(super) threads: usize,
+    pub(super) address: SocketAddr,
 }
 
 impl<'p, D: Dialect> Worker<'p, D> {
@@ -99,7 +100,6 @@ impl<'p, D: Dialect> Worker<'p, D> {
     /// A sentence for the user.
     pub(super) fn connect(
         dialect: D,
-        address: SocketAddr,
         place: Place,
         phase: &'p Phase,
         material: &'p Material,
@@ -112,8 +112,8 @@ impl<'p, D: Dialect> Worker<'p, D> {
         let mine = (place.thread..phase.connections).step_by(place.threads);
         let mut links = Vec::new();
         for _ in mine {
-            let link = TcpStream::connect(address).and_then(Link::new);
-            let link = link.map_err(|error| cannot_connect(address, links.len(), &error))?;
+            let link = TcpStream::connect(place.address).and_then(Link::new);
+            let link = link.map_err(|error| cannot_connect(place.address, links.len(), &error))?;
             let data = EventData::new_u64(links.len() as u64);
             epoll::add(&poller, &link.stream, data, EventFlags::IN).map_err(kernel)?;
             links.push(link);
@@ -225,8 +225,7 @@ impl<'p, D: Dialect> Worker<'p, D> {
         if self.pace.is_some() && wait_ns <= SPIN_MAX_NS {
             wait_ns = 0;
         }
-        let timeout =
-            Timespec { tv_sec: 0, tv_nsec: i64::try_from(wait_ns).expect("waits are short").into() };
+        let timeout = Timespec { tv_sec: 0, tv_nsec: i64::try_from(wait_ns).expect("waits are short") };
         match epoll::wait(&self.poller, spare_capacity(events), Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(format!("epoll failed: {error}.")),

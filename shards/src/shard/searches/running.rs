@@ -1,0 +1,278 @@
+//! Searches under way in a shard: what they scan, and how they are given their slices.
+//!
+//! A search that takes longer than one slice goes round with the others, so that a short one never waits for a long one to
+//! end. Bounded: all slices of one call together, by work units; what a fetch gathers, by the longest result. Never waits
+//! for indexing and never touches the log.
+
+use super::internal;
+use crate::batch::{ReplyKind, RequestHead};
+use crate::command::answer::Failure;
+use crate::command::context::is_over;
+use crate::command::items;
+use crate::command::record::{Malformed, Record};
+use crate::effect::Effects;
+use crate::gather::search::{self as ask, Ask, Scoring};
+use crate::gather::{RESULT_BYTES_MAX, write_too_large};
+use crate::ids::{Millis, hash_of};
+use crate::index::Units;
+use crate::index::embed::built_in;
+use crate::index::embed::search::EmbeddingSearch;
+use crate::index::extract::Walker;
+use crate::index::filter::Filter;
+use crate::index::highlight::Highlighter;
+use crate::index::hybrid::{HybridSearch, SimilaritySearch, encode_candidates};
+use crate::index::query::CompiledQuery;
+use crate::index::set::IndexSet;
+use crate::index::text::search::{Model, Search, View};
+use crate::index::vector::VectorSearch;
+use crate::shard::Shard;
+use crate::shard::outbox::{Waiter, reply_failure};
+use crate::state::KeySpace;
+
+/// Units of one slice of one search.
+const SLICE_UNITS: u32 = 4096;
+/// Units of all slices of one call.
+const SLICES_UNITS: u32 = 8192;
+/// Longest snippet, in bytes, about.
+const SNIPPET_BYTES_MAX: usize = 200;
+/// What stands before and after a matching word in a snippet.
+const MARKS: (&str, &str) = ("<em>", "</em>");
+
+/// What was pinned for a search when its query was counted.
+pub(super) struct Pinned {
+    /// By query: the parts of one index at one time.
+    pub(super) views: Vec<View>,
+    pub(super) queries: Vec<CompiledQuery>,
+    pub(super) ask: Ask,
+    pub(super) filter: Option<Filter>,
+    pub(super) deadline: Millis,
+    /// Once the query was scored, if snippets are wanted.
+    pub(super) highlighter: Option<Highlighter>,
+}
+
+/// A search that has its figures.
+pub(super) struct Running {
+    task: Task,
+    filter: Option<Filter>,
+    pub(super) waiter: Waiter,
+}
+
+enum Task {
+    Text(Search),
+    Embedding(EmbeddingSearch),
+    Hybrid(Box<HybridSearch>),
+    Vector { path: String, search: Option<VectorSearch> },
+    Fetch(Box<Fetch>),
+}
+
+/// Values and snippets of the merged hits.
+struct Fetch {
+    keys: Vec<u8>,
+    /// Bytes of `keys` that are done.
+    done: usize,
+    with_values: bool,
+    highlighter: Option<Highlighter>,
+    out: Vec<u8>,
+}
+
+impl Pinned {
+    /// The search over what is pinned, with the figures of all shards.
+    fn task(&mut self, stats: &[u8]) -> Result<Task, Malformed> {
+        let stats = ask::read_all_stats(stats)?;
+        if stats.len() != self.queries.len() {
+            return Err(Malformed("figures of another number of queries"));
+        }
+        let limit = self.ask.limit as usize;
+        let text = |n: usize, model: Model| {
+            Search::new(self.views[n].clone(), &self.queries[n], &stats[n], model, limit)
+                .map_err(|corrupt| Malformed(corrupt.0))
+        };
+        let embedding =
+            || EmbeddingSearch::new(self.views[0].clone(), built_in().embed_query(&self.ask.query), limit);
+        let task = match &self.ask.scoring {
+            Scoring::Bm25 => Task::Text(text(0, Model::Bm25)?),
+            Scoring::Cosine => Task::Text(text(0, Model::Cosine)?),
+            Scoring::Embedding => Task::Embedding(embedding()),
+            Scoring::Hybrid { has_embedding, .. } => {
+                let similarity = match has_embedding {
+                    true => SimilaritySearch::Embedding(embedding()),
+                    false => SimilaritySearch::Cosine(text(1, Model::Cosine)?),
+                };
+                Task::Hybrid(Box::new(HybridSearch::new(text(0, Model::Bm25)?, similarity)))
+            }
+            Scoring::Vector { .. } => return Err(Malformed("vectors are found in one call")),
+        };
+        if self.ask.highlight {
+            self.highlighter = Some(Highlighter::new(&self.queries[0], &stats[0], SNIPPET_BYTES_MAX));
+        }
+        Ok(task)
+    }
+}
+
+impl Shard {
+    /// The second call of a search scores the pinned view, the third fetches from it.
+    pub(in crate::shard) fn score(
+        &mut self,
+        router: u8,
+        head: &RequestHead,
+        record: &Record<'_>,
+        effects: &mut Effects,
+    ) {
+        let number = record.argument.unwrap_or(u64::MAX);
+        let Some(pinned) = self.searches.views.get_mut(&number) else {
+            return reply_failure(effects, router, head.token, Failure::Timeout { unknown: false });
+        };
+        let task = match record.value.split_first() {
+            Some((&ask::SCORE, stats)) => pinned.task(stats),
+            Some((&ask::FETCH, keys)) => Ok(Task::Fetch(Box::new(Fetch {
+                keys: keys.to_vec(),
+                done: 0,
+                with_values: pinned.ask.with_values,
+                highlighter: pinned.highlighter.take(),
+                out: Vec::new(),
+            }))),
+            _ => Err(Malformed("an unknown call of a search")),
+        };
+        let is_last = !pinned.ask.fetches() || matches!(task, Ok(Task::Fetch(_)) | Err(_));
+        let filter = pinned.filter.clone();
+        if is_last {
+            self.searches.views.remove(&number);
+        }
+        match task {
+            Err(malformed) => internal(router, head, malformed, effects),
+            Ok(task) => self.begin_running(task, filter, Waiter::client(router, head, false), effects),
+        }
+    }
+
+    /// Begins to search the vectors of a path; the index is there and the query fits it.
+    pub(super) fn begin_vectors(
+        &mut self,
+        path: String,
+        search: VectorSearch,
+        filter: Option<Filter>,
+        waiter: Waiter,
+        effects: &mut Effects,
+    ) {
+        self.begin_running(Task::Vector { path, search: Some(search) }, filter, waiter, effects);
+    }
+
+    /// Most searches end within their first slice, and then at once.
+    fn begin_running(&mut self, task: Task, filter: Option<Filter>, waiter: Waiter, effects: &mut Effects) {
+        let running = Running { task, filter, waiter };
+        self.run_slice(running, SLICE_UNITS, effects);
+    }
+
+    /// Gives the searches under way their slices, in turn.
+    pub(super) fn run_searches(&mut self, effects: &mut Effects) {
+        let mut left = i64::from(SLICES_UNITS);
+        for _ in 0..self.searches.running.len() {
+            let Some(running) = self.searches.running.pop_front().filter(|_| left > 0) else { return };
+            left -= self.run_slice(running, SLICE_UNITS, effects);
+            if left <= 0 {
+                return;
+            }
+        }
+    }
+
+    /// Goes on with one search and answers if it has ended; the units that it took.
+    fn run_slice(&mut self, mut running: Running, units: u32, effects: &mut Effects) -> i64 {
+        let now = self.now;
+        let keys = &self.state.keys;
+        let filter = &running.filter;
+        let mut walker = Walker::default();
+        let mut accept = |key: &[u8]| {
+            let found = keys.get(hash_of(key), key).filter(|found| !is_over(found.expires_at, now));
+            match (found, filter) {
+                (None, _) => false,
+                (Some(_), None) => true,
+                (Some(found), Some(filter)) => filter.matches(found.value, &mut walker),
+            }
+        };
+        let mut budget = Units::new(units);
+        let is_done = match &mut running.task {
+            Task::Text(search) => search.step(&mut budget, &mut accept),
+            Task::Embedding(search) => search.step(&mut budget, &mut accept),
+            Task::Hybrid(search) => search.step(&mut budget, &mut accept),
+            Task::Vector { path, search } => match (search, self.searches.indexes.vectors(path)) {
+                (Some(search), Some(index)) => search.step(index, &mut budget, &mut accept),
+                _ => true,
+            },
+            Task::Fetch(fetch) => fetch.step(keys, now, &mut budget),
+        };
+        let spent = i64::from(units) - budget.balance();
+        if is_done {
+            answer(running, &self.searches.indexes, effects);
+        } else {
+            self.searches.running.push_back(running);
+        }
+        spent.max(1)
+    }
+}
+
+impl Running {
+    /// Ends a search over a vector index that is dropped: its slots mean nothing any more.
+    pub(super) fn index_is_gone(&mut self, gone: &str) {
+        if let Task::Vector { path, search } = &mut self.task
+            && path == gone
+        {
+            *search = None;
+        }
+    }
+}
+
+impl Fetch {
+    /// Goes on until the budget is spent; whether it has ended.
+    fn step(&mut self, records: &KeySpace, now: Millis, units: &mut Units) -> bool {
+        let Self { keys, done, with_values, highlighter, out } = self;
+        while units.left() && out.len() <= RESULT_BYTES_MAX {
+            let mut rest = items::iter(&keys[*done..]);
+            let Some(Ok((key, _))) = rest.next() else { return true };
+            let found = records.get(hash_of(key), key).filter(|found| !is_over(found.expires_at, now));
+            let snippet = match (found, &mut *highlighter) {
+                (Some(found), Some(highlighter)) => {
+                    units.spend(found.value.len() as u64);
+                    highlighter.snippet(found.value).map(|snippet| snippet.marked(MARKS.0, MARKS.1))
+                }
+                _ => None,
+            };
+            let value = found.filter(|_| *with_values).map(|found| found.value);
+            units.spend(16 + value.map_or(0, |value| value.len() as u64 / 32));
+            ask::write_fetched(out, value, snippet.as_deref());
+            *done = keys.len() - rest.bytes_left();
+        }
+        out.len() > RESULT_BYTES_MAX
+    }
+}
+
+fn answer(running: Running, indexes: &IndexSet, effects: &mut Effects) {
+    let Running { task, waiter, .. } = running;
+    let replies = effects.replies_to(waiter.router);
+    let part = ReplyKind::Part;
+    match task {
+        Task::Text(search) => replies.push(waiter.token, part, |out| {
+            search.into_hits().iter().for_each(|hit| ask::write_hit(out, hit));
+        }),
+        Task::Embedding(search) => replies.push(waiter.token, part, |out| {
+            search.into_hits().iter().for_each(|hit| ask::write_hit(out, hit));
+        }),
+        Task::Hybrid(search) => {
+            replies.push(waiter.token, part, |out| encode_candidates(&search.into_candidates(), out));
+        }
+        Task::Vector { path, search } => match (search, indexes.vectors(&path)) {
+            (Some(search), Some(index)) => replies.push(waiter.token, part, |out| {
+                search.into_hits(index).iter().for_each(|found| ask::write_vector_hit(out, found));
+            }),
+            _ => reply_failure(effects, waiter.router, waiter.token, no_vectors(&path)),
+        },
+        Task::Fetch(fetch) if fetch.out.len() > RESULT_BYTES_MAX => {
+            replies.push(waiter.token, ReplyKind::Error, write_too_large);
+        }
+        Task::Fetch(fetch) => replies.push(waiter.token, part, |out| out.extend_from_slice(&fetch.out)),
+    }
+}
+
+/// The refusal of a search over vectors that are not indexed.
+pub(super) fn no_vectors(path: &str) -> Failure {
+    let text = format!("there is no vector index on {path:?}; CREATE_INDEX with kind vector makes one");
+    Failure::NoSuchIndex(text)
+}
