@@ -197,7 +197,7 @@ fn bad_input_is_answered_and_harms_nobody() {
     for (n, value) in values.iter().enumerate() {
         connection.get(&json!({"command": "SET", "key": format!("k{n}"), "value": value}));
     }
-    let many: Vec<String> = (0..10_000).map(|n| format!("term{n}")).collect();
+    let many: Vec<String> = (0..10_000).map(|n| format!("t{n}")).collect();
     let queries = [
         "",
         " ",
@@ -224,7 +224,7 @@ fn bad_input_is_answered_and_harms_nobody() {
         "\"\"~",
         "w*",
         &many.join(" "),
-        &many.join("* "),
+        &many[..5000].join("* "),
         &"(".repeat(10_000),
     ];
     for query in queries {

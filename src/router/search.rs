@@ -10,9 +10,6 @@ use shards::index::vector::Metric;
 use strand_wire::code::Code;
 use strand_wire::request::{self, Command, CreateIndex, Model, QueryIndex, SemanticQuery, SemanticSearch};
 
-/// Longest text of a query, in bytes.
-const QUERY_BYTES_MAX: usize = 128 << 10;
-
 /// One of the ways of such a command.
 pub(super) enum Plan<'c, 'l> {
     /// A ranked search.
@@ -37,7 +34,7 @@ pub(super) fn plan<'c, 'l>(command: &'c Command<'l>) -> Result<Plan<'c, 'l>, Ref
                 limit: window(search.offset, search.top_k),
                 with_values: search.with_values,
                 highlight: search.highlight,
-                query: text(&search.query)?,
+                query: search.query.to_string(),
                 fields: search.fields.iter().map(ToString::to_string).collect(),
                 filter: search.filter_token.unwrap_or_default().to_vec(),
             };
@@ -73,7 +70,7 @@ pub(super) fn plan<'c, 'l>(command: &'c Command<'l>) -> Result<Plan<'c, 'l>, Ref
                 limit: u32::try_from(candidates(size(search.offset), size(search.top_k))).unwrap_or(u32::MAX),
                 with_values: false,
                 highlight: false,
-                query: text(&search.query)?,
+                query: search.query.to_string(),
                 fields: Vec::new(),
                 filter: search.filter_token.unwrap_or_default().to_vec(),
             };
@@ -93,8 +90,8 @@ pub(super) fn plan<'c, 'l>(command: &'c Command<'l>) -> Result<Plan<'c, 'l>, Ref
 /// What a SEMANTIC_SEARCH compares with, and how.
 fn similar_to(search: &SemanticSearch<'_>) -> Result<(String, Scoring), Refused> {
     match (&search.query, &search.model) {
-        (SemanticQuery::Text(query), Model::Tfidf) => Ok((text(query)?, Scoring::Cosine)),
-        (SemanticQuery::Text(query), Model::Embedding) => Ok((text(query)?, Scoring::Embedding)),
+        (SemanticQuery::Text(query), Model::Tfidf) => Ok((query.to_string(), Scoring::Cosine)),
+        (SemanticQuery::Text(query), Model::Embedding) => Ok((query.to_string(), Scoring::Embedding)),
         (SemanticQuery::Text(_), Model::Field(field)) => Err(bad(&format!(
             "the vectors in {field:?} are compared with a \"vector\"; \"query\" goes with model tfidf or embedding"
         ))),
@@ -131,15 +128,6 @@ fn define(create: &CreateIndex<'_>) -> Result<Change, Refused> {
         },
     };
     Ok(Change::Define(IndexDefinition { path: create.field.to_string(), kind }))
-}
-
-/// A query's text, unless it is longer than shards can look at in one slice.
-fn text(query: &str) -> Result<String, Refused> {
-    if query.len() > QUERY_BYTES_MAX {
-        let text = format!("field \"query\" may have at most {QUERY_BYTES_MAX} bytes");
-        return Err((Code::TooLarge, text));
-    }
-    Ok(query.to_owned())
 }
 
 fn bad(text: &str) -> Refused {
