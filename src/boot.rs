@@ -38,6 +38,9 @@ const MESH_SLOTS: usize = 1024;
 const MESH_OVERFLOW_MAX: usize = 1 << 22;
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 4096;
+/// The executor's preempt timer, which must not fire: a shard's loop is the only future and never suspends, and the timer
+/// makes the executor sleep for ever when it fires before the loop's first poll (decision 12).
+const PREEMPT_NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Runs a server with this configuration until it is asked to stop.
 ///
@@ -214,7 +217,7 @@ impl Server {
         let shard = &tuning.shard;
         let builder = LocalExecutorBuilder::new(placement)
             .name(&format!("shard-{number}"))
-            .preempt_timer(Duration::from_micros(u64::from(shard.preempt_timer_us)))
+            .preempt_timer(PREEMPT_NEVER)
             .io_memory((shard.io_memory_kib as usize) << 10);
         let group = GroupId(number);
         let started = builder.spawn(move || async move {

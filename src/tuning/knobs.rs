@@ -167,9 +167,6 @@ sections! {
 
     /// The threads that own the data, one for each shard.
     shard: Shard {
-        /// How often the executor may look at its own timers while the shard is busy. The library's default of 100 ms would
-        /// delay them behind a search.
-        preempt_timer_us: u32 = 250, "microseconds", integer(50, 10_000);
         /// Longest slice of background work (searches, scans, index merges, snapshot slices) between two looks at the inbox.
         /// Longer slices finish searches sooner and make small requests wait.
         work_slice_us: u32 = 200, "microseconds", integer(10, 1000);
