@@ -30,6 +30,8 @@ pub const SHARDS_MAX: u32 = 4096;
 /// How often a lock of a dead process is tried again, and the pause between: two seconds, when writes of milliseconds are
 /// what it waits for.
 const LOCK_TRIES_MAX: u32 = 400;
+/// The same where the lock names a living process.
+const LOCK_TRIES_ALIVE_MAX: u32 = 60;
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 const META: &str = "strand.meta";
@@ -203,9 +205,10 @@ fn take_lock(path: &Path) -> Result<File, DataDirError> {
             Ok(()) => break,
             Err(TryLockError::WouldBlock) => {
                 let holder = holder(&mut file);
-                // A killed server's last writes keep the lock for a moment; a living one keeps it for long.
-                let is_dead = holder.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists());
-                if !is_dead || tries == LOCK_TRIES_MAX {
+                // A killed server's last writes keep the lock for a moment; a living one keeps it for long. The file that
+                // names it may be damaged, so a name alone settles nothing at once.
+                let is_alive = holder.is_some_and(|pid| Path::new(&format!("/proc/{pid}")).exists());
+                if tries >= if is_alive { LOCK_TRIES_ALIVE_MAX } else { LOCK_TRIES_MAX } {
                     return Err(DataDirError::InUse(path.to_path_buf(), holder));
                 }
             }

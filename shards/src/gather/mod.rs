@@ -18,6 +18,7 @@ pub mod parts;
 pub mod query_index;
 pub mod scan;
 pub mod search;
+mod search_parts;
 pub mod snapshot;
 pub mod topology;
 
