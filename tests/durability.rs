@@ -116,7 +116,7 @@ fn without_a_log_nothing_is_kept_and_nothing_pretends_to_be() {
 #[test]
 fn files_stay_bounded_under_overwrites() {
     let _timed = timed("bounded files");
-    let setup = Setup::small("bounded").set(&["snapshot.every_mib=4", "snapshot.keep=1"]);
+    let setup = Setup::small("bounded").set(&["snapshot.every_mib=4"]);
     let mut server = setup.start();
     let megabytes = from_environment("STRAND_OVERWRITE_MIB", 60);
     let mut most = 0;
@@ -185,8 +185,7 @@ fn fill(c: &mut Connection, tag: &str) -> u64 {
 #[test]
 fn a_full_disk_refuses_writes_and_goes_on_reading() {
     let _timed = timed("a full disk");
-    let setup =
-        Setup::small("full").set(&["snapshot.every_mib=64", "snapshot.every_s=0", "wal.log_mib_max=64"]);
+    let setup = Setup::small("full").set(&["snapshot.every_mib=64", "snapshot.every_s=0"]);
     let server = setup.start();
     let mut c = server.connect();
     c.get(&json!({"command": "INCR", "key": "kept"}));
@@ -222,11 +221,7 @@ fn a_full_disk_refuses_writes_and_goes_on_reading() {
 #[test]
 fn a_snapshot_makes_room_on_a_full_disk() {
     let _timed = timed("a snapshot on a full disk");
-    let setup = Setup::small("full-snapshot").set(&[
-        "snapshot.every_mib=64",
-        "snapshot.every_s=0",
-        "wal.log_mib_max=64",
-    ]);
+    let setup = Setup::small("full-snapshot").set(&["snapshot.every_mib=64", "snapshot.every_s=0"]);
     let server = setup.start();
     let mut c = server.connect();
     std::thread::sleep(Duration::from_millis(300));
