@@ -101,13 +101,6 @@ impl PageRequest {
         Self { low, high, is_descending: false, limit: limit.max(1), after: None }
     }
 
-    /// The same with another limit.
-    #[must_use]
-    pub fn limited(mut self, limit: usize) -> Self {
-        self.limit = limit;
-        self
-    }
-
     /// The same from high to low.
     #[must_use]
     pub fn descending(mut self) -> Self {
