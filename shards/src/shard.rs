@@ -25,7 +25,7 @@ use crate::consensus::group::{Append, ConsensusError, Group, Restored};
 use crate::effect::Effects;
 use crate::event::{DiskFigures, Event};
 use crate::ids::{GroupId, Millis, Sequence, Slot};
-use crate::index::set::IndexSet;
+use crate::index::set::{IndexSet, IndexSettings};
 use crate::state::State;
 use crate::txn::coordinator::Coordinator;
 use crate::txn::locks::Locks;
@@ -85,6 +85,8 @@ pub struct ShardConfig {
     pub snapshot_bytes_per_s_max: u64,
     /// Writes wait while a snapshot holds so many bytes of tables that changed before their turn.
     pub snapshot_buffer_bytes_max: usize,
+    /// What the operator says about indexes.
+    pub indexes: IndexSettings,
 }
 
 impl ShardConfig {
@@ -108,6 +110,7 @@ impl ShardConfig {
             snapshot_every_ms: 0,
             snapshot_bytes_per_s_max: 0,
             snapshot_buffer_bytes_max: 256 << 20,
+            indexes: IndexSettings::default(),
         }
     }
 }
@@ -263,6 +266,7 @@ impl Shard {
         let ShardImage { group, state, txns, stamp, epoch, history, log_bytes, catalog, indexes } = image;
         let (applied, applied_term) = (group.snapshot_index, group.snapshot_term);
         let durable = group.sequence;
+        let searches = searches::Searches::restored(catalog, indexes, config.indexes);
         let group = Group::restore(group, config.floor == Floor::Always)?;
         let mut locks = Locks::default();
         for (txn, intent) in txns.intents() {
@@ -300,7 +304,7 @@ impl Shard {
             tickets: BTreeMap::new(),
             next_ticket: 0,
             expiry: expiry::Expiry::default(),
-            searches: searches::Searches::restored(catalog, indexes),
+            searches,
             snapshots: snapshots::Snapshots::restored(applied, log_bytes, now),
             counters: ShardCounters::default(),
             disk: DiskFigures::default(),

@@ -30,7 +30,7 @@ use crate::ids::GroupId;
 use crate::index::hybrid::{Fusion, HybridHit, decode_candidates, fuse};
 use crate::index::text::score::to_float;
 use crate::index::text::search::SearchHit;
-use crate::index::vector::{VectorHit, merge_vector_hits};
+use crate::index::vector::{VectorHit, merge_vector_hits, similarity_of};
 use strand_wire::code::Code;
 use strand_wire::json::push_string;
 use strand_wire::reply::push_float;
@@ -282,7 +282,11 @@ impl Search {
             out.extend_from_slice(b"{\"key\":");
             push_string(&mut out, text_of(&hit.key)?);
             out.extend_from_slice(score_name);
-            push_float(&mut out, to_float(hit.score));
+            let score = match self.ask.scoring {
+                Scoring::Vector { .. } => similarity_of(hit),
+                _ => to_float(hit.score),
+            };
+            push_float(&mut out, score);
             if let Some(fetched) = &mut fetched {
                 let rest = &mut fetched[usize::from(*group)];
                 let (value, snippet) = (take_optional(rest)?, take_optional(rest)?);

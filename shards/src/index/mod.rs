@@ -7,6 +7,7 @@ pub mod extract;
 pub mod filter;
 pub mod highlight;
 pub mod hybrid;
+pub(crate) mod keys;
 pub mod query;
 pub mod set;
 pub mod text;

@@ -21,7 +21,7 @@ use crate::gather::search::{self as ask, Ask, OnDemand, Scoring};
 use crate::ids::hash_of;
 use crate::index::Units;
 use crate::index::filter::Filter;
-use crate::index::set::{BuildState, DocumentSource, IndexKind, IndexSet};
+use crate::index::set::{BuildState, DocumentSource, IndexKind, IndexSet, IndexSettings};
 use crate::index::text::WHOLE;
 use crate::index::vector::VectorSearch;
 use crate::state::{KeySpace, Position};
@@ -59,7 +59,8 @@ pub(super) struct Searches {
 
 impl Searches {
     /// As a snapshot has them.
-    pub(super) fn restored(catalog: Catalog, indexes: IndexSet) -> Self {
+    pub(super) fn restored(catalog: Catalog, mut indexes: IndexSet, settings: IndexSettings) -> Self {
+        indexes.configure(settings);
         Self { catalog, indexes, ..Self::default() }
     }
 }
@@ -122,7 +123,9 @@ impl Shard {
     /// Whether writes must wait for indexing: the backlog is full, or a snapshot drains it.
     pub(super) fn indexing_is_behind(&self) -> bool {
         let backlog = self.searches.indexes.backlog_len();
-        backlog >= BACKLOG_MAX || (backlog > 0 && self.snapshot_drains_backlog())
+        backlog >= BACKLOG_MAX
+            || self.searches.indexes.graphs_are_behind()
+            || (backlog > 0 && self.snapshot_drains_backlog())
     }
 
     /// Whether the backlog is short enough for a snapshot to drain it.
@@ -394,7 +397,6 @@ impl Shard {
         let search = match VectorSearch::new(index, vector, ask.limit as usize) {
             Ok(search) => search,
             Err(text) => {
-                let text = format!("{text}; this one has {} numbers", vector.len());
                 reply_failure(effects, router, head.token, Failure::BadRequest(text));
                 return true;
             }

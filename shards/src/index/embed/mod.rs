@@ -12,6 +12,7 @@ use super::text::Embedder;
 use pieces::Pieces;
 use serde::Deserialize;
 use std::sync::LazyLock;
+use xxhash_rust::xxh3::xxh3_64;
 
 static BUILT_IN: &[u8] = include_bytes!("../../../../models/static-minilm-128-i8.semb");
 
@@ -34,6 +35,7 @@ const _: () = assert!(DIMENSIONS_MAX * QUERY_MAX as usize * DOCUMENT_MAX as usiz
 /// A static embedding model.
 #[derive(Debug)]
 pub struct Model {
+    fingerprint: u64,
     dimensions: usize,
     scales: Vec<f32>,
     rows: &'static [u8],
@@ -73,7 +75,12 @@ impl Model {
         if pieces.len() != header.vocab || scales.iter().any(|scale| !scale.is_finite()) {
             return Err(Corrupt("model tokens"));
         }
-        Ok(Self { dimensions: header.dim, scales, rows, pieces })
+        Ok(Self { fingerprint: xxh3_64(bytes), dimensions: header.dim, scales, rows, pieces })
+    }
+
+    /// Tells models apart: embeddings of another one mean nothing to this one.
+    pub fn fingerprint(&self) -> u64 {
+        self.fingerprint
     }
 
     /// The sum of the rows of a text's word pieces, not normalised.
@@ -116,18 +123,6 @@ fn quantise(vector: &[f32], highest: f32) -> impl Iterator<Item = i32> {
     let largest = vector.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
     let factor = if largest > 0.0 { highest / largest } else { 0.0 };
     vector.iter().map(move |value| (value * factor).round().clamp(-highest, highest) as i32)
-}
-
-/// Dot product of a query's and a document's vector.
-#[inline]
-pub(crate) fn dot(query: &[i16], document: &[i8]) -> i32 {
-    query.iter().zip(document).map(|(left, right)| i32::from(*left) * i32::from(*right)).sum()
-}
-
-/// Square of a document vector's length.
-#[inline]
-pub(crate) fn square(document: &[i8]) -> i32 {
-    document.iter().map(|value| i32::from(*value) * i32::from(*value)).sum()
 }
 
 #[cfg(test)]

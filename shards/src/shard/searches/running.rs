@@ -15,7 +15,6 @@ use crate::gather::search::{self as ask, Ask, Scoring};
 use crate::gather::{RESULT_BYTES_MAX, write_too_large};
 use crate::ids::{Millis, hash_of};
 use crate::index::Units;
-use crate::index::embed::built_in;
 use crate::index::embed::search::EmbeddingSearch;
 use crate::index::extract::Walker;
 use crate::index::filter::Filter;
@@ -23,7 +22,8 @@ use crate::index::highlight::Highlighter;
 use crate::index::hybrid::{HybridSearch, SimilaritySearch, encode_candidates};
 use crate::index::query::CompiledQuery;
 use crate::index::set::IndexSet;
-use crate::index::text::search::{Model, Search, View};
+use crate::index::text::search::{Model as Weighting, Search, View};
+use crate::index::embed::Model;
 use crate::index::vector::VectorSearch;
 use crate::shard::Shard;
 use crate::shard::outbox::{Waiter, reply_failure};
@@ -77,28 +77,28 @@ struct Fetch {
 
 impl Pinned {
     /// The search over what is pinned, with the figures of all shards.
-    fn task(&mut self, stats: &[u8]) -> Result<Task, Malformed> {
+    fn task(&mut self, stats: &[u8], model: &Model) -> Result<Task, Malformed> {
         let stats = ask::read_all_stats(stats)?;
         if stats.len() != self.queries.len() {
             return Err(Malformed("figures of another number of queries"));
         }
         let limit = self.ask.limit as usize;
-        let text = |n: usize, model: Model| {
+        let text = |n: usize, model: Weighting| {
             Search::new(self.views[n].clone(), &self.queries[n], &stats[n], model, limit)
                 .map_err(|corrupt| Malformed(corrupt.0))
         };
         let embedding =
-            || EmbeddingSearch::new(self.views[0].clone(), built_in().embed_query(&self.ask.query), limit);
+            || EmbeddingSearch::new(self.views[0].clone(), model.embed_query(&self.ask.query), limit);
         let task = match &self.ask.scoring {
-            Scoring::Bm25 => Task::Text(text(0, Model::Bm25)?),
-            Scoring::Cosine => Task::Text(text(0, Model::Cosine)?),
+            Scoring::Bm25 => Task::Text(text(0, Weighting::Bm25)?),
+            Scoring::Cosine => Task::Text(text(0, Weighting::Cosine)?),
             Scoring::Embedding => Task::Embedding(embedding()),
             Scoring::Hybrid { has_embedding, .. } => {
                 let similarity = match has_embedding {
                     true => SimilaritySearch::Embedding(embedding()),
-                    false => SimilaritySearch::Cosine(text(1, Model::Cosine)?),
+                    false => SimilaritySearch::Cosine(text(1, Weighting::Cosine)?),
                 };
-                Task::Hybrid(Box::new(HybridSearch::new(text(0, Model::Bm25)?, similarity)))
+                Task::Hybrid(Box::new(HybridSearch::new(text(0, Weighting::Bm25)?, similarity)))
             }
             Scoring::Vector { .. } => return Err(Malformed("vectors are found in one call")),
         };
@@ -119,11 +119,12 @@ impl Shard {
         effects: &mut Effects,
     ) {
         let number = record.argument.unwrap_or(u64::MAX);
+        let model = self.searches.indexes.model();
         let Some(pinned) = self.searches.views.get_mut(&number) else {
             return reply_failure(effects, router, head.token, Failure::Timeout { unknown: false });
         };
         let task = match record.value.split_first() {
-            Some((&ask::SCORE, stats)) => pinned.task(stats),
+            Some((&ask::SCORE, stats)) => pinned.task(stats, model),
             Some((&ask::FETCH, keys)) => Ok(Task::Fetch(Box::new(Fetch {
                 keys: keys.to_vec(),
                 done: 0,
