@@ -3,6 +3,7 @@
 //! Shards recover in their own threads, all at once; clients are listened for before (a taken port fails early) and
 //! served after every shard is ready. Decides nothing about data. Whatever a thread dies of ends the whole process.
 
+mod models;
 mod recover;
 mod settings;
 
@@ -23,6 +24,7 @@ use crate::tuning::{Tuning, WalSync};
 use glommio::{LocalExecutorBuilder, Placement};
 use shards::gather::topology::Topology;
 use shards::ids::GroupId;
+use shards::index::set::IndexSettings;
 use shards::txn::message::GroupMessage;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -54,18 +56,20 @@ pub fn serve(tuning: Tuning) -> Result<(), Fatal> {
     let usable = cores::usable(&available, &tuning.cores.allowed).map_err(told)?;
     let shards_wanted = cores::shards_of_new_directory(tuning.server.shards, &tuning.cores, &usable);
     preflight::demand(&tuning, shards_wanted)?;
+    let indexes = models::load(&tuning)?;
     let directory = Arc::new(open_directory(&tuning, shards_wanted)?);
     let shards = directory.meta().shards;
     if shards != shards_wanted {
         preflight::demand(&tuning, shards)?;
     }
     let deal = cores::deal(&usable, shards, &tuning.cores, &tuning.router).map_err(told)?;
-    let server = Server { tuning: Arc::new(tuning), directory, deal };
+    let server = Server { tuning: Arc::new(tuning), indexes, directory, deal };
     server.run(signals)
 }
 
 struct Server {
     tuning: Arc<Tuning>,
+    indexes: IndexSettings,
     directory: Arc<DataDir>,
     deal: Deal,
 }
@@ -209,7 +213,7 @@ impl Server {
         let number = parts.number;
         let core = self.deal.shards[number as usize];
         let placement = core.map_or(Placement::Unbound, |core| Placement::Fixed(core as usize));
-        let tuning = Arc::clone(&self.tuning);
+        let (tuning, indexes) = (Arc::clone(&self.tuning), self.indexes);
         let directory = Arc::clone(&self.directory);
         let shape = directory.log_shape(number);
         let wake = waker(&parts.bell);
@@ -222,7 +226,7 @@ impl Server {
         let group = GroupId(number);
         let started = builder.spawn(move || async move {
             let ShardParts { number, bell, routers, mesh, files } = parts;
-            let recovered = recover::shard(&tuning, &directory, number, segments, &bell);
+            let recovered = recover::shard(&tuning, indexes, &directory, number, segments, &bell);
             let made = recovered.and_then(|recovered| {
                 let settings = settings::driver(&tuning);
                 let files = SnapshotFiles::new(files);

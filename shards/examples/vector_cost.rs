@@ -6,6 +6,10 @@
 #![allow(clippy::print_stdout, reason = "an example prints what it measured")]
 
 use shards::index::Units;
+use shards::index::extract::Walker;
+use shards::index::filter::Filter;
+use shards::index::filter_set::{FilterPlan, Verdict};
+use shards::index::set::{DocumentSource, IndexDefinition, IndexKind, IndexSet};
 use shards::index::vector::kernel::Kernel;
 use shards::index::vector::{Metric, VectorIndex, VectorSearch, merge_vector_hits};
 use std::time::Instant;
@@ -60,8 +64,9 @@ fn main() {
     let mut argument = |default: usize| arguments.next().and_then(Result::ok).unwrap_or(default);
     let (vectors, dimensions) = (argument(100_000), argument(128));
     kernels(dimensions);
-    for (name, clusters) in [("independent normal numbers", 0), ("1,000 clusters", 1000)] {
-        for metric in [Metric::Cosine, Metric::L2, Metric::Dot] {
+    filters();
+    for metric in [Metric::Cosine, Metric::L2, Metric::Dot] {
+        for (name, clusters) in [("1,000 clusters", 1000), ("independent normal numbers", 0)] {
             println!("\n{name}, {}, {vectors} x {dimensions}", metric.name());
             compare(&mut Source::new(clusters, dimensions), metric, vectors, dimensions);
         }
@@ -82,6 +87,59 @@ fn kernels(dimensions: usize) {
         }
         let ns = begun.elapsed().as_nanos() as f64 / (50 * count) as f64;
         println!("dot product of {dimensions}, {name}: {ns:.1} ns (sum {sum})");
+    }
+}
+
+/// No records: the index is defined before there are any.
+struct Nothing;
+
+impl DocumentSource for Nothing {
+    fn value(&self, _: &[u8]) -> Option<&[u8]> {
+        None
+    }
+
+    fn scan(&self, _: &[u8], _: usize, _: &mut dyn FnMut(&[u8], &[u8])) -> Option<Vec<u8>> {
+        None
+    }
+}
+
+/// What judging 100,000 documents by a filter costs, by their values and by bitmaps.
+fn filters() {
+    let mut set = IndexSet::default();
+    set.define(IndexDefinition { path: "n".to_owned(), kind: IndexKind::Value });
+    set.work(&mut Units::unlimited(), &Nothing);
+    let text = "a few words that stand before the number, as they do in most documents, ".repeat(4);
+    let documents: Vec<(String, String)> = (0..100_000u64)
+        .map(|n| {
+            let spread = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+            (format!("key:{n}"), format!("{{\"t\":\"{text}\",\"n\":{}}}", spread % 1000))
+        })
+        .collect();
+    for (key, value) in &documents {
+        set.apply(key.as_bytes(), None, Some(value.as_bytes()));
+    }
+    for below in [10, 100, 500] {
+        let json = format!("{{\"field\":\"n\",\"lt\":{below}}}");
+        let filter = Filter::parse(&json).unwrap_or_else(|text| panic!("{text}"));
+        let mut walker = Walker::default();
+        let begun = Instant::now();
+        let by_value =
+            documents.iter().filter(|(_, value)| filter.matches(value.as_bytes(), &mut walker)).count();
+        let value_us = begun.elapsed().as_secs_f64() * 1e6;
+        let begun = Instant::now();
+        let mut plan = FilterPlan::new(&filter, &set).unwrap_or_else(|| panic!("the field is indexed"));
+        while !plan.step(&set, &mut Units::new(4096)) {}
+        let found = plan.finish(&filter, &set).unwrap_or_else(|| panic!("the field is indexed"));
+        let made_us = begun.elapsed().as_secs_f64() * 1e6;
+        let begun = Instant::now();
+        let by_set =
+            documents.iter().filter(|(key, _)| found.judge(key.as_bytes(), &set) == Verdict::Meets).count();
+        let set_us = begun.elapsed().as_secs_f64() * 1e6;
+        assert_eq!(by_value, by_set);
+        println!(
+            "filter that {:.0}% of 100,000 pass: {value_us:.0} us by values; bitmap {made_us:.0} us to make, {set_us:.0} us to ask",
+            by_set as f64 / 1000.0
+        );
     }
 }
 

@@ -15,6 +15,7 @@ use crate::driver::lock_of;
 use crate::fatal::Fatal;
 use crate::tuning::{Tuning, WalSync};
 use shards::ids::GroupId;
+use shards::index::set::IndexSettings;
 use shards::log::ReplayError;
 use shards::shard::image::{ImageBuilder, ImageIdentity, SnapshotImage, SnapshotIntake};
 use shards::shard::{Shard, ShardFault, ShardImage};
@@ -33,6 +34,7 @@ const EPOCH_BEGINS_S: u64 = 1_577_836_800;
 /// Recovers a shard and opens its log.
 pub(super) fn shard(
     tuning: &Tuning,
+    indexes: IndexSettings,
     directory: &DataDir,
     number: u32,
     segments: SegmentPoolHandle,
@@ -40,7 +42,7 @@ pub(super) fn shard(
 ) -> Result<RecoveredShard, Fatal> {
     let clock = Clock::start();
     let meta = directory.meta();
-    let config = settings::shard(tuning, meta.cluster, number, meta.shards);
+    let config = settings::shard(tuning, indexes, meta.cluster, number, meta.shards);
     let group = GroupId(number);
     let damaged = |detail: String| Fatal::Corruption { shard: number, detail };
     let faulted = |fault: ShardFault| damaged(fault.to_string());
@@ -54,7 +56,7 @@ pub(super) fn shard(
         return Ok(RecoveredShard { shard, wal: None, clock });
     }
     let path = directory.shard_path(number);
-    let snapshot = newest_snapshot(tuning, directory, number, &path)?;
+    let snapshot = newest_snapshot(tuning, indexes, directory, number, &path)?;
     let mut builder = ImageBuilder::new(group, snapshot, settings::sessions(tuning));
     let mut replayed = 0u64;
     let log = recover_log(&path, directory.log_shape(number), &mut |batch| {
@@ -97,6 +99,7 @@ pub(super) fn refuse_kept_data(directory: &DataDir) -> Result<(), Fatal> {
 
 fn newest_snapshot(
     tuning: &Tuning,
+    indexes: IndexSettings,
     directory: &DataDir,
     number: u32,
     path: &Path,
@@ -107,7 +110,7 @@ fn newest_snapshot(
     let damaged =
         |text: String| Fatal::Corruption { shard: number, detail: format!("{}: {text}", file.display()) };
     let identity = ImageIdentity { cluster: directory.meta().cluster, shard: number, group: GroupId(number) };
-    let mut intake = SnapshotIntake::new(identity, settings::sessions(tuning));
+    let mut intake = SnapshotIntake::new(identity, settings::sessions(tuning)).with_indexes(indexes);
     read_snapshot(&file, &mut |bytes| intake.feed(bytes).map_err(|error| error.to_string())).map_err(
         |error| match error {
             SnapshotError::Io(path, source) => Fatal::Directory { path, source },

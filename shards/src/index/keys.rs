@@ -75,7 +75,9 @@ mod tests {
             table.insert(hash_of(&key(number)), number, |other| hash_of(&key(other)));
         }
         for number in (0..20_000).step_by(2) {
-            assert!(table.remove(hash_of(&key(number)), number) && !table.remove(hash_of(&key(number)), number));
+            assert!(
+                table.remove(hash_of(&key(number)), number) && !table.remove(hash_of(&key(number)), number)
+            );
         }
         assert_eq!(table.len(), 10_000);
         for number in 0..20_000 {

@@ -5,6 +5,7 @@ pub(crate) mod codec;
 pub mod embed;
 pub mod extract;
 pub mod filter;
+pub mod filter_set;
 pub mod highlight;
 pub mod hybrid;
 pub(crate) mod keys;

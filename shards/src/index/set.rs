@@ -14,6 +14,7 @@ use super::analyze::AnalyzerKind;
 use super::embed::{Model, built_in};
 use super::text::{TextIndex, WHOLE};
 use super::value::ValueIndex;
+use super::value::ids::SharedIds;
 use super::vector::{HNSW_FROM, Metric, VECTOR_DIMENSIONS_MAX, VectorIndex};
 use crate::ids::hash_of;
 use hashbrown::HashTable;
@@ -210,6 +211,8 @@ impl IndexSettings {
 #[derive(Default)]
 pub struct IndexSet {
     settings: IndexSettings,
+    /// Numbers of the keys in value indexes.
+    ids: SharedIds,
     entries: Vec<Entry>,
     text: Option<TextIndex>,
     build: Option<Build>,
@@ -248,7 +251,7 @@ impl IndexSet {
             return Defined::Conflict;
         }
         let body = match definition.kind {
-            IndexKind::Value => Body::Values(Box::new(ValueIndex::new(&definition.path))),
+            IndexKind::Value => Body::Values(Box::new(ValueIndex::sharing(&definition.path, &self.ids))),
             IndexKind::Vector { dimensions, metric } => {
                 if !(1..=VECTOR_DIMENSIONS_MAX).contains(&dimensions) {
                     return Defined::Conflict;
@@ -289,7 +292,10 @@ impl IndexSet {
     pub fn drop_index(&mut self, path: &str, kind_name: &str) -> bool {
         let same = |entry: &Entry| entry.definition.path == path && entry.definition.kind.name() == kind_name;
         let Some(at) = self.entries.iter().position(same) else { return false };
-        let entry = self.entries.remove(at);
+        let mut entry = self.entries.remove(at);
+        if let Body::Values(values) = &mut entry.body {
+            values.release_ids();
+        }
         if let Some(build) = &mut self.build {
             build.targets.retain(|target| *target != entry.definition);
         }
@@ -407,6 +413,11 @@ impl IndexSet {
         })
     }
 
+    /// The numbers of the keys in value indexes.
+    pub(crate) fn document_ids(&self) -> &SharedIds {
+        &self.ids
+    }
+
     /// The vector index of a path.
     pub fn vectors(&self, path: &str) -> Option<&VectorIndex> {
         self.entries.iter().filter(|entry| entry.definition.path == path).find_map(|entry| {
@@ -426,9 +437,7 @@ impl IndexSet {
 
     /// Whether ended vectors wait for a graph in such numbers that writes should slow down to its speed.
     pub fn graphs_are_behind(&self) -> bool {
-        self.entries
-            .iter()
-            .any(|entry| matches!(&entry.body, Body::Vectors(vectors) if vectors.is_behind()))
+        self.entries.iter().any(|entry| matches!(&entry.body, Body::Vectors(vectors) if vectors.is_behind()))
     }
 
     /// Indexes the backlog, builds and merges until the budget is spent; true while there is more to do.

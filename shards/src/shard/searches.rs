@@ -5,6 +5,7 @@
 //! of group 0. Bounded: views, by number and by their search's deadline; each slice, by work units.
 
 mod running;
+mod settle;
 
 use super::outbox::{Waiter, reply_failure};
 use super::{Parked, Shard, ShardFault};
@@ -18,7 +19,7 @@ use crate::gather::catalog::Change;
 use crate::gather::list_indexes::Line;
 use crate::gather::query_index;
 use crate::gather::search::{self as ask, Ask, OnDemand, Scoring};
-use crate::ids::hash_of;
+use crate::ids::{Version, hash_of};
 use crate::index::Units;
 use crate::index::filter::Filter;
 use crate::index::set::{BuildState, DocumentSource, IndexKind, IndexSet, IndexSettings};
@@ -47,7 +48,7 @@ pub(super) struct Searches {
     pub(super) indexes: IndexSet,
     pub(super) catalog: Catalog,
     /// Searches that wait until everything up to a position is indexed.
-    waiting: VecDeque<(u64, Parked)>,
+    waiting: VecDeque<(Seen, Parked)>,
     views: BTreeMap<u64, Pinned>,
     next_view: u64,
     running: VecDeque<Running>,
@@ -63,6 +64,15 @@ impl Searches {
         indexes.configure(settings);
         Self { catalog, indexes, ..Self::default() }
     }
+}
+
+/// What a search must see: all that was applied when it came.
+#[derive(Clone, Copy)]
+struct Seen {
+    /// As the indexes count.
+    position: u64,
+    /// As records count.
+    version: Version,
 }
 
 /// The records as the index room wants to read them.
@@ -99,8 +109,8 @@ impl Shard {
             let failure = Failure::Overloaded("too many searches wait in this shard; try again later");
             return reply_failure(effects, router, head.token, failure);
         }
-        let position = self.searches.indexes.position();
-        self.searches.waiting.push_back((position, Parked { router, head: *head, record: bytes.into() }));
+        let seen = Seen { position: self.searches.indexes.position(), version: self.last_version() };
+        self.searches.waiting.push_back((seen, Parked { router, head: *head, record: bytes.into() }));
         self.answer_waiting_searches(effects);
     }
 
@@ -261,15 +271,15 @@ impl Shard {
 
     fn answer_waiting_searches(&mut self, effects: &mut Effects) {
         for _ in 0..self.searches.waiting.len() {
-            let Some((position, parked)) = self.searches.waiting.pop_front() else { return };
-            if !self.answer_waiting(position, &parked, effects) {
-                self.searches.waiting.push_back((position, parked));
+            let Some((seen, parked)) = self.searches.waiting.pop_front() else { return };
+            if !self.answer_waiting(seen, &parked, effects) {
+                self.searches.waiting.push_back((seen, parked));
             }
         }
     }
 
     /// Counts or lists for a request if the indexes it needs are there; false if it must wait on.
-    fn answer_waiting(&mut self, position: u64, parked: &Parked, effects: &mut Effects) -> bool {
+    fn answer_waiting(&mut self, seen: Seen, parked: &Parked, effects: &mut Effects) -> bool {
         let (router, head) = (parked.router, &parked.head);
         let record = match Record::decode(&parked.record) {
             Ok(record) => record,
@@ -279,10 +289,10 @@ impl Shard {
             }
         };
         if record.op == Op::QueryIndex {
-            return self.answer_query_index(position, parked, &record, effects);
+            return self.answer_query_index(seen.position, parked, &record, effects);
         }
         match Ask::decode(record.value) {
-            Ok(ask) => self.count(position, parked, ask, effects),
+            Ok(ask) => self.count(seen, parked, ask, effects),
             Err(malformed) => {
                 internal(router, head, malformed, effects);
                 true
@@ -339,10 +349,10 @@ impl Shard {
     }
 
     /// Counts for a search whose indexes are ready, or says which are missing; false if it must wait on.
-    fn count(&mut self, position: u64, parked: &Parked, ask: Ask, effects: &mut Effects) -> bool {
+    fn count(&mut self, seen: Seen, parked: &Parked, ask: Ask, effects: &mut Effects) -> bool {
         let (router, head) = (parked.router, &parked.head);
         if let Scoring::Vector { .. } = ask.scoring {
-            return self.find_vectors(position, parked, &ask, effects);
+            return self.find_vectors(seen.position, parked, &ask, effects);
         }
         let indexes = &self.searches.indexes;
         let needed = needed(&ask);
@@ -361,7 +371,7 @@ impl Shard {
         }
         let is_indexed = |index: &OnDemand| {
             let wanted = index.definition();
-            indexes.is_indexed(position, &wanted.path, wanted.kind.name())
+            indexes.is_indexed(seen.position, &wanted.path, wanted.kind.name())
         };
         if !needed.iter().all(is_indexed) {
             return false;
@@ -381,7 +391,17 @@ impl Shard {
         effects
             .replies_to(router)
             .push(head.token, ReplyKind::Part, |out| ask::write_stats(out, number, &known, &stats));
-        let pinned = Pinned { views, queries, ask, filter, deadline: head.deadline, highlighter: None };
+        let pinned = Pinned {
+            views,
+            queries: queries.into(),
+            fields: known,
+            seen: seen.version,
+            ask,
+            filter,
+            deadline: head.deadline,
+            highlighter: None,
+            scorer: None,
+        };
         self.searches.views.insert(number, pinned);
         true
     }

@@ -289,4 +289,3 @@ impl SetLoader {
         Ok(self.set)
     }
 }
-

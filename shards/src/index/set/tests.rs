@@ -1,8 +1,8 @@
 //! Tests of building, keeping up and storing all indexes of a shard.
 
+use super::*;
 use crate::index::query::{CompiledQuery, parse};
 use crate::index::text::search::{Model, Search};
-use super::*;
 use std::collections::BTreeMap;
 
 #[derive(Default)]
@@ -49,11 +49,7 @@ fn value_definition(path: &str) -> IndexDefinition {
 fn indexes_are_built_online_and_keep_up() {
     let (mut records, mut set) = (Records::default(), IndexSet::default());
     for n in 0..200 {
-        records.set(
-            &mut set,
-            &format!("k{n:03}"),
-            Some(&format!("{{\"n\":{n},\"t\":\"word{n} common\"}}")),
-        );
+        records.set(&mut set, &format!("k{n:03}"), Some(&format!("{{\"n\":{n},\"t\":\"word{n} common\"}}")));
     }
     assert!(!set.has_work() && set.backlog_len() == 0, "nothing is indexed before it is asked for");
     assert_eq!(set.define(whole_text()), Defined::Created);
@@ -91,9 +87,7 @@ fn indexes_are_built_online_and_keep_up() {
     assert_eq!(search(&set, "late").len(), 10);
     let entries = set.values("n").unwrap().entries();
     assert_eq!(entries, records.0.len());
-    assert!(
-        set.list().iter().all(|info| info.state == BuildState::Ready && info.entries == entries as u64)
-    );
+    assert!(set.list().iter().all(|info| info.state == BuildState::Ready && info.entries == entries as u64));
 
     // A snapshot holds all of it, though records change while it is written.
     let mut writer = set.begin_snapshot();
@@ -123,9 +117,7 @@ fn indexes_are_built_online_and_keep_up() {
         assert!(damaged.iter().try_for_each(|section| loader.section(section)).is_err());
     }
 
-    assert!(
-        set.drop_index(WHOLE, "text") && set.drop_index("n", "value") && !set.drop_index("n", "value")
-    );
+    assert!(set.drop_index(WHOLE, "text") && set.drop_index("n", "value") && !set.drop_index("n", "value"));
     records.set(&mut set, "k1", None);
     assert!(set.text().is_none() && set.backlog_len() == 0 && !set.has_work());
 }
@@ -135,11 +127,7 @@ fn a_field_added_later_is_built_for_old_documents_too() {
     let (mut records, mut set) = (Records::default(), IndexSet::default());
     set.define(whole_text());
     for n in 0..100 {
-        records.set(
-            &mut set,
-            &format!("k{n}"),
-            Some(&format!("{{\"t\":\"Running{n}\",\"u\":\"runs\"}}")),
-        );
+        records.set(&mut set, &format!("k{n}"), Some(&format!("{{\"t\":\"Running{n}\",\"u\":\"runs\"}}")));
     }
     while set.work(&mut Units::new(5000), &records) {}
     let kind = IndexKind::Text { analyzer: AnalyzerKind::Keyword };

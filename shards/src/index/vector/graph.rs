@@ -149,7 +149,14 @@ impl Graph {
     }
 
     /// Tells `neighbour` of a new node; a neighbour with too many chooses among them.
-    pub(super) fn link_back(&mut self, slots: &Slots, neighbour: u32, slot: u32, level: u8, units: &mut Units) {
+    pub(super) fn link_back(
+        &mut self,
+        slots: &Slots,
+        neighbour: u32,
+        slot: u32,
+        level: u8,
+        units: &mut Units,
+    ) {
         let links = self.links(neighbour, level);
         if links.len() < degree_of(level) {
             let links = [links, &[slot]].concat();
@@ -160,14 +167,22 @@ impl Graph {
             born: Reverse(slots.head(other).born),
             slot: other,
         };
-        let mut candidates: Vec<Candidate> = links.iter().chain([&slot]).map(|other| candidate(*other)).collect();
+        let mut candidates: Vec<Candidate> =
+            links.iter().chain([&slot]).map(|other| candidate(*other)).collect();
         candidates.sort_unstable_by(|a, b| b.cmp(a));
-        let chosen = choose(slots, &candidates, degree_of(level), units);
+        // Room is left for the next ones, so that not each of them costs a choice.
+        let chosen = choose(slots, &candidates, degree_of(level) * 5 / 6, units);
         self.set_links(neighbour, level, &chosen);
     }
 
     /// The closest node to a probe that a greedy walk over the levels above `bottom` finds.
-    pub(super) fn descend(&self, slots: &Slots, probe: &Probe, bottom: u8, units: &mut Units) -> Option<Candidate> {
+    pub(super) fn descend(
+        &self,
+        slots: &Slots,
+        probe: &Probe,
+        bottom: u8,
+        units: &mut Units,
+    ) -> Option<Candidate> {
         let mut here = candidate(slots, probe, self.entry?);
         for level in (bottom + 1..=self.level(here.slot)?).rev() {
             loop {
@@ -257,12 +272,52 @@ pub(super) struct Beam {
     visited: Visited,
     width: usize,
     level: u8,
+    /// For a search: when to believe that nothing better comes.
+    patience: Option<Patience>,
+}
+
+/// Ends a walk when its best few have not changed for half of its length: soon where neighbours lie in clusters, late
+/// where all vectors are about equally far.
+#[derive(Debug)]
+struct Patience {
+    few: usize,
+    best: BinaryHeap<Reverse<i64>>,
+    steps: usize,
+    changed_at: usize,
+}
+
+/// A walk has so many steps at least.
+const STEPS_MIN: usize = 192;
+
+impl Patience {
+    fn found(&mut self, closeness: i64) {
+        if self.best.len() == self.few {
+            if self.best.peek().is_some_and(|Reverse(worst)| closeness <= *worst) {
+                return;
+            }
+            self.best.pop();
+        }
+        self.best.push(Reverse(closeness));
+        self.changed_at = self.steps;
+    }
+
+    fn is_over(&self) -> bool {
+        self.best.len() == self.few
+            && self.steps >= STEPS_MIN.max(self.few)
+            && self.steps - self.changed_at > self.steps / 2
+    }
 }
 
 impl Beam {
     pub(super) fn new(slots: &Slots, level: u8, width: usize) -> Self {
         let (frontier, best) = (BinaryHeap::new(), BinaryHeap::with_capacity(width + 1));
-        Self { frontier, best, visited: Visited::new(slots.count()), width, level }
+        Self { frontier, best, visited: Visited::new(slots.count()), width, level, patience: None }
+    }
+
+    /// A beam for a search that wants the best few.
+    pub(super) fn of_search(slots: &Slots, width: usize, few: usize) -> Self {
+        let patience = Patience { few, best: BinaryHeap::new(), steps: 0, changed_at: 0 };
+        Self { patience: Some(patience), ..Self::new(slots, 0, width) }
     }
 
     /// A beam of the width that insertions need.
@@ -293,6 +348,9 @@ impl Beam {
                 self.best.pop();
             }
             self.best.push(Reverse(node));
+            if let Some(patience) = &mut self.patience {
+                patience.found(node.closeness);
+            }
         }
     }
 
@@ -311,6 +369,12 @@ impl Beam {
             let worst = self.best.peek().filter(|_| self.best.len() == self.width);
             if worst.is_some_and(|Reverse(worst)| node < *worst) {
                 return true;
+            }
+            if let Some(patience) = &mut self.patience {
+                patience.steps += 1;
+                if patience.is_over() {
+                    return true;
+                }
             }
             units.spend(2);
             for slot in graph.links(node.slot, self.level) {

@@ -57,9 +57,14 @@ struct Insertion {
 enum Stage {
     Enter,
     /// Looking for neighbours on a level, from the top down.
-    Walk { level: u8, beam: Beam },
+    Walk {
+        level: u8,
+        beam: Beam,
+    },
     /// Telling the neighbours.
-    Link { back: Vec<(u32, u8)> },
+    Link {
+        back: Vec<(u32, u8)>,
+    },
 }
 
 /// An old graph whose dead nodes' slots are given up.
@@ -199,7 +204,10 @@ impl Hnsw {
             return;
         }
         let change = self.queue.pop_front();
-        assert!(change.is_some_and(|change| change.slot == slot), "the first change in the queue was inserted");
+        assert!(
+            change.is_some_and(|change| change.slot == slot),
+            "the first change in the queue was inserted"
+        );
         self.moment = moment;
     }
 
@@ -327,7 +335,8 @@ impl Insertion {
 
     fn add(&mut self, graph: &mut Graph) {
         graph.add(self.slot, &self.links);
-        let back = (0u8..).zip(&self.links).flat_map(|(level, links)| links.iter().map(move |slot| (*slot, level)));
+        let back =
+            (0u8..).zip(&self.links).flat_map(|(level, links)| links.iter().map(move |slot| (*slot, level)));
         self.stage = Stage::Link { back: back.collect() };
     }
 }

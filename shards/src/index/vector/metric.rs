@@ -62,7 +62,9 @@ impl Metric {
                 if lengths > 0.0 { (dot / lengths).clamp(-1.0, 1.0) } else { 0.0 }
             }
             Self::Dot => pairs().map(|(left, right)| left * right).sum(),
-            Self::L2 => 1.0 / (1.0 + pairs().map(|(left, right)| (left - right) * (left - right)).sum::<f64>()),
+            Self::L2 => {
+                1.0 / (1.0 + pairs().map(|(left, right)| (left - right) * (left - right)).sum::<f64>())
+            }
         };
         rounded(similarity)
     }

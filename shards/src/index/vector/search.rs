@@ -13,11 +13,11 @@ use super::slots::Pin;
 use crate::index::text::top::{Hit, Top};
 use crate::index::{ACCEPT_UNITS, Units};
 
-/// Candidates that a walk keeps at least: what recall costs.
-const SEARCH_WIDTH: usize = 320;
-/// A walk pays only in a graph of so many nodes for each candidate that it keeps;
-const NODES_A_CANDIDATE: usize = 16;
-/// and only until it has met one node in so many.
+/// Candidates that a walk keeps at least; it ends before it has filled them where neighbours are easy to find.
+const SEARCH_WIDTH: usize = 1024;
+/// A walk pays only in a graph of so many nodes for each candidate that will be scored exactly;
+const NODES_A_CANDIDATE: usize = 32;
+/// and only until it has met one node in so many: a flat scan costs less from there on.
 const MET_SHARE: usize = 8;
 
 /// How many of the scan's best are scored exactly.
@@ -34,9 +34,9 @@ pub struct VectorHit {
     pub hit: Hit,
 }
 
-/// The similarity in a hit of a search over vectors.
-pub fn similarity_of(hit: &Hit) -> f64 {
-    from_sortable(hit.score)
+/// The similarity that a hit's score stands for.
+pub fn similarity_of(score: i64) -> f64 {
+    from_sortable(score)
 }
 
 /// See the module's head.
@@ -46,18 +46,25 @@ pub struct VectorSearch {
     probe: Probe,
     pin: Pin,
     top: Top,
-    width: usize,
+    limit: usize,
     stage: Stage,
 }
 
 #[derive(Debug)]
 enum Stage {
     /// What the graph lacks, after this moment.
-    Queue { after: u64 },
+    Queue {
+        after: u64,
+    },
     /// The graph of this generation.
-    Walk { beam: Box<Beam>, generation: u64 },
+    Walk {
+        beam: Box<Beam>,
+        generation: u64,
+    },
     /// All, from this slot on.
-    Flat { next: u32 },
+    Flat {
+        next: u32,
+    },
     Done,
 }
 
@@ -75,16 +82,15 @@ impl VectorSearch {
         if query.iter().any(|number| !number.is_finite()) {
             return Err("a vector has finite numbers only".to_owned());
         }
-        let width = rescored(limit).max(SEARCH_WIDTH);
         let served = index.in_graph();
         let stage = match &index.hnsw {
-            Some(hnsw) if served / NODES_A_CANDIDATE >= width && served >= hnsw.queued() => {
+            Some(hnsw) if served / NODES_A_CANDIDATE >= rescored(limit) && served >= hnsw.queued() => {
                 Stage::Queue { after: hnsw.queued_after() }
             }
             _ => Stage::Flat { next: 0 },
         };
         let (probe, pin, top) = (Probe::of_query(query), index.slots.pin(), Top::new(rescored(limit)));
-        Ok(Self { query: query.to_vec(), probe, pin, top, width, stage })
+        Ok(Self { query: query.to_vec(), probe, pin, top, limit, stage })
     }
 
     /// Goes on until the budget is spent; true when the search is complete. `accept` judges the records that would be hits.
@@ -121,7 +127,8 @@ impl VectorSearch {
     ) {
         let Stage::Queue { mut after } = self.stage else { return };
         while units.left() {
-            let Some(change) = hnsw.next_queued(after).filter(|change| change.moment <= self.pin.moment) else {
+            let Some(change) = hnsw.next_queued(after).filter(|change| change.moment <= self.pin.moment)
+            else {
                 return self.begin_walk(index, hnsw, units, accept);
             };
             after = change.moment;
@@ -143,7 +150,8 @@ impl VectorSearch {
         let graph = hnsw.serving.as_ref();
         let start = graph.and_then(|graph| graph.descend(&index.slots, &self.probe, 0, units));
         let Some(start) = start else { return self.scan_all() };
-        let mut beam = Beam::new(&index.slots, 0, self.width);
+        let width = rescored(self.limit).max(SEARCH_WIDTH);
+        let mut beam = Beam::of_search(&index.slots, width, self.limit.max(10));
         let moment = self.pin.moment;
         beam.start(start, &mut |slot| {
             index.slots.head(slot).is_visible(moment) && accept(index.slots.key(slot))

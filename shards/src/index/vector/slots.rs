@@ -134,7 +134,10 @@ impl Slots {
 
     pub(super) fn memory_bytes(&self) -> usize {
         let slot = self.dimensions * 5 + size_of::<Head>() + size_of::<Box<[u8]>>();
-        self.blocks.len() * BLOCK_SLOTS * slot + self.key_bytes + self.by_key.bytes() + self.free.capacity() * 4
+        self.blocks.len() * BLOCK_SLOTS * slot
+            + self.key_bytes
+            + self.by_key.bytes()
+            + self.free.capacity() * 4
     }
 
     /// Pins the present moment.
@@ -215,7 +218,10 @@ impl Slots {
 
     /// Fills a slot; `born` and `died` are given.
     pub(super) fn put(&mut self, slot: u32, key: &[u8], vector: &[f32], born: u64, died: u64) {
-        assert!(vector.len() == self.dimensions && born != NEVER, "vectors are checked before they are stored");
+        assert!(
+            vector.len() == self.dimensions && born != NEVER,
+            "vectors are checked before they are stored"
+        );
         while self.blocks.len() <= slot as usize / BLOCK_SLOTS {
             self.blocks.push(Block {
                 keys: vec![Box::default(); BLOCK_SLOTS],
@@ -237,7 +243,8 @@ impl Slots {
         self.key_bytes += key.len();
         if died == NEVER {
             let Self { by_key, blocks, .. } = self;
-            let hash_at = |slot: u32| hash_of(&blocks[slot as usize / BLOCK_SLOTS].keys[slot as usize % BLOCK_SLOTS]);
+            let hash_at =
+                |slot: u32| hash_of(&blocks[slot as usize / BLOCK_SLOTS].keys[slot as usize % BLOCK_SLOTS]);
             by_key.insert(hash_of(key), slot, hash_at);
         }
     }

@@ -301,7 +301,7 @@ fn put_node(graph: &Graph, slot: u32, out: &mut Vec<u8>) {
 }
 
 fn read_vector(reader: &mut Reader<'_>, dimensions: usize) -> Result<Vec<f32>, Corrupt> {
-    let (fours, _) = reader.take(dimensions * 4)?.as_chunks::<4>();
-    let vector: Vec<f32> = fours.iter().map(|four| f32::from_le_bytes(*four)).collect();
+    let numbers = (0..dimensions).map(|_| reader.u32().map(f32::from_bits));
+    let vector = numbers.collect::<Result<Vec<f32>, Corrupt>>()?;
     if vector.iter().all(|number| number.is_finite()) { Ok(vector) } else { Err(Corrupt("vector")) }
 }
