@@ -15,6 +15,7 @@ pub mod gather;
 pub mod ids;
 pub mod index;
 pub mod log;
+pub mod meta;
 pub mod shard;
 pub mod snapshot;
 pub mod state;

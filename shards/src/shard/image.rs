@@ -94,6 +94,12 @@ pub struct SnapshotImage {
     epoch: u32,
 }
 
+impl std::fmt::Debug for SnapshotImage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SnapshotImage").field("applied_index", &self.applied_index).finish_non_exhaustive()
+    }
+}
+
 impl SnapshotIntake {
     /// An intake at the beginning of a file.
     pub fn new(identity: ImageIdentity, sessions: SessionLimits) -> Self {
