@@ -18,4 +18,5 @@ pub mod log;
 pub mod shard;
 pub mod snapshot;
 pub mod state;
+pub mod storage;
 pub mod txn;
