@@ -20,4 +20,5 @@ pub mod placement;
 pub mod shard;
 pub mod snapshot;
 pub mod state;
+pub mod storage;
 pub mod txn;
