@@ -154,7 +154,7 @@ pub fn wish(meta: &Meta, is_busy: impl Fn(GroupId) -> bool) -> Option<(GroupId, 
         next.replicas.push(ReplicaId::new(meta.next_replica, target));
         return Some((group, with_leader(meta, next)));
     }
-    for (group, placement) in free().filter(|(_, placement)| placement.replicas.len() > wanted) {
+    if let Some((group, placement)) = free().find(|(_, placement)| placement.replicas.len() > wanted) {
         let fullest = placement.replicas.iter().copied().max_by_key(|held| (load.get(&held.node()), *held));
         let mut next = placement.clone();
         next.replicas.retain(|held| Some(*held) != fullest);
