@@ -16,6 +16,7 @@ pub mod ids;
 pub mod index;
 pub mod log;
 pub mod meta;
+pub mod peer;
 pub mod placement;
 pub mod shard;
 pub mod snapshot;
