@@ -5,7 +5,7 @@
 
 use super::outbox::Waiter;
 use super::{Floor, Shard, ShardFault};
-use crate::command::entry::EntryBuilder;
+use crate::command::entry::{EntryBuilder, LENGTH_BYTES};
 use crate::ids::KeyHash;
 
 /// Commands that will be one entry, with who waits for each.
@@ -43,6 +43,7 @@ impl Shard {
             self.sealed.push_back(std::mem::take(&mut self.gathered));
         }
         self.gathered.entry.push(record);
+        self.budget.take(record.len() + LENGTH_BYTES);
         self.gathered.waiters.push(waiter);
         if let Some(hash) = hash {
             self.pending.add(hash);
@@ -84,7 +85,7 @@ impl Shard {
         if !self.is_ready || (self.sealed.is_empty() && self.gathered.is_empty()) {
             return false;
         }
-        if self.snapshot_is_behind() || self.indexing_is_behind() {
+        if self.snapshot_is_behind() || self.indexing_is_behind() || self.slices.is_behind() {
             return false;
         }
         if self.config.floor != Floor::Always {

@@ -177,7 +177,7 @@ impl Shard {
         if let Some(key) = self.locks.first_held(&found, None) {
             let mut bytes = Vec::new();
             record.encode(&mut bytes);
-            let parked = super::Parked { router, head: *head, record: bytes.into() };
+            let parked = self.parked(router, head, &bytes);
             return self.locks.wait(key, super::admit::LockWaiter::Request(parked));
         }
         let mut bytes = Vec::new();
