@@ -26,6 +26,15 @@ pub(super) struct Parked {
     _charge: Charge,
 }
 
+/// A request as it came, with its record read.
+#[derive(Clone, Copy)]
+struct Asked<'r> {
+    router: u8,
+    head: &'r RequestHead,
+    bytes: &'r [u8],
+    record: Record<'r>,
+}
+
 /// What waits for a lock.
 #[derive(Debug)]
 pub(super) enum LockWaiter {
@@ -79,16 +88,17 @@ impl Shard {
                 return self.refuse(router, head, Failure::Internal(text), effects);
             }
         };
+        let asked = Asked { router, head, bytes, record };
         match record.op {
             Op::Set | Op::Incr | Op::Delete | Op::Expire | Op::Persist => {
-                self.admit_write(router, head, bytes, &record, effects);
+                self.admit_write(asked, effects);
             }
-            Op::BulkSet | Op::BulkDelete => self.admit_bulk(router, head, bytes, &record, effects),
-            Op::Remember => self.admit_unlocked(router, head, bytes, &record, effects),
-            Op::TxnStart => self.admit_transaction(router, head, bytes, &record, effects),
+            Op::BulkSet | Op::BulkDelete => self.admit_bulk(asked, effects),
+            Op::Remember => self.admit_unlocked(asked, effects),
+            Op::TxnStart => self.admit_transaction(asked, effects),
             Op::DeletePrefix => self.admit_scan(router, head, bytes, effects),
-            Op::Get | Op::Exists | Op::Ttl => self.admit_read(router, head, bytes, &record, effects),
-            Op::ReadMany => self.admit_read_many(router, head, bytes, &record, effects),
+            Op::Get | Op::Exists | Op::Ttl => self.admit_read(asked, effects),
+            Op::ReadMany => self.admit_read_many(asked, effects),
             Op::Scan | Op::Recall => self.admit_scan(router, head, bytes, effects),
             Op::Info => self.answer_info(router, head, effects),
             Op::Snapshot => self.admit_snapshot(router, head, effects),
@@ -134,58 +144,36 @@ impl Shard {
     }
 
     /// A write that its key's lock lets through goes into the next entry.
-    fn admit_write(
-        &mut self,
-        router: u8,
-        head: &RequestHead,
-        bytes: &[u8],
-        record: &Record<'_>,
-        effects: &mut Effects,
-    ) {
-        let held = self.locks.is_held(record.key).then_some(record.key);
-        let hash = hash_checked(head, record);
-        self.gather_unless_held(router, head, bytes, record, held, Some(hash), effects);
+    fn admit_write(&mut self, asked: Asked<'_>, effects: &mut Effects) {
+        let key = asked.record.key;
+        let held = self.locks.is_held(key).then_some(key);
+        let hash = hash_checked(asked.head, &asked.record);
+        self.gather_unless_held(asked, held, Some(hash), effects);
     }
 
     /// The same for a write of several keys.
-    fn admit_bulk(
-        &mut self,
-        router: u8,
-        head: &RequestHead,
-        bytes: &[u8],
-        record: &Record<'_>,
-        effects: &mut Effects,
-    ) {
-        let held = self.locks.first_held(record.value, None);
-        if self.gather_unless_held(router, head, bytes, record, held, None, effects) {
-            self.mark_items(record.value);
+    fn admit_bulk(&mut self, asked: Asked<'_>, effects: &mut Effects) {
+        let items = asked.record.value;
+        let held = self.locks.first_held(items, None);
+        if self.gather_unless_held(asked, held, None, effects) {
+            self.mark_items(items);
         }
     }
 
     /// A write that no lock stands against.
-    fn admit_unlocked(
-        &mut self,
-        router: u8,
-        head: &RequestHead,
-        bytes: &[u8],
-        record: &Record<'_>,
-        effects: &mut Effects,
-    ) {
-        self.gather_unless_held(router, head, bytes, record, None, None, effects);
+    fn admit_unlocked(&mut self, asked: Asked<'_>, effects: &mut Effects) {
+        self.gather_unless_held(asked, None, None, effects);
     }
 
     /// Puts a write into the next entry, lets it wait for a key that is held, or refuses it; whether it was gathered.
-    #[allow(clippy::too_many_arguments, reason = "a request as it came, and what was found out about it")]
     fn gather_unless_held(
         &mut self,
-        router: u8,
-        head: &RequestHead,
-        bytes: &[u8],
-        record: &Record<'_>,
+        asked: Asked<'_>,
         held: Option<&[u8]>,
         hash: Option<KeyHash>,
         effects: &mut Effects,
     ) -> bool {
+        let Asked { router, head, bytes, record } = asked;
         if let Some(failure) = self.refusal_of_write(record.op, bytes.len()) {
             self.refuse(router, head, failure, effects);
             return false;
@@ -194,7 +182,7 @@ impl Shard {
             self.locks.wait(key, LockWaiter::Request(self.parked(router, head, bytes)));
             return false;
         }
-        let waiter = Waiter::client(router, head, self.waits_for_sync(record));
+        let waiter = Waiter::client(router, head, self.waits_for_sync(&record));
         self.gather(bytes, waiter, hash);
         true
     }
@@ -207,14 +195,8 @@ impl Shard {
     }
 
     /// Turns a request over several groups into an OPEN in this group's log.
-    fn admit_transaction(
-        &mut self,
-        router: u8,
-        head: &RequestHead,
-        bytes: &[u8],
-        record: &Record<'_>,
-        effects: &mut Effects,
-    ) {
+    fn admit_transaction(&mut self, asked: Asked<'_>, effects: &mut Effects) {
+        let Asked { router, head, bytes, record } = asked;
         let start = match Start::decode(record.value) {
             Ok(start) => start,
             Err(malformed) => {
@@ -243,15 +225,9 @@ impl Shard {
         self.gather(&encoded, waiter, None);
     }
 
-    fn admit_read(
-        &mut self,
-        router: u8,
-        head: &RequestHead,
-        bytes: &[u8],
-        record: &Record<'_>,
-        effects: &mut Effects,
-    ) {
-        let hash = hash_checked(head, record);
+    fn admit_read(&mut self, asked: Asked<'_>, effects: &mut Effects) {
+        let Asked { router, head, bytes, record } = asked;
+        let hash = hash_checked(head, &record);
         if record.has(flag::LOCAL) {
             if self.slices.is_half_done() {
                 let parked = self.parked(router, head, bytes);
@@ -270,17 +246,11 @@ impl Shard {
                 return self.park_read(router, head, bytes);
             }
         }
-        self.answer_read(router, head, hash, record, effects);
+        self.answer_read(router, head, hash, &record, effects);
     }
 
-    fn admit_read_many(
-        &mut self,
-        router: u8,
-        head: &RequestHead,
-        bytes: &[u8],
-        record: &Record<'_>,
-        effects: &mut Effects,
-    ) {
+    fn admit_read_many(&mut self, asked: Asked<'_>, effects: &mut Effects) {
+        let Asked { router, head, bytes, record } = asked;
         if record.has(flag::LOCAL) {
             if self.slices.is_half_done() {
                 let parked = self.parked(router, head, bytes);
@@ -301,7 +271,7 @@ impl Shard {
                 return self.park_read(router, head, bytes);
             }
         }
-        self.answer_read_many(router, head, record, effects);
+        self.answer_read_many(router, head, &record, effects);
     }
 
     /// A command that looks at many keys: it waits for everything admitted and for the locks held when it came.

@@ -96,7 +96,7 @@ impl Shard {
         bytes: &[u8],
         effects: &mut Effects,
     ) {
-        if self.searches.waiting.len() + self.searches.running.len() >= TASKS_MAX {
+        if self.searches_waiting() >= TASKS_MAX {
             let failure = Failure::Overloaded("too many searches wait in this shard; try again later");
             return reply_failure(effects, router, head.token, failure);
         }
@@ -144,6 +144,11 @@ impl Shard {
     /// Keys that wait to be indexed.
     pub(super) fn index_backlog(&self) -> usize {
         self.searches.indexes.backlog_len()
+    }
+
+    /// Searches that wait for indexing or run.
+    pub(super) fn searches_waiting(&self) -> usize {
+        self.searches.waiting.len() + self.searches.running.len()
     }
 
     /// Gives up what is past its deadline.
