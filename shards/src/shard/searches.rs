@@ -55,6 +55,8 @@ pub(super) struct Searches {
     pub(super) edits_in_flight: usize,
     /// Changes of the catalogue that wait for the end of a snapshot.
     held_edits: VecDeque<Parked>,
+    /// Memory of the indexes at the last tick.
+    pub(super) bytes: u64,
 }
 
 impl Searches {
@@ -94,17 +96,21 @@ impl Shard {
         bytes: &[u8],
         effects: &mut Effects,
     ) {
-        if self.searches.waiting.len() + self.searches.running.len() >= TASKS_MAX {
+        if self.searches_waiting() >= TASKS_MAX {
             let failure = Failure::Overloaded("too many searches wait in this shard; try again later");
             return reply_failure(effects, router, head.token, failure);
         }
         let position = self.searches.indexes.position();
-        self.searches.waiting.push_back((position, Parked { router, head: *head, record: bytes.into() }));
+        self.searches.waiting.push_back((position, self.parked(router, head, bytes)));
         self.answer_waiting_searches(effects);
     }
 
     /// Goes on with searches and indexing; whether more can be done now.
     pub(super) fn search_some(&mut self, effects: &mut Effects) -> bool {
+        if self.slices.is_half_done() {
+            // What a search reads belongs to one point of the log.
+            return self.has_search_work();
+        }
         self.run_searches(effects);
         if self.searches.indexes.has_work() {
             let mut units = Units::new(INDEX_UNITS);
@@ -128,6 +134,21 @@ impl Shard {
     /// Whether the backlog is short enough for a snapshot to drain it.
     pub(super) fn backlog_is_short(&self) -> bool {
         self.searches.indexes.backlog_len() <= BACKLOG_AT_SNAPSHOT_MAX
+    }
+
+    /// Measures the memory of the indexes.
+    pub(super) fn measure_indexes(&mut self) {
+        self.searches.bytes = self.searches.indexes.list().iter().map(|info| info.bytes).sum();
+    }
+
+    /// Keys that wait to be indexed.
+    pub(super) fn index_backlog(&self) -> usize {
+        self.searches.indexes.backlog_len()
+    }
+
+    /// Searches that wait for indexing or run.
+    pub(super) fn searches_waiting(&self) -> usize {
+        self.searches.waiting.len() + self.searches.running.len()
     }
 
     /// Gives up what is past its deadline.
@@ -156,7 +177,7 @@ impl Shard {
         let mut bytes = Vec::new();
         Record::plain(Op::Catalog, &[], record.value).encode(&mut bytes);
         if self.snapshot_runs() {
-            let parked = Parked { router, head: *head, record: bytes.into() };
+            let parked = self.parked(router, head, &bytes);
             return self.searches.held_edits.push_back(parked);
         }
         self.gather_catalog(router, head, &bytes);
@@ -257,6 +278,9 @@ impl Shard {
     }
 
     fn answer_waiting_searches(&mut self, effects: &mut Effects) {
+        if self.slices.is_half_done() {
+            return;
+        }
         for _ in 0..self.searches.waiting.len() {
             let Some((position, parked)) = self.searches.waiting.pop_front() else { return };
             if !self.answer_waiting(position, &parked, effects) {
