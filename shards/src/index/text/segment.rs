@@ -231,6 +231,13 @@ impl Bounds {
     }
 }
 
+/// Where a block's frequencies are, not yet unpacked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PackedFrequencies {
+    at: usize,
+    bits: u8,
+}
+
 /// One term's postings in a segment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SealedList<'a> {
@@ -270,14 +277,15 @@ impl SealedList<'_> {
         if block < self.blocks { BLOCK } else { self.count as usize % BLOCK }
     }
 
-    /// Unpacks a block; `blocks` names the rest.
+    /// Unpacks a block; `blocks` names the rest. The frequencies of a full block stay packed until
+    /// [`SealedList::read_frequencies`] is given what this returns.
     pub(crate) fn read_block(
         &self,
         packer: BitPacker4x,
         block: u32,
         documents: &mut [u32; BLOCK],
         frequencies: &mut [u32; BLOCK],
-    ) {
+    ) -> Option<PackedFrequencies> {
         let bytes = &self.segment.postings[..];
         let before = if block == 0 { 0 } else { self.last_document(block - 1) };
         let mut at = self.data;
@@ -296,11 +304,7 @@ impl SealedList<'_> {
             let (wide, narrow) = (bytes[at], bytes[at + 1]);
             at += 2;
             at += packer.decompress_sorted(before, &bytes[at..], documents, wide);
-            packer.decompress(&bytes[at..], frequencies, narrow);
-            for frequency in frequencies.iter_mut() {
-                *frequency = frequency.wrapping_add(1);
-            }
-            return;
+            return Some(PackedFrequencies { at, bits: narrow });
         }
         let mut document = before;
         for n in 0..self.block_length(block) {
@@ -308,6 +312,23 @@ impl SealedList<'_> {
             document = document.wrapping_add(head >> 1);
             documents[n] = document;
             frequencies[n] = if head & 1 == 1 { 1 } else { varint_at(bytes, &mut at) };
+        }
+        None
+    }
+
+    /// Unpacks the frequencies of a full block.
+    pub(crate) fn read_frequencies(
+        &self,
+        packer: BitPacker4x,
+        packed: PackedFrequencies,
+        frequencies: &mut [u32; BLOCK],
+    ) {
+        if packed.bits == 0 {
+            return frequencies.fill(1);
+        }
+        packer.decompress(&self.segment.postings[packed.at..], frequencies, packed.bits);
+        for frequency in frequencies.iter_mut() {
+            *frequency = frequency.wrapping_add(1);
         }
     }
 
