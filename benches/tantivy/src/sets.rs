@@ -129,7 +129,7 @@ impl Rig {
     fn define_text(&mut self) -> Outcome<()> {
         let mut change = Vec::new();
         Change::Define(whole_text()).encode(&mut change);
-        self.push(Op::Catalog, b"", &change);
+        self.push(Op::CatalogChange, b"", &change);
         self.settle()?;
         self.work()
     }

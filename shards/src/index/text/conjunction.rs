@@ -7,13 +7,13 @@
 
 use super::bitmap::Bitmap;
 use super::boolean::Plan;
+use super::bounds::{ANY_BOUNDS, Bounds, CLASSES, NO_BOUNDS};
 use super::cursor::{Cursor, END};
 use super::dictionary::FieldId;
 use super::maxscore::{TermPlan, contribution};
 use super::part::{Lengths, Open};
 use super::phrase::Occurrences;
 use super::score::Weigher;
-use super::segment::{ANY_BOUNDS, Bounds};
 use super::top::Top;
 use crate::index::{ACCEPT_UNITS, Units};
 
@@ -297,11 +297,9 @@ impl<'a, 'p> Opened<'a, 'p> {
         let Self { required, phrases, .. } = self;
         let mut possible = self.optional_bound;
         for words in phrases.iter() {
-            let length_min = words.lengths.get(document);
-            let of = |(at, _): &(usize, u32)| {
-                let frequency_max = required[*at].cursor.frequency();
-                Bounds { frequency_max, length_min, weight_max: f32::INFINITY }
-            };
+            let length = words.lengths.get(document);
+            let of =
+                |(at, _): &(usize, u32)| Bounds::of(required[*at].cursor.frequency(), length, f32::INFINITY);
             possible += words.plan.bound(words.plan.terms.iter().map(of));
         }
         if score + possible < threshold {
@@ -337,14 +335,25 @@ impl<'a, 'p> Opened<'a, 'p> {
 impl PhrasePlan {
     /// The most that the phrase can add where its terms have these bounds.
     fn bound(&self, terms: impl Iterator<Item = Bounds>) -> i64 {
-        let (mut least, mut sum, mut length_min) = (u32::MAX, 0u32, 0);
+        let (mut least, mut sum) = (u32::MAX, 0u32);
+        // A phrase stands in a document no more often than its rarest term, so a class of the phrase takes in that class
+        // of each term and those above it.
+        let mut lengths_min = [0; CLASSES];
         for bounds in terms {
             least = least.min(bounds.frequency_max);
             sum = sum.saturating_add(bounds.frequency_max);
-            length_min = length_min.max(bounds.length_min);
+            for (class, length) in lengths_min.iter_mut().enumerate() {
+                *length = (*length).max(bounds.length_from(class));
+            }
         }
-        // An exact match uses one position of every term; a sloppy one may share all but the one that moves on.
-        let frequency_max = if self.slop == 0 { least } else { sum };
-        self.weigher.bound(Bounds { frequency_max, length_min, weight_max: f32::INFINITY })
+        if self.slop > 0 {
+            // A sloppy match may share all positions but the one that moves on.
+            return self.weigher.bound(Bounds {
+                frequency_max: sum,
+                lengths_min: [lengths_min[0]; CLASSES],
+                ..NO_BOUNDS
+            });
+        }
+        self.weigher.bound(Bounds { frequency_max: least, lengths_min, ..NO_BOUNDS })
     }
 }

@@ -1,7 +1,8 @@
 //! A cursor over one term's postings in one part, block by block, for sealed segments and tails alike.
 
 use super::super::codec::{put_varint, skip_varints, varint_at};
-use super::segment::{ANY_BOUNDS, BLOCK, Bounds, NO_BOUNDS, PackedFrequencies, SealedList};
+use super::bounds::{ANY_BOUNDS, Bounds, NO_BOUNDS};
+use super::segment::{BLOCK, PackedFrequencies, SealedList};
 use super::tail::TailReader;
 use bitpacking::{BitPacker, BitPacker4x};
 
@@ -264,7 +265,7 @@ impl<'a> Cursor<'a> {
                 loop {
                     if block == list.blocks {
                         if list.block_length(block) > 0 {
-                            bounds.widen(ANY_BOUNDS);
+                            bounds.widen(list.bounds(block));
                         }
                         break;
                     }

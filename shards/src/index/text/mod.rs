@@ -7,6 +7,7 @@
 
 pub(crate) mod bitmap;
 pub(crate) mod boolean;
+mod bounds;
 mod conjunction;
 pub(crate) mod cursor;
 pub(crate) mod dictionary;

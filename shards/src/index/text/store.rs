@@ -19,7 +19,7 @@ use crate::index::analyze::{ANALYZER_VERSION, Analyzer, AnalyzerKind};
 use crate::index::codec::{Corrupt, Reader, put_bytes, put_varint, put_varint_u64};
 use std::rc::Rc;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Bytes of an array in one section.
 const CHUNK_BYTES: usize = 64 << 10;
 /// Ids in one section of terms.
