@@ -10,6 +10,7 @@ pub mod highlight;
 pub mod hybrid;
 pub(crate) mod keys;
 pub mod query;
+mod sections;
 pub mod set;
 pub mod text;
 pub mod value;

@@ -5,21 +5,20 @@
 //! [`IndexSet::position`] when it arrives and may run once [`IndexSet::is_indexed`] says that everything up to there is in.
 //! A shard without text or value indexes pays nothing. The engine bounds the backlog ([`IndexSet::backlog_len`]).
 
-mod stored;
-
-pub use stored::{SetLoader, SetWriter};
+mod backlog;
+mod definition;
+mod sections;
 
 use super::Units;
-use super::analyze::AnalyzerKind;
-use super::embed::{Model, built_in};
+use super::embed::Model;
 use super::text::{TextIndex, WHOLE};
 use super::value::ValueIndex;
 use super::value::ids::SharedIds;
-use super::vector::{HNSW_FROM, Metric, VECTOR_DIMENSIONS_MAX, VectorIndex};
-use crate::ids::hash_of;
-use hashbrown::HashTable;
-use std::collections::VecDeque;
-use std::rc::Rc;
+use super::vector::{VECTOR_DIMENSIONS_MAX, VectorIndex};
+use backlog::Backlog;
+
+pub use definition::{BuildState, Defined, IndexDefinition, IndexInfo, IndexKind, IndexSettings, whole_text};
+pub use sections::{SetLoader, SetWriter};
 
 /// Records looked at in one go while an index is built.
 const SCAN_RECORDS: usize = 8;
@@ -34,89 +33,6 @@ pub trait DocumentSource {
     /// Calls `each(key, value)` for about `limit` records after `cursor` (empty: from the start) and returns the next
     /// cursor; `None` at the end. A record that is there throughout a scan is seen at least once.
     fn scan(&self, cursor: &[u8], limit: usize, each: &mut dyn FnMut(&[u8], &[u8])) -> Option<Vec<u8>>;
-}
-
-/// What kind of index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IndexKind {
-    /// Ordered values.
-    Value,
-    /// Words.
-    Text {
-        /// How they are made.
-        analyzer: AnalyzerKind,
-    },
-    /// Built-in word embeddings of the whole value; kept with the text of the whole value, which it implies.
-    Embedding,
-    /// Vectors of the clients.
-    Vector {
-        /// Numbers in a vector.
-        dimensions: usize,
-        /// How they are compared.
-        metric: Metric,
-    },
-}
-
-impl IndexKind {
-    /// Whether the text index holds it.
-    fn is_text(self) -> bool {
-        matches!(self, Self::Text { .. } | Self::Embedding)
-    }
-
-    /// The name in the protocol.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Value => "value",
-            Self::Text { .. } => "text",
-            Self::Embedding => "embedding",
-            Self::Vector { .. } => "vector",
-        }
-    }
-}
-
-/// A definition: what CREATE_INDEX says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IndexDefinition {
-    /// An escaped path, or `*` for the text of the whole value.
-    pub path: String,
-    /// Its kind.
-    pub kind: IndexKind,
-}
-
-/// Whether an index can answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BuildState {
-    /// Not yet: so many records of the shard have been looked at.
-    Building {
-        /// Records seen by the scan.
-        scanned: u64,
-    },
-    /// All records are in, or in the backlog.
-    Ready,
-}
-
-/// A line of LIST_INDEXES, for one shard.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IndexInfo {
-    /// What it is.
-    pub definition: IndexDefinition,
-    /// Whether it can answer.
-    pub state: BuildState,
-    /// Entries, or documents of the text index.
-    pub entries: u64,
-    /// Bytes of memory; fields of text share theirs, so each states the whole.
-    pub bytes: u64,
-}
-
-/// How a new definition met those that are there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Defined {
-    /// It is new and will be built.
-    Created,
-    /// It was there already, the same.
-    Same,
-    /// The path has an index of this kind with another definition, or the shard can take no more.
-    Conflict,
 }
 
 /// Most indexes in a shard.
@@ -158,55 +74,6 @@ struct Build {
     targets: Vec<IndexDefinition>,
 }
 
-/// Keys to be indexed, in order of their first change.
-#[derive(Default)]
-struct Backlog {
-    queue: VecDeque<(u64, Rc<[u8]>)>,
-    keys: HashTable<Rc<[u8]>>,
-}
-
-impl Backlog {
-    fn push(&mut self, key: &[u8], position: u64) {
-        let hash = hash_of(key).0;
-        if self.keys.find(hash, |known| **known == *key).is_some() {
-            return;
-        }
-        let key: Rc<[u8]> = key.into();
-        self.keys.insert_unique(hash, Rc::clone(&key), |other| hash_of(other).0);
-        self.queue.push_back((position, key));
-    }
-
-    fn pop(&mut self) -> Option<Rc<[u8]>> {
-        let (_, key) = self.queue.pop_front()?;
-        if let Ok(entry) = self.keys.find_entry(hash_of(&key).0, |known| **known == *key) {
-            entry.remove();
-        }
-        Some(key)
-    }
-}
-
-/// What the operator says about indexes; the same on all replicas.
-#[derive(Clone, Copy, Debug)]
-pub struct IndexSettings {
-    /// Number of vectors in a shard from which on they are searched by a graph.
-    pub hnsw_from: usize,
-    /// The model of embeddings; `None` is the one compiled in.
-    pub model: Option<&'static Model>,
-}
-
-impl Default for IndexSettings {
-    fn default() -> Self {
-        Self { hnsw_from: HNSW_FROM, model: None }
-    }
-}
-
-impl IndexSettings {
-    /// The model of embeddings.
-    pub fn model(&self) -> &'static Model {
-        self.model.unwrap_or_else(built_in)
-    }
-}
-
 /// The indexes of one shard.
 #[derive(Default)]
 pub struct IndexSet {
@@ -221,6 +88,7 @@ pub struct IndexSet {
     position: u64,
     /// Units of indexing that merging has not matched yet.
     debt: u32,
+    generation: u64,
 }
 
 impl IndexSet {
@@ -280,6 +148,7 @@ impl IndexSet {
                 Body::Text
             }
         };
+        self.generation += 1;
         let is_embedding = definition.kind == IndexKind::Embedding;
         self.entries.push(Entry { definition, is_ready: false, body });
         if is_embedding {
@@ -292,6 +161,7 @@ impl IndexSet {
     pub fn drop_index(&mut self, path: &str, kind_name: &str) -> bool {
         let same = |entry: &Entry| entry.definition.path == path && entry.definition.kind.name() == kind_name;
         let Some(at) = self.entries.iter().position(same) else { return false };
+        self.generation += 1;
         let mut entry = self.entries.remove(at);
         if let Body::Values(values) = &mut entry.body {
             values.release_ids();
@@ -389,13 +259,22 @@ impl IndexSet {
         let entry = self.entries.iter().find(find);
         let is_ready = entry.is_some_and(|entry| entry.is_ready);
         let is_text = entry.is_some_and(|entry| entry.definition.kind.is_text());
-        let behind = self.backlog.queue.front().is_some_and(|(first, _)| *first <= position);
-        is_ready && (!is_text || !behind)
+        is_ready && (!is_text || position < self.indexed_before())
     }
 
     /// Number of keys to be indexed.
     pub fn backlog_len(&self) -> usize {
-        self.backlog.queue.len()
+        self.backlog.len()
+    }
+
+    /// The position of the oldest change whose text is still to be indexed; beyond all if there is none.
+    pub fn indexed_before(&self) -> u64 {
+        self.backlog.first_position()
+    }
+
+    /// Rises whenever an index is defined, dropped, begun anew or has become ready: what waits for an index may look again.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// The text index, once there is a text field.
@@ -453,10 +332,10 @@ impl IndexSet {
                 }
             } else if self.entries.iter().any(|entry| !entry.is_ready) {
                 self.build_some(units, source);
-            } else if !self.maintain(units) {
-                return false;
-            } else {
+            } else if self.maintain(units) {
                 continue;
+            } else {
+                return false;
             }
             let spent = u32::try_from(before - units.balance()).unwrap_or(u32::MAX);
             self.debt = self.debt.saturating_add(spent.saturating_add(4));
@@ -525,15 +404,11 @@ impl IndexSet {
                 for entry in entries.iter_mut().filter(|entry| build.targets.contains(&entry.definition)) {
                     entry.is_ready = true;
                 }
+                self.generation += 1;
                 self.build = None;
             }
         }
     }
-}
-
-/// The definition that the first SEARCH makes.
-pub fn whole_text() -> IndexDefinition {
-    IndexDefinition { path: WHOLE.to_owned(), kind: IndexKind::Text { analyzer: AnalyzerKind::English } }
 }
 
 #[cfg(test)]

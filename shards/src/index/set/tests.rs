@@ -1,8 +1,10 @@
-//! Tests of building, keeping up and storing all indexes of a shard.
+//! Indexes built beside writes, kept up, written and loaded.
 
 use super::*;
+use crate::index::analyze::AnalyzerKind;
 use crate::index::query::{CompiledQuery, parse};
 use crate::index::text::search::{Model, Search};
+use crate::index::vector::Metric;
 use std::collections::BTreeMap;
 
 #[derive(Default)]

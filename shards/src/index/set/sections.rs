@@ -1,14 +1,13 @@
-//! All indexes of a shard as sections of a snapshot, each with a checksum, and back.
+//! All indexes of a shard as sections of bytes: written beside later changes, and taken back at a start.
 //!
-//! A writer sees the indexes as they were when it was made, while they go on changing. The definitions come first, then the
-//! sections of each index in order of definition, then those of the text index. Embeddings carry the fingerprint of their model:
-//! a loader with another model has them made anew.
+//! Embeddings carry the fingerprint of their model: a loader with another model has them made anew.
 
 use super::{Body, Defined, Entry, IndexDefinition, IndexKind, IndexSet, IndexSettings};
 use crate::index::Units;
 use crate::index::analyze::AnalyzerKind;
 use crate::index::codec::{Corrupt, Reader, put_bytes, put_varint, put_varint_u64};
 use crate::index::embed::{Model, built_in};
+use crate::index::sections::{SectionOrder, seal};
 use crate::index::text::TextIndex;
 use crate::index::text::store::{Loader, SnapshotWriter};
 use crate::index::vector::Metric;
@@ -147,24 +146,26 @@ impl SetWriter {
             }
             WriterStage::Done => return false,
         }
-        if out.len() > start {
-            let checksum = crc32c::crc32c(&out[start..]);
-            out.extend_from_slice(&checksum.to_le_bytes());
-        }
+        seal(out, start);
         true
     }
 }
 
 /// Takes the sections of a [`SetWriter`] back.
-#[derive(Default)]
 pub struct SetLoader {
     set: IndexSet,
     text: Option<Loader>,
     /// The model whose embeddings are stored.
     fingerprint: Option<u64>,
     ready: Vec<bool>,
-    is_begun: bool,
-    is_complete: bool,
+    order: SectionOrder,
+}
+
+impl Default for SetLoader {
+    fn default() -> Self {
+        let order = SectionOrder::new(DEFINITIONS, END);
+        Self { set: IndexSet::default(), text: None, fingerprint: None, ready: Vec::new(), order }
+    }
 }
 
 impl SetLoader {
@@ -180,17 +181,7 @@ impl SetLoader {
     /// # Errors
     /// The section is damaged, out of order or of another version.
     pub fn section(&mut self, bytes: &[u8]) -> Result<(), Corrupt> {
-        let Some((body, checksum)) = bytes.split_last_chunk::<4>() else {
-            return Err(Corrupt("short section"));
-        };
-        if crc32c::crc32c(body) != u32::from_le_bytes(*checksum) {
-            return Err(Corrupt("checksum of a section"));
-        }
-        let mut reader = Reader::new(body);
-        let kind = reader.u8()?;
-        if self.is_complete || (kind == DEFINITIONS) == self.is_begun {
-            return Err(Corrupt("order of sections"));
-        }
+        let (kind, mut reader) = self.order.take(bytes)?;
         match kind {
             DEFINITIONS => self.definitions(&mut reader),
             ENTRY => {
@@ -204,10 +195,7 @@ impl SetLoader {
                 }
             }
             TEXT => self.text.get_or_insert_default().section(reader.take(reader.left())?),
-            END => {
-                self.is_complete = true;
-                Ok(())
-            }
+            END => Ok(()),
             _ => Err(Corrupt("kind of section")),
         }
     }
@@ -243,7 +231,6 @@ impl SetLoader {
             }
             self.ready.push(is_ready);
         }
-        self.is_begun = true;
         Ok(())
     }
 
@@ -252,7 +239,7 @@ impl SetLoader {
     /// # Errors
     /// Something is missing.
     pub fn finish(mut self) -> Result<IndexSet, Corrupt> {
-        if !self.is_complete {
+        if !self.order.is_complete() {
             return Err(Corrupt("missing section"));
         }
         for (entry, is_ready) in self.set.entries.iter_mut().zip(&self.ready) {
