@@ -323,6 +323,9 @@ impl Shard {
     }
 
     fn unmark_items(&mut self, bytes: &[u8]) {
+        if self.pending.remove_large(bytes) {
+            return;
+        }
         for (key, _) in items::iter(bytes).map_while(Result::ok) {
             self.pending.remove(hash_of(key));
         }
