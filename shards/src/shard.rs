@@ -349,6 +349,11 @@ impl Shard {
                 Event::Disk(figures) => self.disk = figures,
                 Event::SnapshotWritten { bytes } => self.snapshot_written(bytes),
                 Event::SnapshotFinished(result) => self.snapshot_finished(result, effects),
+                Event::Raft(_)
+                | Event::Unreachable(_)
+                | Event::SnapshotFetched { .. }
+                | Event::Meta(_)
+                | Event::Resign(_) => unreachable!("a node that is alone has no peers"),
             }
         }
         if self.now.0 - self.last_tick.0 >= TICK_MS {
