@@ -10,6 +10,7 @@ pub mod fatal;
 pub mod front;
 pub mod links;
 pub mod logging;
+pub mod peer;
 pub mod preflight;
 pub mod router;
 pub mod sys;

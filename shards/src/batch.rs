@@ -3,7 +3,7 @@
 //! Both are plain containers that are filled, sent, drained and sent back to be filled again. A request is the binary
 //! command that the log also holds (`command::record`), so the shard copies it and never sees JSON syntax again.
 
-use crate::ids::{KeyHash, Millis, Token};
+use crate::ids::{GroupId, KeyHash, Millis, NodeNumber, Token};
 use std::sync::Arc;
 
 /// Requests from one router to one shard.
@@ -13,6 +13,17 @@ pub struct RequestBatch {
     pub bytes: Vec<u8>,
     /// One head a request, in arrival order.
     pub heads: Vec<RequestHead>,
+    /// The group that they are for.
+    pub group: GroupId,
+    /// The node that is believed to lead it, for a batch that goes to another node; unused on the way to a shard.
+    pub node: NodeNumber,
+    /// Which stream of requests this batch belongs to, among those that come over one link: 0 from a router of this
+    /// process, one for each router of another node behind a peer link.
+    pub origin: u16,
+    /// The sender's view of who leads, counted up whenever it changes its mind. A shard that has refused a batch of a
+    /// stream as not leading refuses every later one of the same or an older view, so that a refused request is never
+    /// overtaken by one that came behind it.
+    pub view: u32,
 }
 
 /// Where one request stands in its batch.
@@ -52,6 +63,10 @@ pub enum ReplyKind {
     Error,
     /// An answer to a gathering router, in the engine's own encoding; never sent to a client as it is.
     Part,
+    /// The request was not proposed, since this replica does not lead; it may be sent elsewhere. The body is the leader's
+    /// replica u64 (0: not known), the term u64, the request's key hash u64 and deadline u64, and its record; never sent to
+    /// a client as it is.
+    NotLeader,
 }
 
 /// Where one reply stands in its batch.

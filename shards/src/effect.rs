@@ -2,9 +2,12 @@
 
 use crate::batch::{ReplyBatch, RequestBatch};
 use crate::consensus::group::Append;
-use crate::ids::Sequence;
+use crate::ids::{NodeNumber, ReplicaId, Sequence};
+use crate::meta::Meta;
 use crate::snapshot::{Chunk, Footer};
 use crate::txn::message::GroupMessage;
+use raft::prelude::Message as RaftMessage;
+use std::sync::Arc;
 
 /// Everything that one step wants done. The driver empties and reuses it.
 #[derive(Debug, Default)]
@@ -23,6 +26,35 @@ pub struct Effects {
     pub cut: Option<Sequence>,
     /// Emptied request batches, for their routers.
     pub returned: Vec<(u8, Box<RequestBatch>)>,
+    /// Messages to other replicas of this group; to be sent now, in order, each to `ReplicaId(to).node()`. The engine holds
+    /// back what must wait for a sync. Any of them may be lost.
+    pub raft: Vec<RaftMessage>,
+    /// Who leads, whenever that changed: for the view that routers look at.
+    pub role: Option<Role>,
+    /// A snapshot to be fetched from another replica's node, in place of an earlier wish.
+    pub fetch: Option<SnapshotFetch>,
+    /// The meta state changed here (group 0 only): to be stored and told to every node.
+    pub meta: Option<Arc<Meta>>,
+}
+
+/// What a replica knows of its group's leader.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Role {
+    /// The current term.
+    pub term: u64,
+    /// The leader of that term; 0 while none is known.
+    pub leader: ReplicaId,
+    /// This replica leads and has applied everything from before its term.
+    pub is_serving: bool,
+}
+
+/// A snapshot that this replica needs, since the log it would need is cut elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotFetch {
+    /// Whose snapshot.
+    pub node: NodeNumber,
+    /// Index of the last entry in it, at least; a newer one is as good.
+    pub index: u64,
 }
 
 /// One step in the writing of a snapshot file.
@@ -52,6 +84,10 @@ impl Effects {
             && self.snapshot.is_empty()
             && self.cut.is_none()
             && self.returned.is_empty()
+            && self.raft.is_empty()
+            && self.role.is_none()
+            && self.fetch.is_none()
+            && self.meta.is_none()
     }
 
     /// The reply batch of a router.

@@ -9,6 +9,34 @@ use xxhash_rust::xxh3::xxh3_64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct GroupId(pub u32);
 
+/// A node of the cluster; given by the meta state, never reused. 0 is none. A node that is alone is number 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct NodeNumber(pub u16);
+
+/// A copy of a group, as raft knows it: a number from the meta state (upper 48 bits), never reused within its group, and
+/// the node that holds it (lower 16), so that whoever sees a replica knows where it lives. 0 is none. The first replica on
+/// a node has number 0, so a node that is alone is replica 1 of each of its groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct ReplicaId(pub u64);
+
+impl ReplicaId {
+    /// The replica with this number on a node.
+    pub fn new(number: u64, node: NodeNumber) -> Self {
+        assert!(number < 1 << 48, "a replica's number fits 48 bits");
+        Self(number << 16 | u64::from(node.0))
+    }
+
+    /// The node that holds it.
+    pub fn node(self) -> NodeNumber {
+        NodeNumber(self.0 as u16)
+    }
+
+    /// Its number among the replicas that its group ever had on that node.
+    pub fn number(self) -> u64 {
+        self.0 >> 16
+    }
+}
+
 /// Position of a batch in one shard's write-ahead log; rises by one a batch, never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Sequence(pub u64);
@@ -31,6 +59,12 @@ pub struct Slot(pub u16);
 
 /// The number of slots; fixed by the storage format.
 pub const SLOTS: u16 = 4096;
+
+impl fmt::Display for NodeNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 impl fmt::Display for GroupId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -72,9 +72,9 @@ impl DeletePrefix {
                 Ok(self.begin())
             }
             (Phase::Slices, ReplyKind::Part) => self.slice(number, body),
-            (Phase::Slices, ReplyKind::Ok | ReplyKind::Success) | (Phase::Remember, ReplyKind::Part) => {
-                Err(NO_PART)
-            }
+            (_, ReplyKind::NotLeader)
+            | (Phase::Slices, ReplyKind::Ok | ReplyKind::Success)
+            | (Phase::Remember, ReplyKind::Part) => Err(NO_PART),
         }
     }
 

@@ -59,6 +59,8 @@ pub(super) struct Searches {
     pub(super) edits_in_flight: usize,
     /// Changes of the catalogue that wait for the end of a snapshot.
     held_edits: VecDeque<Parked>,
+    /// Memory of the indexes at the last tick.
+    pub(super) bytes: u64,
 }
 
 impl Searches {
@@ -98,17 +100,20 @@ impl Shard {
         bytes: &[u8],
         effects: &mut Effects,
     ) {
-        let searches = &self.searches;
-        if searches.waiting.len() + searches.stalled.len() + searches.running.len() >= TASKS_MAX {
+        if self.searches_waiting() >= TASKS_MAX {
             let failure = Failure::Overloaded("too many searches wait in this shard; try again later");
             return reply_failure(effects, router, head.token, failure);
         }
         let position = self.searches.indexes.position();
-        self.try_search(position, Parked { router, head: *head, record: bytes.into() }, effects);
+        self.try_search(position, self.parked(router, head, bytes), effects);
     }
 
     /// Goes on with searches and indexing; whether more can be done now.
     pub(super) fn search_some(&mut self, effects: &mut Effects) -> bool {
+        if self.slices.is_half_done() {
+            // What a search reads belongs to one point of the log.
+            return self.has_search_work();
+        }
         self.run_searches(effects);
         if self.searches.indexes.has_work() {
             let mut units = Units::new(INDEX_UNITS);
@@ -132,6 +137,21 @@ impl Shard {
     /// Whether the backlog is short enough for a snapshot to drain it.
     pub(super) fn backlog_is_short(&self) -> bool {
         self.searches.indexes.backlog_len() <= BACKLOG_AT_SNAPSHOT_MAX
+    }
+
+    /// Measures the memory of the indexes.
+    pub(super) fn measure_indexes(&mut self) {
+        self.searches.bytes = self.searches.indexes.list().iter().map(|info| info.bytes).sum();
+    }
+
+    /// Keys that wait to be indexed.
+    pub(super) fn index_backlog(&self) -> usize {
+        self.searches.indexes.backlog_len()
+    }
+
+    /// Searches that wait for indexing or run.
+    pub(super) fn searches_waiting(&self) -> usize {
+        self.searches.waiting.len() + self.searches.stalled.len() + self.searches.running.len()
     }
 
     /// Gives up what is past its deadline.
@@ -161,7 +181,7 @@ impl Shard {
         let mut bytes = Vec::new();
         Record::plain(Op::Catalog, &[], record.value).encode(&mut bytes);
         if self.snapshot_runs() {
-            let parked = Parked { router, head: *head, record: bytes.into() };
+            let parked = self.parked(router, head, &bytes);
             return self.searches.held_edits.push_back(parked);
         }
         self.gather_catalog(router, head, &bytes);
@@ -263,6 +283,9 @@ impl Shard {
 
     /// Answers the searches that waited for what is indexed now. Costs what is ready, not what waits.
     fn answer_waiting_searches(&mut self, effects: &mut Effects) {
+        if self.slices.is_half_done() {
+            return;
+        }
         let indexed_before = self.searches.indexes.indexed_before();
         while self.searches.waiting.front().is_some_and(|(position, _)| *position < indexed_before) {
             let Some((position, parked)) = self.searches.waiting.pop_front() else { return };
@@ -285,11 +308,13 @@ impl Shard {
 
     /// Answers a search, or puts it where it waits for what it lacks: its changes to be indexed, or else an index.
     fn try_search(&mut self, position: u64, parked: Parked, effects: &mut Effects) {
-        if self.answer_waiting(position, &parked, effects) {
+        // In the middle of a large command a search would see half of it.
+        let is_half_done = self.slices.is_half_done();
+        if !is_half_done && self.answer_waiting(position, &parked, effects) {
             return;
         }
         let searches = &mut self.searches;
-        if position >= searches.indexes.indexed_before() {
+        if is_half_done || position >= searches.indexes.indexed_before() {
             let rises = searches.waiting.back().is_none_or(|(last, _)| *last <= position);
             assert!(rises, "positions never go back");
             searches.waiting.push_back((position, parked));

@@ -82,6 +82,7 @@ impl Reply {
             ReplyKind::Success => 1,
             ReplyKind::Error => 2,
             ReplyKind::Part => 3,
+            ReplyKind::NotLeader => unreachable!("what was not proposed is never remembered"),
         }
     }
 
