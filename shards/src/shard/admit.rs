@@ -47,6 +47,11 @@ impl Shard {
     /// Admits every request of a batch, in order, and gives the batch back.
     pub(super) fn admit_batch(&mut self, router: u8, mut batch: Box<RequestBatch>, effects: &mut Effects) {
         self.counters.requests += batch.heads.len() as u64;
+        if !self.admits(router, &batch) {
+            self.refuse_batch(router, &batch, effects);
+            batch.clear(KEEP_BYTES);
+            return effects.returned.push((router, batch));
+        }
         for number in 0..batch.heads.len() {
             if number % READ_AHEAD == 0 && batch.heads.len() > 1 {
                 self.read_ahead(&batch, number);
@@ -92,6 +97,9 @@ impl Shard {
             Op::DeletePrefix => self.admit_scan(router, head, bytes, effects),
             Op::Get | Op::Exists | Op::Ttl => self.admit_read(router, head, bytes, &record, effects),
             Op::ReadMany => self.admit_read_many(router, head, bytes, &record, effects),
+            Op::Scan | Op::SearchStats | Op::QueryIndex if self.reads_locally(&record) => {
+                self.answer_scan(router, head, bytes, effects);
+            }
             Op::Scan | Op::Recall => self.admit_scan(router, head, bytes, effects),
             Op::Info => self.answer_info(router, head, effects),
             Op::Snapshot => self.admit_snapshot(router, head, effects),
@@ -121,6 +129,9 @@ impl Shard {
                 parked.head.token,
                 Failure::Timeout { unknown: false },
             );
+        }
+        if !self.group.is_leader() {
+            return self.give_back_parked(parked, effects);
         }
         self.admit(parked.router, &parked.head, &parked.record, effects);
     }
@@ -236,7 +247,7 @@ impl Shard {
         effects: &mut Effects,
     ) {
         let hash = hash_checked(head, record);
-        if !record.has(flag::LOCAL) {
+        if !self.reads_locally(record) {
             if self.locks.is_held(record.key) {
                 let waiter = LockWaiter::Request(Parked::new(router, head, bytes));
                 return self.locks.wait(record.key, waiter);
@@ -249,7 +260,7 @@ impl Shard {
                 return self.park_read(router, head, bytes);
             }
         }
-        self.answer_read(router, head, hash, record, effects);
+        self.answer_read(router, head, bytes, hash, record, effects);
     }
 
     fn admit_read_many(
@@ -260,7 +271,7 @@ impl Shard {
         record: &Record<'_>,
         effects: &mut Effects,
     ) {
-        if !record.has(flag::LOCAL) {
+        if !self.reads_locally(record) {
             if let Some(key) = self.locks.first_held(record.value, None) {
                 let waiter = LockWaiter::Request(Parked::new(router, head, bytes));
                 return self.locks.wait(key, waiter);
@@ -275,7 +286,7 @@ impl Shard {
                 return self.park_read(router, head, bytes);
             }
         }
-        self.answer_read_many(router, head, record, effects);
+        self.answer_read_many(router, head, bytes, record, effects);
     }
 
     /// A command that looks at many keys: it waits for everything admitted and for the locks held when it came.
@@ -327,12 +338,12 @@ impl Shard {
             if keys().any(|key| self.is_overdue(hash_of(key), key)) {
                 return self.admit_parked(parked, effects);
             }
-            return self.answer_read_many(router, head, &record, effects);
+            return self.answer_read_many(router, head, &parked.record, &record, effects);
         }
         if self.is_overdue(head.hash, record.key) {
             return self.admit_parked(parked, effects);
         }
-        self.answer_read(router, head, head.hash, &record, effects);
+        self.answer_read(router, head, &parked.record, head.hash, &record, effects);
     }
 
     fn release_scans(&mut self, effects: &mut Effects) {
@@ -369,6 +380,11 @@ impl Shard {
         let mut late: Vec<(u8, crate::ids::Token)> = Vec::new();
         self.reads.retain(|(_, _, parked)| keep_or_note(parked, now, &mut late));
         self.scans.retain(|(_, _, parked)| keep_or_note(parked, now, &mut late));
+        // With others in the group, what these waited for is a majority.
+        let missed = if self.held.is_on() { Failure::NoQuorum } else { Failure::Timeout { unknown: false } };
+        for (router, token) in late.drain(..) {
+            reply_failure(effects, router, token, missed.clone());
+        }
         let taken = self.locks.take_waiting(|waiter| match waiter {
             LockWaiter::Request(parked) => is_over(parked.head.deadline),
             LockWaiter::Prepare(message) => {

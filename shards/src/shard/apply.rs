@@ -4,6 +4,7 @@
 //! leader's own proposals. After each entry, before the next, the reads that waited for it are answered.
 
 use super::outbox::{NO_TICKET, Ticket, Waiter};
+use super::role::as_it_came;
 use super::{Shard, ShardFault, reads};
 use crate::batch::ReplyKind;
 use crate::command::answer::{self, Failure, Outcome};
@@ -39,16 +40,15 @@ impl Shard {
         assert_eq!(entry.index, self.applied + 1, "entries are applied in order, each once");
         self.applying = entry.index;
         let waiters = self.waiters_of(entry);
-        let is_own = waiters.is_some();
-        if !entry.data.is_empty() {
-            if entry.entry_type != EntryType::EntryNormal {
-                return Err(Malformed("a change of members in a group of one").into());
-            }
-            self.apply_commands(entry, waiters.as_deref(), effects)?;
+        // What an earlier leadership of this replica proposed is answered, but it is no part of what it leads now.
+        let is_led = self.leading_term() == Some(entry.term);
+        if entry.entry_type != EntryType::EntryNormal {
+            self.group.apply_change(entry)?;
+            self.follow_quorum(effects);
+        } else if !entry.data.is_empty() {
+            self.apply_commands(entry, waiters.as_deref(), is_led, effects)?;
         }
-        if is_own {
-            self.counters.commands += waiters.map_or(0, |waiters| waiters.len() as u64);
-        }
+        self.counters.commands += waiters.map_or(0, |waiters| waiters.len() as u64);
         self.applied = entry.index;
         self.applied_term = entry.term;
         self.group.applied(entry.index);
@@ -70,7 +70,7 @@ impl Shard {
             return None;
         }
         let proposed = self.proposed.pop_front()?;
-        assert_eq!(proposed.term, entry.term, "a lone voter's proposals are never replaced");
+        assert_eq!(proposed.term, entry.term, "who waited for a replaced proposal was answered");
         Some(proposed.waiters)
     }
 
@@ -78,6 +78,7 @@ impl Shard {
         &mut self,
         entry: &Entry,
         waiters: Option<&[Waiter]>,
+        is_led: bool,
         effects: &mut Effects,
     ) -> Result<(), ShardFault> {
         let data = entry.data.clone();
@@ -88,6 +89,7 @@ impl Shard {
         }
         self.stamp = self.stamp.max(stamp);
         self.stamp_applied = self.stamp_applied.max(stamp);
+        self.epoch = self.epoch.max(epoch);
         let needed = self.sequence_of(entry.index);
         let mut position = 0u16;
         while let Some(bytes) = commands.next_record()? {
@@ -99,7 +101,7 @@ impl Shard {
             if waiter.is_some() {
                 self.release_reads_before(position, effects);
             }
-            self.apply_command(bytes, version, stamp, waiter, needed, effects)?;
+            self.apply_command(bytes, version, stamp, waiter, is_led, needed, effects)?;
             position += 1;
         }
         self.state.sessions.expire(stamp, SESSIONS_EXPIRED_PER_ENTRY);
@@ -112,11 +114,12 @@ impl Shard {
         version: Version,
         stamp: Millis,
         waiter: Option<Waiter>,
+        is_led: bool,
         needed: Sequence,
         effects: &mut Effects,
     ) -> Result<(), ShardFault> {
         let record = Record::decode(bytes)?;
-        let is_own = waiter.is_some();
+        let is_own = waiter.is_some() && is_led;
         let waiter = waiter.unwrap_or_else(Waiter::nobody);
         let outcome = match record.op {
             Op::Set | Op::Delete | Op::Incr | Op::Expire | Op::Persist => {
@@ -166,6 +169,7 @@ impl Shard {
                 if is_own {
                     self.searches.edits_in_flight -= 1;
                 }
+                self.interrupt_snapshot(effects);
                 self.apply_catalog(&record)?
             }
             _ => return Err(Malformed("an operation that is never logged").into()),
@@ -240,7 +244,7 @@ impl Shard {
         effects: &mut Effects,
     ) -> Result<(), ShardFault> {
         let ticket = self.tickets.remove(&waiter.ticket);
-        let (Some(Ticket::Slice(cursor)), Outcome::Integer(count)) = (ticket, outcome) else {
+        let (Some(Ticket::Slice { cursor, .. }), Outcome::Integer(count)) = (ticket, outcome) else {
             unreachable!("only a slice of DELETE_PREFIX is answered by its ticket");
         };
         let mut body = Vec::new();
@@ -252,9 +256,8 @@ impl Shard {
     /// A key is locked by an intent: nothing changes, and whoever waits is put into the key's queue.
     fn requeue(&mut self, bytes: &[u8], waiter: Waiter, effects: &mut Effects) -> Result<(), ShardFault> {
         if !waiter.is_silent {
-            let record = Record::decode(bytes)?;
-            let (start, length) = (0, bytes.len() as u32);
-            let hash = hash_of(record.key);
+            let (hash, record) = as_it_came(bytes, self.tickets.remove(&waiter.ticket));
+            let (bytes, start, length) = (&record[..], 0, record.len() as u32);
             let head = crate::batch::RequestHead {
                 token: waiter.token,
                 hash,
@@ -262,7 +265,10 @@ impl Shard {
                 start,
                 length,
             };
-            self.admit(waiter.router, &head, bytes, effects);
+            match self.group.is_leader() {
+                true => self.admit(waiter.router, &head, bytes, effects),
+                false => self.give_back(waiter.router, &head, bytes, effects),
+            }
         }
         Ok(())
     }

@@ -32,6 +32,11 @@ impl Pending {
         *count = count.checked_sub(1).expect("every pending write was added before");
     }
 
+    /// Forgets every write: none of those on their way is this leader's any more.
+    pub(super) fn clear(&mut self) {
+        self.counts.fill(0);
+    }
+
     /// Whether a write of this key may be on its way.
     pub(super) fn may_have(&self, hash: KeyHash) -> bool {
         self.counts[bucket(hash)] > 0

@@ -18,6 +18,8 @@ use crate::txn::{Kind, TxnId};
 
 /// An intent that has waited so long makes its participant ask, in ms.
 const ASK_AFTER_MS: u64 = 1000;
+/// Time between two such questions, in ms.
+const ASK_AGAIN_MS: u64 = 500;
 
 impl Shard {
     /// Another group, or this one in its other role, says something.
@@ -29,12 +31,20 @@ impl Shard {
         }
         match &message.body {
             Message::Prepare { .. } => self.hear_prepare(message, effects),
-            Message::Finish { txn, commit } => self.hear_finish(message.from, *txn, *commit, effects),
+            Message::Finish { txn, commit, attempt } => {
+                self.hear_finish(message.from, *txn, *commit, *attempt, effects);
+            }
             Message::Ask { txn } => {
                 let mut actions = Vec::new();
                 let record = self.txns.record(txn.opened);
+                let is_unknown = record.is_none();
                 self.coordinator.asked(message.from, *txn, record, &mut actions);
-                self.perform(actions, effects);
+                match actions.pop() {
+                    // A leader deposed without knowing it would not know what a newer one has opened.
+                    Some(Action::Send(to, body)) if is_unknown => self.tell_confirmed(to, body, effects),
+                    Some(action) => self.perform(vec![action], effects),
+                    None => {}
+                }
             }
             Message::Prepared { .. } | Message::Refused { .. } | Message::Finished { .. } => {
                 let mut actions = Vec::new();
@@ -74,6 +84,10 @@ impl Shard {
     /// Asks the coordinators of intents that nobody has finished for long.
     pub(super) fn ask_about_old_intents(&mut self, effects: &mut Effects) {
         let now = self.now.0;
+        if now.saturating_sub(self.asked_at.0) < ASK_AGAIN_MS {
+            return;
+        }
+        self.asked_at = self.now;
         let old: Vec<TxnId> = self
             .txns
             .intents()
@@ -98,6 +112,12 @@ impl Shard {
         self.send_behind_sync(message, effects);
     }
 
+    /// Says what only a leader can know, once a majority has confirmed that this replica leads.
+    fn tell_confirmed(&mut self, to: GroupId, body: Message, effects: &mut Effects) {
+        let message = GroupMessage { from: self.config.group, to, body };
+        self.send_confirmed(message, effects);
+    }
+
     fn gather_internal(&mut self, op: Op, value: &[u8]) {
         let mut bytes = Vec::new();
         Record::plain(op, &[], value).encode(&mut bytes);
@@ -115,8 +135,13 @@ impl Shard {
             let answer = self.prepared(txn, attempt, &intent.clone());
             return self.tell(message.from, answer, effects);
         }
-        if self.locks.holds(txn) || self.waiting_prepares.contains(&(txn, attempt)) {
-            // Said again while the first is on its way.
+        let is_known = |known: &u32| *known >= attempt;
+        let is_late = self.txns.intent(txn).is_some_and(|intent| is_known(&intent.attempt));
+        if is_late
+            || self.preparing.get(&txn).is_some_and(is_known)
+            || self.waiting_prepares.contains(&(txn, attempt))
+        {
+            // Said again while the first is on its way, or late, behind a later try.
             return;
         }
         if let Some(key) = self.locks.first_held(items, Some(txn)) {
@@ -128,6 +153,7 @@ impl Shard {
             return self.refuse_prepare(&message, effects);
         }
         self.locks.hold(txn, items);
+        self.preparing.insert(txn, attempt);
         let mut value = Vec::new();
         Prepare { txn, attempt, kind: *kind, items }.encode(&mut value);
         let mut record = Record::plain(Op::TxnPrepare, &[], &value);
@@ -139,7 +165,20 @@ impl Shard {
         self.gather(&bytes, Waiter::nobody(), None);
     }
 
-    fn hear_finish(&mut self, from: GroupId, txn: TxnId, commit: Option<Version>, effects: &mut Effects) {
+    fn hear_finish(
+        &mut self,
+        from: GroupId,
+        txn: TxnId,
+        commit: Option<Version>,
+        attempt: u32,
+        effects: &mut Effects,
+    ) {
+        let is_later = |known: &u32| *known > attempt;
+        let intent_is_later = self.txns.intent(txn).is_some_and(|intent| is_later(&intent.attempt));
+        if intent_is_later || self.preparing.get(&txn).is_some_and(is_later) {
+            // Late: the try that it ends was followed by another.
+            return;
+        }
         let is_waiting = |waiter: &LockWaiter| matches!(waiter, LockWaiter::Prepare(m) if matches!(&m.body, Message::Prepare { txn: t, .. } if *t == txn));
         self.locks.take_waiting(is_waiting);
         self.waiting_prepares.retain(|(waiting, _)| *waiting != txn);
@@ -147,8 +186,9 @@ impl Shard {
             let mut value = Vec::new();
             Finish { txn, commit }.encode(&mut value);
             self.gather_internal(Op::TxnFinish, &value);
+            self.finishing.insert(txn, attempt);
         } else {
-            self.tell(from, Message::Finished { txn }, effects);
+            self.tell_confirmed(from, Message::Finished { txn, attempt }, effects);
         }
     }
 
@@ -183,13 +223,17 @@ impl Shard {
             number => self.tickets.remove(&number),
         };
         let needed = self.sequence_of(self.applying);
+        let drives = self.is_ready;
+        let unknown = Outcome::Failed(Failure::Timeout { unknown: true });
         if let Some(session) = record.session {
             if let Some(outcome) = known(&self.state, session.client, session.seq, open.fingerprint) {
                 self.answer(&waiter, needed, &outcome, effects);
                 return Ok(());
             }
             if let Some((opened, running)) = self.txns.open_for(session.client, session.seq) {
-                if running.fingerprint == open.fingerprint {
+                if running.fingerprint == open.fingerprint && !drives {
+                    self.answer(&waiter, needed, &unknown, effects);
+                } else if running.fingerprint == open.fingerprint {
                     self.txn_waiters.entry(opened).or_default().push(waiter);
                 } else {
                     self.answer(&waiter, needed, &Outcome::Failed(Failure::SeqReused), effects);
@@ -203,7 +247,10 @@ impl Shard {
             acked: session.acked,
         });
         self.txns.open(version, open, origin);
-        if let Some(Ticket::Open(plan)) = plan {
+        if let (Some(Ticket::Open(_)), false) = (&plan, drives) {
+            // Opened by this replica and led by another one now, which will abort it.
+            self.answer(&waiter, needed, &unknown, effects);
+        } else if let Some(Ticket::Open(plan)) = plan {
             self.txn_waiters.insert(version, vec![waiter]);
             let mut actions = Vec::new();
             self.coordinator.opened(version, plan, self.now, &mut actions);
@@ -223,6 +270,9 @@ impl Shard {
         let prepare = Prepare::decode(record.value)?;
         let (txn, attempt) = (prepare.txn, prepare.attempt);
         let outcome = self.txns.prepare(version, stamp, &prepare, record.has(flag::DEBUG))?;
+        if is_own && self.preparing.get(&txn) == Some(&attempt) {
+            self.preparing.remove(&txn);
+        }
         match outcome {
             PrepareOutcome::Installed => {
                 self.locks.hold(txn, prepare.items);
@@ -279,9 +329,11 @@ impl Shard {
         if let Some(intent) = self.txns.finish(&finish) {
             finish_intent(&mut self.state, &mut self.searches.indexes, &intent, version, stamp)?;
         }
-        self.release_locks(finish.txn, effects);
-        if self.is_ready {
-            self.tell(finish.txn.group, Message::Finished { txn: finish.txn }, effects);
+        if !self.preparing.contains_key(&finish.txn) {
+            self.release_locks(finish.txn, effects);
+        }
+        if let Some(attempt) = self.finishing.remove(&finish.txn) {
+            self.tell(finish.txn.group, Message::Finished { txn: finish.txn, attempt }, effects);
         }
         Ok(())
     }
