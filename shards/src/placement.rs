@@ -8,6 +8,8 @@
 //! The method is the usual greedy one of placement drivers: equalise counts by moving one replica at a time from the
 //! fullest to the emptiest node.
 
+mod codec;
+
 use crate::consensus::membership::MemberChange;
 use crate::ids::{GroupId, NodeNumber, ReplicaId};
 use crate::meta::{GroupPlacement, Meta, NodeState};

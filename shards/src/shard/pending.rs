@@ -52,6 +52,12 @@ impl Pending {
         is_large
     }
 
+    /// Forgets every write: none of those on their way is this leader's any more.
+    pub(super) fn clear(&mut self) {
+        self.counts.fill(0);
+        self.large = 0;
+    }
+
     /// Whether a write of this key may be on its way.
     pub(super) fn may_have(&self, hash: KeyHash) -> bool {
         self.large > 0 || self.counts[bucket(hash)] > 0

@@ -6,7 +6,7 @@
 use super::outbox::Waiter;
 use super::{Floor, Shard, ShardFault};
 use crate::command::entry::{EntryBuilder, LENGTH_BYTES};
-use crate::ids::KeyHash;
+use crate::ids::{KeyHash, Millis};
 
 /// Commands that will be one entry, with who waits for each.
 #[derive(Debug, Default)]
@@ -36,6 +36,11 @@ impl Gathered {
         let entry = EntryBuilder::new(self.entry.length().min(ROOM_BYTES_MAX));
         let next = Self { entry, waiters: Vec::with_capacity(self.waiters.len()) };
         std::mem::replace(self, next)
+    }
+
+    /// The data of an entry that is never proposed, and who waits for its commands.
+    pub(super) fn take_apart(self) -> (Vec<u8>, Vec<Waiter>) {
+        (self.entry.finish(0, Millis(0)), self.waiters)
     }
 
     /// Whether nothing has gathered.
@@ -94,6 +99,10 @@ impl Shard {
 
     fn may_propose(&self) -> bool {
         if !self.is_ready || (self.sealed.is_empty() && self.gathered.is_empty()) {
+            return false;
+        }
+        if !self.group.may_propose() {
+            // Leadership is being handed over: what gathers is proposed if that fails, and goes back if it does not.
             return false;
         }
         if self.snapshot_is_behind() || self.indexing_is_behind() || self.slices.is_behind() {

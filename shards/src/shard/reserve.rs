@@ -123,7 +123,7 @@ impl Shard {
         let Pass::GiveBack { then, .. } = pass else { return self.propose_prepare(&message) };
         self.locks.end(txn);
         match then {
-            Then::TellFinished => self.tell(message.from, Message::Finished { txn }, effects),
+            Then::TellFinished => self.tell(message.from, Message::Finished { txn, attempt }, effects),
             Then::WaitFor(key) if *wait && *deadline > self.now => {
                 if self.locks.is_held(&key) {
                     self.waiting_prepares.insert((txn, attempt));

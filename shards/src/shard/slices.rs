@@ -22,6 +22,7 @@ use crate::command::{bulk, items};
 use crate::effect::Effects;
 use crate::ids::{Millis, Sequence, Version, hash_of};
 use crate::index::Units;
+use crate::txn::locks::Locks;
 use crate::txn::message::{Message, Prepare};
 use crate::txn::state::Intent;
 use crate::txn::{Kind, TxnId};
@@ -51,8 +52,10 @@ pub(super) struct Slices {
 /// An entry and how far it is applied.
 pub(super) struct Current {
     pub(super) entry: Entry,
-    /// Who waits for its commands, when this leader proposed it.
+    /// Who waits for its commands, when this replica proposed it.
     pub(super) waiters: Option<Vec<Waiter>>,
+    /// Whether it is of the term that this replica leads: its marks and reservations stand.
+    pub(super) is_led: bool,
     /// The batch that makes it durable.
     pub(super) needed: Sequence,
     /// Where the commands to come stand; `None` for the empty entry of a new leader.
@@ -148,6 +151,30 @@ impl Slices {
         self.current.as_ref().and_then(|current| current.inside.as_ref()).is_some_and(Inside::is_half_done)
     }
 
+    /// This replica leads no more: its reservations are void, and what is partly applied is nobody's proposal any more. The
+    /// locks were made anew from the intents; those that a PREPARE has taken before it is one are taken again.
+    pub(super) fn disown(&mut self, locks: &mut Locks<LockWaiter>) {
+        self.reservations.clear();
+        let Some(current) = &mut self.current else { return };
+        current.is_led = false;
+        let Some(inside) = &mut current.inside else { return };
+        inside.frame.is_own = false;
+        if let Run::Prepare { pass: PreparePass::Lock, .. } = &inside.run
+            && let Some(txn) = inside.txn(&current.entry.data)
+        {
+            locks.begin(txn);
+            inside.walked = 0;
+        }
+    }
+
+    /// A snapshot took the place of everything that waits to be applied; hands over who waited for it.
+    pub(super) fn drop_entries(&mut self) -> Vec<Waiter> {
+        self.reservations.clear();
+        self.waiting.clear();
+        let current = self.current.take();
+        current.and_then(|current| current.waiters).unwrap_or_default()
+    }
+
     /// Holds a local read until the command that is half applied is whole.
     pub(super) fn hold(&mut self, parked: Parked) {
         self.held.push(parked);
@@ -187,6 +214,12 @@ impl Inside {
     ) -> Self {
         let pass = if is_applied { FinishPass::Change } else { FinishPass::Unlock };
         Self { frame, at, walked: 0, run: Run::Finish { pass, txn, intent } }
+    }
+
+    /// The transaction of a PREPARE.
+    fn txn(&self, data: &[u8]) -> Option<TxnId> {
+        let record = Record::decode(&data[self.at.clone()]).ok()?;
+        Prepare::decode(record.value).ok().map(|prepare| prepare.txn)
     }
 
     fn is_half_done(&self) -> bool {
@@ -293,6 +326,9 @@ impl Shard {
                             self.txns.install(frame.version, frame.stamp, &prepare, debug);
                             if !frame.is_own {
                                 return Ok(true);
+                            }
+                            if self.preparing.get(&prepare.txn) == Some(&prepare.attempt) {
+                                self.preparing.remove(&prepare.txn);
                             }
                             *pass = PreparePass::Count;
                         }
@@ -443,12 +479,16 @@ impl Shard {
         units: &mut Units,
         effects: &mut Effects,
     ) -> Result<bool, ShardFault> {
+        // The keys that a later try has reserved stay held.
+        let is_reserved = self.preparing.contains_key(&txn);
         let (txns, locks) = (&mut self.txns, &mut self.locks);
         let mut freed: Vec<LockWaiter> = Vec::new();
         let is_through = items::walk(items, walked, |key, _| {
             units.spend(1);
             txns.unlock(key, txn);
-            locks.release_key(txn, key, &mut freed);
+            if !is_reserved {
+                locks.release_key(txn, key, &mut freed);
+            }
             units.left()
         })?;
         for waiter in freed {
