@@ -8,6 +8,7 @@
 
 mod admit;
 mod apply;
+mod budget;
 mod expiry;
 mod held;
 pub mod image;
@@ -16,9 +17,11 @@ mod outbox;
 mod pending;
 mod propose;
 mod reads;
+mod reserve;
 mod restore;
 mod role;
 mod searches;
+mod slices;
 mod snapshots;
 mod transact;
 
@@ -30,6 +33,7 @@ use crate::consensus::storage::SnapshotOffer;
 use crate::effect::Effects;
 use crate::event::{DiskFigures, Event};
 use crate::ids::{GroupId, Millis, Sequence, Slot};
+use crate::index::Units;
 use crate::index::set::IndexSet;
 use crate::state::State;
 use crate::txn::coordinator::Coordinator;
@@ -39,7 +43,6 @@ use admit::Parked;
 use outbox::{Gated, Waiter};
 use pending::Pending;
 use propose::{Gathered, Proposed};
-use raft::prelude::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// When a write is acknowledged; one rule for a whole shard, set by the operator.
@@ -76,6 +79,9 @@ pub struct ShardConfig {
     pub entry_commands_max: usize,
     /// Writes that store are refused while the state holds as many bytes; 0 is no bound.
     pub memory_bytes_max: u64,
+    /// Bytes of commands that may be admitted and not yet applied; from half of it on requests are left with their router,
+    /// beyond it writes are refused.
+    pub outstanding_bytes_max: usize,
     /// Keys that one page of SCAN or one slice of DELETE_PREFIX takes at most.
     pub page_keys_max: usize,
     /// Bytes of values in one page at most.
@@ -111,6 +117,7 @@ impl ShardConfig {
             entry_bytes_max: 1 << 20,
             entry_commands_max: 1024,
             memory_bytes_max: 0,
+            outstanding_bytes_max: 128 << 20,
             page_keys_max: 1000,
             page_bytes_max: 1 << 20,
             page_examined_max: 4000,
@@ -222,6 +229,8 @@ pub struct Shard {
     is_ready: bool,
     has_log_room: bool,
 
+    slices: slices::Slices,
+    budget: budget::Budget,
     gathered: Gathered,
     /// Entries that are full and wait for their turn.
     sealed: VecDeque<Gathered>,
@@ -263,13 +272,14 @@ pub struct Shard {
     counters: ShardCounters,
     disk: DiskFigures,
     last_tick: Millis,
-    /// Committed entries that are not applied yet.
-    committed: VecDeque<Entry>,
     collected: Collected,
 }
 
 /// Time between ticks: deadlines, resends, raft's clock.
 const TICK_MS: u64 = 50;
+
+/// Units that one step applies at most, well below a millisecond; the rest is left to [`Shard::work`].
+const STEP_UNITS: u32 = 1500;
 
 /// Size of the blocks that the log is written in.
 const LOG_BLOCK_BYTES: u64 = 4096;
@@ -319,6 +329,8 @@ impl Shard {
             stamp_applied: stamp,
             is_ready: false,
             has_log_room: true,
+            slices: slices::Slices::default(),
+            budget: budget::Budget::default(),
             gathered: Gathered::default(),
             sealed: VecDeque::new(),
             proposed: VecDeque::new(),
@@ -347,7 +359,6 @@ impl Shard {
             counters: ShardCounters::default(),
             disk: DiskFigures::default(),
             last_tick: now,
-            committed: VecDeque::new(),
             collected: Collected::default(),
         })
     }
@@ -358,7 +369,7 @@ impl Shard {
         if self.group.is_alone() || self.config.is_preferred {
             self.group.campaign()?;
         }
-        self.advance(effects)
+        self.advance(STEP_UNITS, effects)
     }
 
     /// Takes what happened, in order, and leaves what is to be done. Drains `events`.
@@ -390,7 +401,7 @@ impl Shard {
             self.last_tick = self.now;
             self.tick(effects)?;
         }
-        self.advance(effects)
+        self.advance(STEP_UNITS, effects)
     }
 
     /// Goes on with unfinished work for about `units` records or postings.
@@ -399,13 +410,14 @@ impl Shard {
         self.expire_some(units);
         let searching = self.search_some(effects);
         let more = self.snapshot_some(effects) || searching;
-        self.advance(effects)?;
+        self.advance(u32::try_from(units).unwrap_or(u32::MAX), effects)?;
+        let more = more || self.is_applying();
         Ok(if more { Left::More } else { Left::Nothing })
     }
 
     /// Whether [`Shard::work`] would find something to do now.
     pub fn has_work(&self) -> bool {
-        self.has_search_work()
+        self.is_applying() || self.has_search_work()
     }
 
     /// Whether nothing is under way: every request is answered, every transaction finished.
@@ -417,10 +429,10 @@ impl Shard {
             && self.reads.is_empty()
             && self.scans.is_empty()
             && self.held.is_empty()
-            && self.committed.is_empty()
             && self.coordinator.is_empty()
             && self.locks.waiting() == 0
             && self.group.in_flight() == 0
+            && !self.is_applying()
             && !self.snapshots.is_running()
     }
 
@@ -472,6 +484,7 @@ impl Shard {
         self.tick_reads(effects);
         self.give_up_late(effects);
         self.give_up_searches(effects);
+        self.measure_indexes();
         if self.is_ready {
             let mut actions = Vec::new();
             self.coordinator.tick(self.now, &mut actions);
@@ -481,8 +494,9 @@ impl Shard {
         Ok(())
     }
 
-    /// Proposes, collects and applies until nothing moves.
-    fn advance(&mut self, effects: &mut Effects) -> Result<(), ShardFault> {
+    /// Proposes, collects and applies until nothing moves or the units are spent.
+    fn advance(&mut self, units: u32, effects: &mut Effects) -> Result<(), ShardFault> {
+        let mut units = Units::new(units);
         loop {
             self.follow_role(effects);
             let began = self.propose_some()? | self.ask_for_reads();
@@ -491,32 +505,21 @@ impl Shard {
             self.hand_over_appends(effects);
             if !self.collected.replaced.is_empty() {
                 let replaced = std::mem::take(&mut self.collected.replaced);
-                self.entries_replaced(replaced, effects)?;
+                self.entries_replaced(replaced, effects);
             }
             if let Some(answered) = self.collected.confirmed.take() {
                 self.end_rounds(answered, effects);
             }
-            self.committed.extend(self.collected.committed.drain(..));
-            if !self.apply_committed(effects)? && !began {
+            let moved = began || !self.collected.committed.is_empty();
+            self.slices.push(&mut self.collected.committed);
+            let applied = self.applied;
+            self.apply_some(&mut units, effects)?;
+            self.reserve_some(&mut units, effects);
+            if !moved && applied == self.applied {
                 self.tell_role(effects);
                 return Ok(());
             }
         }
-    }
-
-    /// Applies what is committed; whether anything was. A leader whose indexes or snapshot are behind proposes nothing, and
-    /// a follower, which cannot refuse what comes, applies nothing until they have caught up.
-    fn apply_committed(&mut self, effects: &mut Effects) -> Result<bool, ShardFault> {
-        let mut any = false;
-        while !self.committed.is_empty() {
-            if !self.group.is_leader() && (self.snapshot_is_behind() || self.indexing_is_behind()) {
-                return Ok(any);
-            }
-            let Some(entry) = self.committed.pop_front() else { break };
-            self.apply_entry(&entry, effects)?;
-            any = true;
-        }
-        Ok(any)
     }
 
     fn hand_over_appends(&mut self, effects: &mut Effects) {

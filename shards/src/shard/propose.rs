@@ -5,7 +5,7 @@
 
 use super::outbox::Waiter;
 use super::{Floor, Shard, ShardFault};
-use crate::command::entry::EntryBuilder;
+use crate::command::entry::{EntryBuilder, HEAD_BYTES, LENGTH_BYTES};
 use crate::ids::{KeyHash, Millis};
 
 /// Commands that will be one entry, with who waits for each.
@@ -22,14 +22,27 @@ pub(super) struct Proposed {
     pub(super) index: u64,
     /// The term in which it was proposed.
     pub(super) term: u64,
+    /// Bytes of its commands, as the budget counts them.
+    pub(super) bytes: usize,
     /// Who waits, by position in the entry.
     pub(super) waiters: Vec<Waiter>,
 }
+
+/// Memory that the next entry takes at once, at most; what is rarely as large grows as it comes.
+const ROOM_BYTES_MAX: usize = 256 << 10;
 
 impl Gathered {
     /// The data of an entry that is never proposed, and who waits for its commands.
     pub(super) fn take_apart(self) -> (Vec<u8>, Vec<Waiter>) {
         (self.entry.finish(0, Millis(0)), self.waiters)
+    }
+
+    /// Hands over what has gathered and begins anew with room for as much again, so that a busy shard takes the memory of
+    /// an entry once and not in ever larger pieces.
+    fn take(&mut self) -> Self {
+        let entry = EntryBuilder::new(self.entry.length().min(ROOM_BYTES_MAX));
+        let next = Self { entry, waiters: Vec::with_capacity(self.waiters.len()) };
+        std::mem::replace(self, next)
     }
 
     /// Whether nothing has gathered.
@@ -45,9 +58,10 @@ impl Shard {
         let is_full = entry.count() >= self.config.entry_commands_max
             || entry.length() + record.len() > self.config.entry_bytes_max;
         if is_full && !self.gathered.is_empty() {
-            self.sealed.push_back(std::mem::take(&mut self.gathered));
+            self.sealed.push_back(self.gathered.take());
         }
         self.gathered.entry.push(record);
+        self.budget.take(record.len() + LENGTH_BYTES);
         self.gathered.waiters.push(waiter);
         if let Some(hash) = hash {
             self.pending.add(hash);
@@ -73,12 +87,13 @@ impl Shard {
     pub(super) fn propose_some(&mut self) -> Result<bool, ShardFault> {
         let mut any = false;
         while self.may_propose() {
-            let gathered = self.sealed.pop_front().unwrap_or_else(|| std::mem::take(&mut self.gathered));
+            let gathered = self.sealed.pop_front().unwrap_or_else(|| self.gathered.take());
             self.stamp = self.stamp.max(self.now);
             let Gathered { entry, waiters } = gathered;
             let data = entry.finish(self.epoch, self.stamp);
+            let bytes = data.len() - HEAD_BYTES;
             let index = self.group.propose(data)?;
-            self.proposed.push_back(Proposed { index, term: self.group.term(), waiters });
+            self.proposed.push_back(Proposed { index, term: self.group.term(), bytes, waiters });
             self.counters.entries += 1;
             any = true;
         }
@@ -93,7 +108,7 @@ impl Shard {
             // Leadership is being handed over: what gathers is proposed if that fails, and goes back if it does not.
             return false;
         }
-        if self.snapshot_is_behind() || self.indexing_is_behind() {
+        if self.snapshot_is_behind() || self.indexing_is_behind() || self.slices.is_behind() {
             return false;
         }
         if self.config.floor != Floor::Always {

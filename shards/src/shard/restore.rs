@@ -121,7 +121,6 @@ impl Shard {
         self.state = image.state;
         self.txns = image.txns;
         self.rebuild_locks();
-        self.committed.clear();
         (self.applied, self.applying) = (image.applied_index, image.applied_index);
         self.applied_term = image.applied_term;
         self.stamp = self.stamp.max(image.stamp);

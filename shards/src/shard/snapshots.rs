@@ -223,6 +223,7 @@ impl Shard {
         is_wanted
             && may_drain
             && self.applied > 0
+            && self.slices.current.is_none()
             && self.config.floor != Floor::Off
             && self.now >= snapshots.not_before
     }

@@ -1,20 +1,23 @@
 //! Transactions as seen by a shard: its part as a participant, and the ways between its coordinator and its log.
 
 use super::admit::LockWaiter;
-use super::apply::{finish_intent, known, remember};
+use super::apply::{known, remember};
 use super::outbox::{NO_TICKET, Ticket, Waiter, reply};
+use super::reserve::{LARGE_BYTES, Reservation};
+use super::slices::{Frame, Inside};
 use super::{Shard, ShardFault};
 use crate::batch::ReplyKind;
 use crate::command::answer::{Failure, Outcome};
 use crate::command::context::is_over;
 use crate::command::items;
-use crate::command::record::{Malformed, Op, Record, flag};
+use crate::command::record::{Malformed, Op, Record, Session, flag};
 use crate::effect::Effects;
 use crate::ids::{GroupId, Millis, Version, hash_of};
 use crate::txn::coordinator::Action;
 use crate::txn::message::{Decide, Finish, GroupMessage, Message, Open, Prepare};
-use crate::txn::state::{Intent, Origin, PrepareOutcome};
+use crate::txn::state::{Intent, Origin};
 use crate::txn::{Kind, TxnId};
+use std::ops::Range;
 
 /// An intent that has waited so long makes its participant ask, in ms.
 const ASK_AFTER_MS: u64 = 1000;
@@ -107,7 +110,7 @@ impl Shard {
         }
     }
 
-    fn tell(&mut self, to: GroupId, body: Message, effects: &mut Effects) {
+    pub(super) fn tell(&mut self, to: GroupId, body: Message, effects: &mut Effects) {
         let message = GroupMessage { from: self.config.group, to, body };
         self.send_behind_sync(message, effects);
     }
@@ -125,7 +128,7 @@ impl Shard {
     }
 
     fn hear_prepare(&mut self, message: GroupMessage, effects: &mut Effects) {
-        let Message::Prepare { txn, attempt, wait, kind, debug, items, deadline } = &message.body else {
+        let Message::Prepare { txn, attempt, wait, items, deadline, .. } = &message.body else {
             return;
         };
         let (txn, attempt) = (*txn, *attempt);
@@ -137,12 +140,17 @@ impl Shard {
         }
         let is_known = |known: &u32| *known >= attempt;
         let is_late = self.txns.intent(txn).is_some_and(|intent| is_known(&intent.attempt));
+        let is_reserving = self.slices.reservations.iter().any(|reservation| reservation.is_of(txn));
         if is_late
+            || is_reserving
             || self.preparing.get(&txn).is_some_and(is_known)
             || self.waiting_prepares.contains(&(txn, attempt))
         {
             // Said again while the first is on its way, or late, behind a later try.
             return;
+        }
+        if items.len() >= LARGE_BYTES {
+            return self.slices.reservations.push_back(Reservation::new(message));
         }
         if let Some(key) = self.locks.first_held(items, Some(txn)) {
             if *wait && *deadline > self.now {
@@ -153,14 +161,20 @@ impl Shard {
             return self.refuse_prepare(&message, effects);
         }
         self.locks.hold(txn, items);
-        self.preparing.insert(txn, attempt);
-        let mut value = Vec::new();
-        Prepare { txn, attempt, kind: *kind, items }.encode(&mut value);
+        self.propose_prepare(&message);
+    }
+
+    /// Puts a PREPARE whose keys are reserved into the next entry.
+    pub(super) fn propose_prepare(&mut self, message: &GroupMessage) {
+        let Message::Prepare { txn, attempt, kind, debug, items, .. } = &message.body else { return };
+        self.preparing.insert(*txn, *attempt);
+        let mut value = Vec::with_capacity(items.len() + 64);
+        Prepare { txn: *txn, attempt: *attempt, kind: *kind, items }.encode(&mut value);
         let mut record = Record::plain(Op::TxnPrepare, &[], &value);
         if *debug {
             record.flags |= flag::DEBUG;
         }
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(value.len() + 64);
         record.encode(&mut bytes);
         self.gather(&bytes, Waiter::nobody(), None);
     }
@@ -182,6 +196,9 @@ impl Shard {
         let is_waiting = |waiter: &LockWaiter| matches!(waiter, LockWaiter::Prepare(m) if matches!(&m.body, Message::Prepare { txn: t, .. } if *t == txn));
         self.locks.take_waiting(is_waiting);
         self.waiting_prepares.retain(|(waiting, _)| *waiting != txn);
+        if let Some(found) = self.slices.reservations.iter_mut().find(|found| found.is_of(txn)) {
+            return found.cancel(attempt);
+        }
         if self.locks.holds(txn) {
             let mut value = Vec::new();
             Finish { txn, commit }.encode(&mut value);
@@ -213,7 +230,6 @@ impl Shard {
         &mut self,
         record: &Record<'_>,
         version: Version,
-        _stamp: Millis,
         waiter: Waiter,
         effects: &mut Effects,
     ) -> Result<(), ShardFault> {
@@ -222,6 +238,9 @@ impl Shard {
             NO_TICKET => None,
             number => self.tickets.remove(&number),
         };
+        if let Some(Ticket::Open(plan)) = &plan {
+            self.budget.release_plan(plan.bytes());
+        }
         let needed = self.sequence_of(self.applying);
         let drives = self.is_ready;
         let unknown = Outcome::Failed(Failure::Timeout { unknown: true });
@@ -259,37 +278,6 @@ impl Shard {
         Ok(())
     }
 
-    pub(super) fn apply_prepare(
-        &mut self,
-        record: &Record<'_>,
-        version: Version,
-        stamp: Millis,
-        is_own: bool,
-        effects: &mut Effects,
-    ) -> Result<(), ShardFault> {
-        let prepare = Prepare::decode(record.value)?;
-        let (txn, attempt) = (prepare.txn, prepare.attempt);
-        let outcome = self.txns.prepare(version, stamp, &prepare, record.has(flag::DEBUG))?;
-        if is_own && self.preparing.get(&txn) == Some(&attempt) {
-            self.preparing.remove(&txn);
-        }
-        match outcome {
-            PrepareOutcome::Installed => {
-                self.locks.hold(txn, prepare.items);
-                if is_own {
-                    let intent = self.txns.intent(txn).expect("just installed").clone();
-                    let answer = self.prepared(txn, attempt, &intent);
-                    self.tell(txn.group, answer, effects);
-                }
-            }
-            PrepareOutcome::Locked if is_own => {
-                unreachable!("a leader proposes a PREPARE only when it has reserved its keys")
-            }
-            PrepareOutcome::Locked => {}
-        }
-        Ok(())
-    }
-
     pub(super) fn apply_decide(
         &mut self,
         record: &Record<'_>,
@@ -306,7 +294,8 @@ impl Shard {
             Outcome::Failed(Failure::Timeout { unknown: false })
         };
         if let (Some(origin), true) = (origin, decide.commit) {
-            remember(&mut self.state, &origin.client, origin.seq, origin.acked, fingerprint, stamp, &outcome);
+            let session = Session { client: &origin.client, seq: origin.seq, acked: origin.acked };
+            remember(&mut self.state, &session, fingerprint, stamp, &outcome);
         }
         let needed = self.sequence_of(self.applying);
         for waiter in self.txn_waiters.remove(&opened).unwrap_or_default() {
@@ -318,24 +307,34 @@ impl Shard {
         Ok(())
     }
 
-    pub(super) fn apply_finish(
+    /// Begins a FINISH: takes the intent out. Without one (the FINISH was said twice) there is nothing to do but to say so;
+    /// a PREPARE of a later try may be on its way, so no lock is touched.
+    pub(super) fn begin_finish(
         &mut self,
         record: &Record<'_>,
-        version: Version,
-        stamp: Millis,
+        frame: &Frame,
+        at: Range<usize>,
         effects: &mut Effects,
-    ) -> Result<(), ShardFault> {
+    ) -> Result<Option<Inside>, ShardFault> {
         let finish = Finish::decode(record.value)?;
-        if let Some(intent) = self.txns.finish(&finish) {
-            finish_intent(&mut self.state, &mut self.searches.indexes, &intent, version, stamp)?;
+        let Some((intent, is_applied)) = self.txns.finish(&finish) else {
+            self.tell_finished(finish.txn, effects);
+            return Ok(None);
+        };
+        Ok(Some(Inside::finish(*frame, at, finish.txn, intent, is_applied)))
+    }
+
+    /// A FINISH is applied and all of its keys are free.
+    pub(super) fn end_finish(&mut self, txn: TxnId, effects: &mut Effects) {
+        self.locks.end(txn);
+        self.release_scans(effects);
+        self.tell_finished(txn, effects);
+    }
+
+    fn tell_finished(&mut self, txn: TxnId, effects: &mut Effects) {
+        if let Some(attempt) = self.finishing.remove(&txn) {
+            self.tell(txn.group, Message::Finished { txn, attempt }, effects);
         }
-        if !self.preparing.contains_key(&finish.txn) {
-            self.release_locks(finish.txn, effects);
-        }
-        if let Some(attempt) = self.finishing.remove(&finish.txn) {
-            self.tell(finish.txn.group, Message::Finished { txn: finish.txn, attempt }, effects);
-        }
-        Ok(())
     }
 
     pub(super) fn apply_forget(&mut self, record: &Record<'_>) -> Result<(), ShardFault> {

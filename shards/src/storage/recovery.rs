@@ -3,12 +3,13 @@
 //! Everything is synced before it is read: what recovery saw must not vanish in a later power cut, since the shard will
 //! vote and answer by it. Blocking; runs before the shard serves. It never writes to a segment.
 
-use super::segment::{list_segments, open_segment};
-use shards::log::replay::{Recovered, ReplayedBatch, SegmentFile, SegmentSource, replay};
-use shards::log::{LogShape, ReplayError, SegmentId};
-use std::fs::File;
+use super::disk::{Disk, DiskFile, Open, read_exact_at};
+use super::manifest::read_manifest;
+use super::segments::{list_segments, open_segment};
+use crate::log::manifest::{Manifest, ManifestError};
+use crate::log::replay::{Recovered, ReplayedBatch, SegmentFile, SegmentSource, replay};
+use crate::log::{LogShape, ReplayError, SegmentId};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Why a log could not be recovered.
@@ -16,7 +17,15 @@ use std::path::{Path, PathBuf};
 pub enum RecoveryError {
     /// Durable records are damaged, or the files belong elsewhere. Repair from peers, or stop with exit code 70.
     Replay(ReplayError<io::Error>, PathBuf),
-    /// The directory could not be listed, or a segment not opened or synced.
+    /// The manifest cannot be read. Damage, unless it belongs elsewhere or is of a later version.
+    Manifest(PathBuf, ManifestError),
+    /// There is no manifest, and with it nothing that tells what else is gone. Damage.
+    NoManifest(PathBuf),
+    /// A snapshot file is damaged, in the words of its reader.
+    Snapshot(PathBuf, String),
+    /// Snapshot and log do not fit together: damage, in the words of who put them together.
+    Mismatch(PathBuf, String),
+    /// A file or directory could not be listed, opened, read, written or synced.
     Io(PathBuf, io::Error),
 }
 
@@ -24,6 +33,15 @@ impl std::fmt::Display for RecoveryError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Replay(error, directory) => write!(f, "{}: {error}", directory.display()),
+            Self::Manifest(path, error) => write!(f, "{}: {error}", path.display()),
+            Self::NoManifest(path) => write!(
+                f,
+                "{} at byte 0: the file is gone, and without it nobody can tell what else is",
+                path.display()
+            ),
+            Self::Snapshot(path, text) | Self::Mismatch(path, text) => {
+                write!(f, "{}: {text}", path.display())
+            }
             Self::Io(path, error) => write!(f, "{}: {error}", path.display()),
         }
     }
@@ -31,11 +49,13 @@ impl std::fmt::Display for RecoveryError {
 
 impl std::error::Error for RecoveryError {}
 
-/// A log read back, with what its ring needs to go on.
+/// A log read back, with what it needs to go on.
 #[derive(Debug)]
 pub struct RecoveredLog {
     /// What the replay found.
     pub recovered: Recovered,
+    /// What its manifest says.
+    pub manifest: Manifest,
     /// The shape it was read with.
     pub shape: LogShape,
     /// Where its segments are.
@@ -45,39 +65,43 @@ pub struct RecoveredLog {
 }
 
 /// Recovers the log in `directory`. `on_batch` gets every live batch in order and must forget them on an error.
-pub fn recover_log(
+pub fn recover_log<D: Disk>(
+    disk: &D,
     directory: &Path,
     shape: LogShape,
     on_batch: &mut dyn FnMut(ReplayedBatch<'_>),
 ) -> Result<RecoveredLog, RecoveryError> {
     let failed = |error| RecoveryError::Io(directory.to_path_buf(), error);
-    let files = list_segments(directory).map_err(failed)?;
+    let manifest = read_manifest(disk, directory, &shape.identity)?;
+    let files = list_segments(disk, directory).map_err(failed)?;
     for file in &files {
         let path = directory.join(file.segment.file_name());
-        let synced = open_segment(directory, file.segment).and_then(|open| open.file.sync_all());
+        let synced = open_segment(disk, directory, file.segment).and_then(|open| open.file.sync());
         synced.map_err(|error| RecoveryError::Io(path, error))?;
     }
-    let mut source = FileSource { directory, open: None };
-    let recovered = replay(&shape, &files, &mut source, on_batch)
+    let mut source = FileSource { disk, directory, open: None };
+    let recovered = replay(&shape, &files, &manifest, &mut source, on_batch)
         .map_err(|error| RecoveryError::Replay(error, directory.to_path_buf()))?;
     let last_segment = files.last().map_or(SegmentId(0), |file: &SegmentFile| file.segment);
-    Ok(RecoveredLog { recovered, shape, directory: directory.to_path_buf(), last_segment })
+    Ok(RecoveredLog { recovered, manifest, shape, directory: directory.to_path_buf(), last_segment })
 }
 
 /// Reads through the page cache, one file open at a time: the log is written past the cache, so it holds nothing stale.
-struct FileSource<'a> {
+struct FileSource<'a, D: Disk> {
+    disk: &'a D,
     directory: &'a Path,
-    open: Option<(SegmentId, File)>,
+    open: Option<(SegmentId, D::File)>,
 }
 
-impl SegmentSource for FileSource<'_> {
+impl<D: Disk> SegmentSource for FileSource<'_, D> {
     type Error = io::Error;
 
     fn read(&mut self, segment: SegmentId, offset: u64, into: &mut [u8]) -> io::Result<()> {
         if self.open.as_ref().is_none_or(|(open, _)| *open != segment) {
-            self.open = Some((segment, File::open(self.directory.join(segment.file_name()))?));
+            let path = self.directory.join(segment.file_name());
+            self.open = Some((segment, self.disk.open(&path, Open::READ)?));
         }
         let (_, file) = self.open.as_ref().expect("just opened");
-        file.read_exact_at(into, offset)
+        read_exact_at(file, into, offset)
     }
 }
