@@ -277,7 +277,6 @@ pub struct Shard {
     counters: ShardCounters,
     disk: DiskFigures,
     last_tick: Millis,
-    /// Committed entries that are not applied yet.
     collected: Collected,
 }
 
@@ -523,16 +522,17 @@ impl Shard {
             self.hand_over_appends(effects);
             if !self.collected.replaced.is_empty() {
                 let replaced = std::mem::take(&mut self.collected.replaced);
-                self.entries_replaced(replaced, effects)?;
+                self.entries_replaced(replaced, effects);
             }
             if let Some(answered) = self.collected.confirmed.take() {
                 self.end_rounds(answered, effects);
             }
             let moved = began || !self.collected.committed.is_empty();
             self.slices.push(&mut self.collected.committed);
-            let applied = self.apply_some(&mut units, effects)?;
+            let applied = self.applied;
+            self.apply_some(&mut units, effects)?;
             self.reserve_some(&mut units, effects);
-            if !moved && !applied {
+            if !moved && applied == self.applied {
                 self.tell_role(effects);
                 return Ok(());
             }

@@ -59,6 +59,7 @@ pub fn encode_group(message: &GroupMessage, out: &mut Vec<u8>) {
             out.extend_from_slice(&attempt.to_le_bytes());
             out.push(u8::from(commit.is_some()));
             push_version(out, commit.unwrap_or_default());
+            out.extend_from_slice(&attempt.to_le_bytes());
         }
         Message::Finished { txn, attempt } => {
             begin(out, FINISHED, txn);
@@ -129,7 +130,7 @@ fn read(mut payload: &[u8]) -> Result<GroupMessage, Malformed> {
             let attempt = take_u32(rest)?;
             let has_commit = take_flag(rest)?;
             let place: Version = take_version(rest)?;
-            Message::Finish { txn, commit: has_commit.then_some(place), attempt }
+            Message::Finish { txn, commit: has_commit.then_some(place), attempt: take_u32(rest)? }
         }
         FINISHED => Message::Finished { txn, attempt: take_u32(rest)? },
         ASK => Message::Ask { txn },
@@ -145,6 +146,7 @@ fn read(mut payload: &[u8]) -> Result<GroupMessage, Malformed> {
 mod tests {
     use super::*;
     use crate::peer::hex;
+    use crate::txn::message::LAST_TRY;
     use proptest::prelude::*;
 
     fn examples() -> Vec<GroupMessage> {
@@ -162,9 +164,9 @@ mod tests {
             },
             Message::Prepared { txn, attempt: 2, place, count: -1, values: b"values".to_vec() },
             Message::Refused { txn, attempt: 3 },
-            Message::Finish { txn, commit: Some(place), attempt: 2 },
-            Message::Finish { txn, commit: None, attempt: 3 },
-            Message::Finished { txn, attempt: 3 },
+            Message::Finish { txn, commit: Some(place), attempt: LAST_TRY },
+            Message::Finish { txn, commit: None, attempt: 2 },
+            Message::Finished { txn, attempt: 2 },
             Message::Ask { txn },
         ];
         bodies.into_iter().map(|body| GroupMessage { from: GroupId(3), to: GroupId(5), body }).collect()

@@ -150,7 +150,7 @@ impl Shard {
                 Failure::Timeout { unknown: false },
             );
         }
-        if !self.group.is_leader() {
+        if !self.group.is_leader() && !self.is_for_any(&parked.record) {
             return self.give_back_parked(parked, effects);
         }
         self.admit(parked.router, &parked.head, &parked.record, effects);
@@ -383,12 +383,12 @@ impl Shard {
         let mut late: Vec<(u8, crate::ids::Token)> = Vec::new();
         self.reads.retain(|(_, _, parked)| keep_or_note(parked, now, &mut late));
         self.scans.retain(|(_, _, parked)| keep_or_note(parked, now, &mut late));
-        self.slices.held().retain(|parked| keep_or_note(parked, now, &mut late));
         // With others in the group, what these waited for is a majority.
         let missed = if self.held.is_on() { Failure::NoQuorum } else { Failure::Timeout { unknown: false } };
         for (router, token) in late.drain(..) {
             reply_failure(effects, router, token, missed.clone());
         }
+        self.slices.held().retain(|parked| keep_or_note(parked, now, &mut late));
         let taken = self.locks.take_waiting(|waiter| match waiter {
             LockWaiter::Request(parked) => is_over(parked.head.deadline),
             LockWaiter::Prepare(message) => {

@@ -47,6 +47,9 @@ impl Shard {
     ) -> Result<bool, ShardFault> {
         let mut any = false;
         while units.left() && !self.slices.is_empty() {
+            if self.slices.current.is_none() && self.must_catch_up() {
+                return Ok(());
+            }
             let was_half_done = self.slices.is_half_done();
             let mut current = match self.slices.current.take() {
                 Some(current) => current,
@@ -59,7 +62,7 @@ impl Shard {
                 }
                 None => match self.slices.pop() {
                     Some(entry) => self.begin_entry(entry, effects)?,
-                    None => return Ok(any),
+                    None => return Ok(()),
                 },
             };
             if self.apply_commands(&mut current, units, effects)? {
@@ -74,6 +77,12 @@ impl Shard {
             }
         }
         Ok(any)
+    }
+
+    /// A leader whose indexes or snapshot are behind proposes nothing; a follower, which cannot refuse what comes, applies
+    /// nothing until they have caught up.
+    fn must_catch_up(&self) -> bool {
+        !self.group.is_leader() && (self.snapshot_is_behind() || self.indexing_is_behind())
     }
 
     fn begin_entry(&mut self, entry: Entry, effects: &mut Effects) -> Result<Current, ShardFault> {

@@ -7,7 +7,8 @@
 use super::admit::LockWaiter;
 use super::outbox::{Ticket, Waiter, reply_failure};
 use super::propose::Gathered;
-use super::{Parked, Shard, ShardFault};
+use super::slices::Current;
+use super::{Parked, Shard};
 use crate::batch::{NotLeader, RequestBatch, RequestHead};
 use crate::command::answer::Failure;
 use crate::command::entry::{Entry as EntryData, HEAD_BYTES};
@@ -88,7 +89,7 @@ impl Shard {
     }
 
     /// Whether any replica answers this: reads that may be stale, and what is asked of this very replica.
-    fn is_for_any(&self, record: &[u8]) -> bool {
+    pub(super) fn is_for_any(&self, record: &[u8]) -> bool {
         // Damage is told by whoever admits it.
         let Ok(record) = Record::decode(record) else { return true };
         match record.op {
@@ -150,6 +151,7 @@ impl Shard {
     fn step_down(&mut self, effects: &mut Effects) {
         self.is_ready = false;
         self.standing.refuse_all();
+        self.slices.step_down();
         let gathered = std::mem::take(&mut self.gathered);
         let unproposed: Vec<Gathered> = self.sealed.drain(..).chain([gathered]).collect();
         for gathered in unproposed.into_iter().filter(|gathered| !gathered.is_empty()) {
@@ -199,6 +201,9 @@ impl Shard {
         for (txn, intent) in self.txns.intents() {
             self.locks.hold(txn, &intent.items);
         }
+        if let Some((txn, items)) = self.slices.locking() {
+            self.locks.hold(txn, items);
+        }
     }
 
     pub(super) fn give_back_parked(&self, parked: &Parked, effects: &mut Effects) {
@@ -206,32 +211,39 @@ impl Shard {
     }
 
     /// Entries of this replica that were replaced: surely none of them is ever applied.
-    pub(super) fn entries_replaced(
-        &mut self,
-        replaced: Vec<Entry>,
-        effects: &mut Effects,
-    ) -> Result<(), ShardFault> {
+    pub(super) fn entries_replaced(&mut self, replaced: Vec<Entry>, effects: &mut Effects) {
         for entry in replaced {
             let found = self.proposed.iter().position(|proposed| proposed.index == entry.index);
             let Some(proposed) = found.and_then(|at| self.proposed.remove(at)) else { continue };
             assert_eq!(proposed.term, entry.term, "an index has one proposal at a time");
             self.give_back_entry(&entry.data, proposed.waiters, effects);
         }
-        Ok(())
     }
 
     /// Nothing is known any more of what was proposed: a snapshot took the place of its entries.
     pub(super) fn forget_proposed(&mut self, effects: &mut Effects) {
-        let begun = self.slices.drop_entries();
-        let proposed = self.proposed.drain(..).flat_map(|proposed| proposed.waiters);
-        for waiter in begun.into_iter().chain(proposed) {
+        let mut waiters = Vec::new();
+        if let Some(Current { entry, waiters: Some(under_way), .. }) = self.slices.clear() {
+            self.budget.release(entry.data.len() - HEAD_BYTES);
+            waiters = under_way;
+        }
+        for proposed in self.proposed.drain(..) {
+            self.budget.release(proposed.bytes);
+            waiters.extend(proposed.waiters);
+        }
+        for waiter in waiters {
             if !waiter.is_silent {
                 let unknown = Failure::Timeout { unknown: true };
                 reply_failure(effects, waiter.router, waiter.token, unknown);
             }
-            if let Some(Ticket::Open(plan)) = self.tickets.remove(&waiter.ticket) {
-                self.budget.release_plan(plan.bytes());
-            }
+            let ticket = self.tickets.remove(&waiter.ticket);
+            self.release_plan_of(ticket.as_ref());
+        }
+    }
+
+    fn release_plan_of(&mut self, ticket: Option<&Ticket>) {
+        if let Some(Ticket::Open(plan)) = ticket {
+            self.budget.release_plan(plan.bytes());
         }
         self.budget.release_entries();
     }
@@ -244,9 +256,7 @@ impl Shard {
             let bytes = commands.next_record().expect("this replica made the entry");
             let bytes = bytes.expect("an entry has a command for each waiter");
             let ticket = self.tickets.remove(&waiter.ticket);
-            if let Some(Ticket::Open(plan)) = &ticket {
-                self.budget.release_plan(plan.bytes());
-            }
+            self.release_plan_of(ticket.as_ref());
             if waiter.is_silent {
                 continue;
             }

@@ -224,8 +224,8 @@ impl Shard {
         let may_drain = self.backlog_is_short() || snapshots.log_bytes >= 2 * self.config.snapshot_log_bytes;
         is_wanted
             && may_drain
-            && self.slices.current.is_none()
             && self.applied > 0
+            && self.slices.current.is_none()
             && self.config.floor != Floor::Off
             && self.now >= snapshots.not_before
     }

@@ -139,9 +139,9 @@ impl Shard {
             let answer = self.prepared(txn, attempt, &intent.clone());
             return self.tell(message.from, answer, effects);
         }
-        let is_reserving = self.slices.reservations.iter().any(|reservation| reservation.is_of(txn));
         let is_known = |known: &u32| *known >= attempt;
         let is_late = self.txns.intent(txn).is_some_and(|intent| is_known(&intent.attempt));
+        let is_reserving = self.slices.reservations.iter().any(|reservation| reservation.is_of(txn));
         if is_late
             || is_reserving
             || self.preparing.get(&txn).is_some_and(is_known)
@@ -198,7 +198,7 @@ impl Shard {
         self.locks.take_waiting(is_waiting);
         self.waiting_prepares.retain(|(waiting, _)| *waiting != txn);
         if let Some(found) = self.slices.reservations.iter_mut().find(|found| found.is_of(txn)) {
-            return found.cancel();
+            return found.cancel(attempt);
         }
         if self.locks.holds(txn) {
             let mut value = Vec::new();

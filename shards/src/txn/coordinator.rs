@@ -103,15 +103,15 @@ impl Coordinator {
         self.drives.is_empty()
     }
 
-    /// Bytes of the items that undecided transactions hold.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
     /// Drives nothing any more: this replica leads no longer.
     pub fn clear(&mut self) {
         self.drives.clear();
         self.bytes = 0;
+    }
+
+    /// Bytes of the items that undecided transactions hold.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Begins where an earlier leader left: aborts what is pending, finishes what is decided.

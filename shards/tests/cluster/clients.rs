@@ -37,6 +37,8 @@ struct Request {
     record: Vec<u8>,
     hash: KeyHash,
     is_under_way: bool,
+    /// An earlier try may have been applied: from then on no refusal says that it was not.
+    may_have_applied: bool,
 }
 
 pub struct Client {
@@ -122,7 +124,17 @@ impl Client {
             }
         }
         let (begun, deadline) = (world.now, world.now + self.timeout_ms);
-        self.open.push_back(Request { number, wish, begun, deadline, record, hash, is_under_way: false });
+        let (is_under_way, may_have_applied) = (false, false);
+        self.open.push_back(Request {
+            number,
+            wish,
+            begun,
+            deadline,
+            record,
+            hash,
+            is_under_way,
+            may_have_applied,
+        });
         self.send(world);
     }
 
@@ -162,8 +174,9 @@ impl Client {
                 continue;
             }
             request.is_under_way = false;
+            request.may_have_applied = !matches!(request.wish, Wish::Get(_));
             if !is_safe || request.deadline <= world.now {
-                self.end(at, End::Unknown, world.now);
+                self.end(at, End::Failed("NO_QUORUM".to_owned()), world.now);
             }
         }
     }
@@ -175,6 +188,10 @@ impl Client {
 
     fn end(&mut self, at: usize, end: End, now: u64) {
         let Some(request) = self.open.remove(at) else { return };
+        let end = match end {
+            End::Failed(_) if request.may_have_applied => End::Unknown,
+            end => end,
+        };
         let operation = |key: &str, is_write, value| Operation {
             key: key.to_owned(),
             is_write,
@@ -247,6 +264,7 @@ impl Client {
         // With a session a retry is safe.
         request.deadline = world.now + self.timeout_ms;
         request.is_under_way = false;
+        request.may_have_applied = true;
     }
 }
 

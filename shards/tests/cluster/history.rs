@@ -17,12 +17,12 @@ pub struct Operation {
     pub ended: Option<u64>,
 }
 
-#[derive(Debug)]
+/// The time that the operations on one value span.
 struct Zone {
+    value: Option<String>,
     write_begun: u64,
     first_end: u64,
     last_begin: u64,
-    value: Option<String>,
 }
 
 /// Says what is wrong with the history, if anything is.
@@ -68,13 +68,14 @@ fn check_key(operations: &[&Operation]) -> Result<(), String> {
             if !is_forward(forward) {
                 continue;
             }
-            let crosses = if is_forward(other) {
-                forward.first_end < other.last_begin && other.first_end < forward.last_begin
-            } else {
-                forward.first_end < other.last_begin && other.first_end < forward.last_begin
+            // Two that go forward must not overlap; one that goes backward must not lie within one that goes forward.
+            let (low, high) = (other.first_end.min(other.last_begin), other.first_end.max(other.last_begin));
+            let crosses = match is_forward(other) {
+                true => forward.first_end < other.last_begin && other.first_end < forward.last_begin,
+                false => forward.first_end < low && high < forward.last_begin,
             };
             if crosses {
-                return Err(format!("{forward:?} and {other:?} cross"));
+                return Err(format!("{:?} and {:?} cross in time", forward.value, other.value));
             }
         }
     }

@@ -12,7 +12,7 @@ mod world;
 use chance::Chance;
 use clients::{Client, End, Wish, increments, turn};
 use shards::consensus::membership::MemberChange;
-use shards::consensus::progress::MemberRefusal;
+use shards::consensus::progress::{Follower, FollowerState, MemberRefusal};
 use shards::event::Event;
 use shards::ids::{Millis, NodeNumber, ReplicaId};
 use shards::shard::Shard;

@@ -138,10 +138,6 @@ impl World {
         self.fetches.retain(|(_, to, ..)| *to != node);
     }
 
-    pub fn is_up(&self, node: u16) -> bool {
-        self.replicas.get(&(node, 0)).is_some_and(|replica| replica.shard.is_some())
-    }
-
     /// The node whose replica serves as leader, if there is one.
     pub fn serving(&self, group: u32) -> Option<u16> {
         (1..=self.shape.nodes).find(|node| {
@@ -280,11 +276,11 @@ impl World {
             assert_eq!(*known, raft.replica(), "group {group} has two leaders in term {}", raft.term());
         }
         let checked = self.checked.entry(place).or_insert(0);
-        for (index, (term, data)) in replica.entries.range(*checked + 1..=raft.commit_index()) {
+        for (index, (term, data)) in replica.entries.range(*checked + 1..raft.commit_index() + 1) {
             let known = self.committed.entry((group, *index)).or_insert_with(|| (*term, data.clone()));
             assert!(known == &(*term, data.clone()), "group {group} has two entries at index {index}");
         }
-        *checked = raft.commit_index();
+        *checked = raft.commit_index().max(*checked);
     }
 
     /// All records of a replica.
