@@ -56,7 +56,6 @@ pub fn encode_group(message: &GroupMessage, out: &mut Vec<u8>) {
         }
         Message::Finish { txn, commit, attempt } => {
             begin(out, FINISH, txn);
-            out.extend_from_slice(&attempt.to_le_bytes());
             out.push(u8::from(commit.is_some()));
             push_version(out, commit.unwrap_or_default());
             out.extend_from_slice(&attempt.to_le_bytes());
@@ -127,7 +126,6 @@ fn read(mut payload: &[u8]) -> Result<GroupMessage, Malformed> {
         }
         REFUSED => Message::Refused { txn, attempt: take_u32(rest)? },
         FINISH => {
-            let attempt = take_u32(rest)?;
             let has_commit = take_flag(rest)?;
             let place: Version = take_version(rest)?;
             Message::Finish { txn, commit: has_commit.then_some(place), attempt: take_u32(rest)? }

@@ -40,12 +40,7 @@ impl Observer for IndexSet {
 
 impl Shard {
     /// Applies committed entries, in order, while units are left, and answers who waited for them.
-    pub(super) fn apply_some(
-        &mut self,
-        units: &mut Units,
-        effects: &mut Effects,
-    ) -> Result<bool, ShardFault> {
-        let mut any = false;
+    pub(super) fn apply_some(&mut self, units: &mut Units, effects: &mut Effects) -> Result<(), ShardFault> {
         while units.left() && !self.slices.is_empty() {
             if self.slices.current.is_none() && self.must_catch_up() {
                 return Ok(());
@@ -53,13 +48,6 @@ impl Shard {
             let was_half_done = self.slices.is_half_done();
             let mut current = match self.slices.current.take() {
                 Some(current) => current,
-                // A leader whose indexes or snapshot are behind proposes nothing; a follower, which cannot refuse what comes,
-                // applies nothing until they have caught up.
-                None if !self.group.is_leader()
-                    && (self.snapshot_is_behind() || self.indexing_is_behind()) =>
-                {
-                    return Ok(any);
-                }
                 None => match self.slices.pop() {
                     Some(entry) => self.begin_entry(entry, effects)?,
                     None => return Ok(()),
@@ -67,7 +55,6 @@ impl Shard {
             };
             if self.apply_commands(&mut current, units, effects)? {
                 self.end_entry(&current, effects);
-                any = true;
             } else {
                 self.slices.current = Some(current);
             }
@@ -76,7 +63,7 @@ impl Shard {
                 self.answer_waiting_searches(effects);
             }
         }
-        Ok(any)
+        Ok(())
     }
 
     /// A leader whose indexes or snapshot are behind proposes nothing; a follower, which cannot refuse what comes, applies

@@ -39,11 +39,6 @@ impl Budget {
         self.in_entries = self.in_entries.checked_sub(bytes).expect("what is applied was admitted before");
     }
 
-    /// Nothing that went into an entry is waited for any more.
-    pub(super) fn release_entries(&mut self) {
-        self.in_entries = 0;
-    }
-
     /// A transaction's plan waits for its OPEN.
     pub(super) fn take_plan(&mut self, bytes: usize) {
         self.in_plans += bytes;

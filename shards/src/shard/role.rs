@@ -177,7 +177,6 @@ impl Shard {
         self.cluster.leadership_lost();
         self.forget_transactions(effects);
         self.rebuild_locks();
-        self.slices.disown(&mut self.locks);
     }
 
     /// Stops driving transactions. Their outcome is up to the next leader.
@@ -245,7 +244,6 @@ impl Shard {
         if let Some(Ticket::Open(plan)) = ticket {
             self.budget.release_plan(plan.bytes());
         }
-        self.budget.release_entries();
     }
 
     /// Gives back every request of an entry that is never applied.

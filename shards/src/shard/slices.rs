@@ -22,7 +22,6 @@ use crate::command::{bulk, items};
 use crate::effect::Effects;
 use crate::ids::{Millis, Sequence, Version, hash_of};
 use crate::index::Units;
-use crate::txn::locks::Locks;
 use crate::txn::message::{Message, Prepare};
 use crate::txn::state::Intent;
 use crate::txn::{Kind, TxnId};
@@ -52,7 +51,7 @@ pub(super) struct Slices {
 /// An entry and how far it is applied.
 pub(super) struct Current {
     pub(super) entry: Entry,
-    /// Who waits for its commands, when this replica proposed it.
+    /// Who waits for its commands, when this leader proposed it.
     pub(super) waiters: Option<Vec<Waiter>>,
     /// Whether the present leadership of this replica proposed it.
     pub(super) is_led: bool,
@@ -227,12 +226,6 @@ impl Inside {
         Self { frame, at, walked: 0, run: Run::Finish { pass, txn, intent } }
     }
 
-    /// The transaction of a PREPARE.
-    fn txn(&self, data: &[u8]) -> Option<TxnId> {
-        let record = Record::decode(&data[self.at.clone()]).ok()?;
-        Prepare::decode(record.value).ok().map(|prepare| prepare.txn)
-    }
-
     fn is_half_done(&self) -> bool {
         match &self.run {
             Run::Bulk { pass, .. } => *pass == BulkPass::Change && self.walked > 0,
@@ -340,9 +333,6 @@ impl Shard {
                             self.txns.install(frame.version, frame.stamp, &prepare, debug);
                             if !frame.is_own {
                                 return Ok(true);
-                            }
-                            if self.preparing.get(&prepare.txn) == Some(&prepare.attempt) {
-                                self.preparing.remove(&prepare.txn);
                             }
                             *pass = PreparePass::Count;
                         }
@@ -493,16 +483,12 @@ impl Shard {
         units: &mut Units,
         effects: &mut Effects,
     ) -> Result<bool, ShardFault> {
-        // The keys that a later try has reserved stay held.
-        let is_reserved = self.preparing.contains_key(&txn);
         let (txns, locks) = (&mut self.txns, &mut self.locks);
         let mut freed: Vec<LockWaiter> = Vec::new();
         let is_through = items::walk(items, walked, |key, _| {
             units.spend(1);
             txns.unlock(key, txn);
-            if !is_reserved {
-                locks.release_key(txn, key, &mut freed);
-            }
+            locks.release_key(txn, key, &mut freed);
             units.left()
         })?;
         for waiter in freed {

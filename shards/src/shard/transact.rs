@@ -325,11 +325,9 @@ impl Shard {
         Ok(Some(Inside::finish(*frame, at, finish.txn, intent, is_applied)))
     }
 
-    /// A FINISH is applied and all of its keys are free, but those that a later try has reserved.
+    /// A FINISH is applied and all of its keys are free.
     pub(super) fn end_finish(&mut self, txn: TxnId, effects: &mut Effects) {
-        if !self.preparing.contains_key(&txn) {
-            self.locks.end(txn);
-        }
+        self.locks.end(txn);
         self.release_scans(effects);
         self.tell_finished(txn, effects);
     }
