@@ -24,7 +24,7 @@ use crate::command::record::Malformed;
 use crate::consensus::group::{Append, ConsensusError, Group, Restored};
 use crate::effect::Effects;
 use crate::event::{DiskFigures, Event};
-use crate::ids::{GroupId, Millis, Sequence, Slot};
+use crate::ids::{GroupId, Millis, ReplicaId, Sequence, Slot};
 use crate::index::set::IndexSet;
 use crate::state::State;
 use crate::txn::coordinator::Coordinator;
@@ -263,6 +263,7 @@ impl Shard {
         let ShardImage { group, state, txns, stamp, epoch, history, log_bytes, catalog, indexes } = image;
         let (applied, applied_term) = (group.snapshot_index, group.snapshot_term);
         let durable = group.sequence;
+        let first_view = searches::first_view(ReplicaId(group.replica), now);
         let group = Group::restore(group, config.floor == Floor::Always)?;
         let mut locks = Locks::default();
         for (txn, intent) in txns.intents() {
@@ -300,7 +301,7 @@ impl Shard {
             tickets: BTreeMap::new(),
             next_ticket: 0,
             expiry: expiry::Expiry::default(),
-            searches: searches::Searches::restored(catalog, indexes),
+            searches: searches::Searches::restored(catalog, indexes, first_view),
             snapshots: snapshots::Snapshots::restored(applied, log_bytes, now),
             counters: ShardCounters::default(),
             disk: DiskFigures::default(),

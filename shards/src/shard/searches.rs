@@ -18,7 +18,7 @@ use crate::gather::catalog::Change;
 use crate::gather::list_indexes::Line;
 use crate::gather::query_index;
 use crate::gather::search::{self as ask, Ask, OnDemand, Scoring};
-use crate::ids::hash_of;
+use crate::ids::{Millis, ReplicaId, hash_of};
 use crate::index::Units;
 use crate::index::filter::Filter;
 use crate::index::set::{BuildState, DocumentSource, IndexKind, IndexSet};
@@ -59,9 +59,15 @@ pub(super) struct Searches {
 
 impl Searches {
     /// As a snapshot has them.
-    pub(super) fn restored(catalog: Catalog, indexes: IndexSet) -> Self {
-        Self { catalog, indexes, ..Self::default() }
+    pub(super) fn restored(catalog: Catalog, indexes: IndexSet, next_view: u64) -> Self {
+        Self { catalog, indexes, next_view, ..Self::default() }
     }
+}
+
+/// The number of a replica's first view: the node above 48 bits, below them the time of its start, so that a search which
+/// asks another leader than the one that counted for it, or a leader that was restarted, never finds somebody else's view.
+pub(super) fn first_view(replica: ReplicaId, now: Millis) -> u64 {
+    u64::from(replica.node().0) << 48 | (now.0 << 6 & ((1 << 48) - 1))
 }
 
 /// The records as the index room wants to read them.
