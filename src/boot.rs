@@ -298,11 +298,7 @@ fn run_router(
         let wait = match idle_since_us {
             Some(since) if clock.elapsed_us() - since < spin_us => Wait::No,
             _ if spin_us > 0 && idle_since_us.is_none() => Wait::No,
-            _ => {
-                let now = clock.now();
-                let longest = shards::ids::Millis(now.0 + settings::ROUTER_SLEEP_MS);
-                Wait::Until(router.next_deadline(now).map_or(longest, |soon| soon.min(longest)))
-            }
+            _ => Wait::Until(shards::ids::Millis(clock.now().0 + settings::ROUTER_SLEEP_MS)),
         };
         let turn = front.turn(&mut router, wait).map_err(failed)?;
         idle_since_us = turn.is_idle().then(|| idle_since_us.unwrap_or_else(|| clock.elapsed_us()));

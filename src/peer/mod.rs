@@ -6,5 +6,6 @@
 //! | `nodes` | who the nodes are, for commands that describe the cluster |
 //! | `view` | who leads each group, as the routers of this node see it |
 
+pub mod forward;
 pub mod nodes;
 pub mod view;

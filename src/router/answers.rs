@@ -188,7 +188,7 @@ impl Router {
     fn write_counters(&self, out: &mut Vec<u8>) {
         let RouterCounters {
             sent,
-            answered,
+            answered_alone,
             refused,
             gathers,
             calls,
@@ -201,7 +201,7 @@ impl Router {
         let waiting: usize = self.ways.iter().map(super::Way::held).sum();
         let numbers = [
             ("sent", sent),
-            ("answered", answered),
+            ("answered_without_shard", answered_alone),
             ("refused", refused),
             ("gathers", gathers),
             ("calls", calls),

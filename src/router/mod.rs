@@ -80,8 +80,8 @@ impl Default for RouterSettings {
 pub struct RouterCounters {
     /// Requests sent to a shard as they are.
     pub sent: u64,
-    /// Lines that the router answered itself, refusals included.
-    pub answered: u64,
+    /// Lines that the router answered without a shard, refusals included.
+    pub answered_alone: u64,
     /// Lines that were no request.
     pub refused: u64,
     /// Gathers begun.
@@ -273,7 +273,7 @@ impl Router {
             return Handled::Answered;
         }
         self.counters.refused += 1;
-        self.counters.answered += 1;
+        self.counters.answered_alone += 1;
         at.answer_with(ReplyKind::Error, refusal.id.unwrap_or_default(), |out| {
             reply::push_error(out, refusal.code, &refusal.message, refusal.code.retry());
             if let Some(limit) = refusal.limit {
@@ -297,7 +297,7 @@ impl Router {
         kind: ReplyKind,
         members: impl FnOnce(&mut Vec<u8>),
     ) -> Handled<'l> {
-        self.counters.answered += 1;
+        self.counters.answered_alone += 1;
         at.answer_with(kind, id, members);
         Handled::Answered
     }
@@ -342,6 +342,10 @@ impl LineHandler for Router {
 
     fn has_work(&self) -> bool {
         self.ways.iter().any(Way::has_replies)
+    }
+
+    fn next_deadline(&self, now: Millis) -> Option<Millis> {
+        Router::next_deadline(self, now)
     }
 }
 

@@ -35,6 +35,10 @@ pub(super) const NO_FAULTS: &str =
 const ALONE: &str =
     "this node runs alone and has no members to change; start nodes with --peers for a cluster";
 
+/// Why a cluster refuses them.
+const NOT_YET: &str = "this version cannot change the members or leaders of a cluster on request; leaders move when a node \
+    stops, and come back with it";
+
 /// Shards judge the deadline of a gather's call so much later than the router judges the gather's, so that the client
 /// hears of the command and not of one of its calls.
 pub(super) const CALL_GRACE_MS: u64 = 250;
@@ -114,7 +118,8 @@ impl Router {
                 self.gather(at, &asked, class, Snapshot::start)
             }
             Command::AddNode(_) | Command::RemoveNode(_) | Command::TransferLeader(_) => {
-                self.fail(at, id, Code::UnsupportedInMode, ALONE)
+                let text = if self.cluster.is_some() { NOT_YET } else { ALONE };
+                self.fail(at, id, Code::UnsupportedInMode, text)
             }
             Command::Shutdown => {
                 self.facts.stop.request();
@@ -175,7 +180,7 @@ impl Router {
         }
         at.set_flags(if hello.redirect { answers::CONNECTION_REDIRECT } else { 0 });
         at.set_ordered(hello.ordered);
-        self.counters.answered += 1;
+        self.counters.answered_alone += 1;
         at.answer_with(ReplyKind::Success, asked.id, |out| self.write_hello(out));
         Handled::Answered
     }

@@ -2,7 +2,8 @@
 //!
 //! The router gives the members that it knows itself; the shards' own objects are passed on as they came.
 
-use super::{Call, Gather, NO_PART, Step};
+use super::answers::{Answers, Collected};
+use super::{Call, Gather, Step};
 use crate::batch::ReplyKind;
 use crate::command::record::{Malformed, Op, Record, flag};
 use crate::gather::topology::Topology;
@@ -25,7 +26,7 @@ enum Shape {
 pub struct Info {
     shape: Shape,
     head: Vec<u8>,
-    answers: Vec<Option<Vec<u8>>>,
+    answers: Answers,
 }
 
 /// What is read of a shard's object.
@@ -72,33 +73,27 @@ impl Info {
     fn start(topology: &Topology, shape: Shape, head: Vec<u8>, record: &Record<'_>) -> (Gather, Step) {
         let calls = (0u16..).zip(topology.each());
         let calls = calls.map(|(number, group)| Call::new(number, group, record));
-        let gather = Self { shape, head, answers: vec![None; topology.groups()] };
+        let gather = Self { shape, head, answers: Answers::new(topology.groups()) };
         (Gather::Info(gather), Step::Calls(calls.collect()))
     }
 
     /// A group that cannot answer (nobody leads it, or this node has no copy of it) is told with what is known: an empty
     /// answer stands for it.
     pub(super) fn part(&mut self, number: u16, kind: ReplyKind, body: &[u8]) -> Result<Step, Malformed> {
-        let body = match kind {
-            ReplyKind::Part => body,
-            ReplyKind::Error => &[],
-            _ => return Err(NO_PART),
-        };
-        let answer =
-            self.answers.get_mut(usize::from(number)).ok_or(Malformed("its number was never given"))?;
-        if answer.replace(body.to_vec()).is_some() {
-            return Err(Malformed("it came twice"));
+        // An empty answer stands for an error.
+        let (kind, body) = if kind == ReplyKind::Error { (ReplyKind::Part, &[][..]) } else { (kind, body) };
+        match self.answers.take(number, kind, body, self.head.len())? {
+            Collected::Step(step) => Ok(step),
+            Collected::All(answers) => self.finish(&answers),
         }
-        if self.answers.iter().any(Option::is_none) { Ok(Step::Wait) } else { self.finish() }
     }
 
     pub(super) fn held_bytes(&self) -> usize {
-        self.head.len() + self.answers.iter().flatten().map(Vec::len).sum::<usize>()
+        self.head.len() + self.answers.bytes()
     }
 
-    fn finish(&self) -> Result<Step, Malformed> {
-        let answers: Vec<&[u8]> = self.answers.iter().flatten().map(Vec::as_slice).collect();
-        let read = |answer: &&[u8]| match answer {
+    fn finish(&self, answers: &[Vec<u8>]) -> Result<Step, Malformed> {
+        let read = |answer: &Vec<u8>| match answer.as_slice() {
             [] => Ok(None),
             object => serde_json::from_slice::<Figures>(object).map(Some),
         };
@@ -108,7 +103,7 @@ impl Info {
         out.extend_from_slice(&self.head);
         out.push(b',');
         match &self.shape {
-            Shape::Info => write_info(&mut out, &answers, &figures),
+            Shape::Info => write_info(&mut out, answers, &figures),
             Shape::Cluster { names, leaders } => write_groups(&mut out, &figures, names, leaders),
         }
         out.push(b'}');
@@ -183,7 +178,7 @@ fn push_name(out: &mut Vec<u8>, names: &[(NodeNumber, String)], node: NodeNumber
     }
 }
 
-fn write_info(out: &mut Vec<u8>, answers: &[&[u8]], figures: &[Option<Figures>]) {
+fn write_info(out: &mut Vec<u8>, answers: &[Vec<u8>], figures: &[Option<Figures>]) {
     let present = || figures.iter().flatten();
     push_member(out, "keys", present().map(|figures| figures.keys).sum());
     out.push(b',');

@@ -22,6 +22,7 @@
 //! | the same, hybrid | | | candidates of [`hybrid`](crate::index::hybrid) |
 //! | `SearchHits` | view | 2, items: keys | per key: value u32 length, snippet u32 length |
 
+use super::answers::{Answers, Collected};
 use super::catalog::{CatalogChange, Change};
 use super::topology::Topology;
 use super::{Call, Gather, NO_PART, Step, text_of};
@@ -69,7 +70,7 @@ pub struct Search {
     /// are still under way find nothing.
     first_call: u16,
     /// This phase's answers, by group.
-    answers: Vec<Option<Vec<u8>>>,
+    answers: Answers,
     views: Vec<u64>,
     /// The merged hits, each with its group.
     hits: Vec<(SearchHit, u16)>,
@@ -89,7 +90,7 @@ impl Search {
             offset: usize::try_from(offset).unwrap_or(usize::MAX),
             top_k: usize::try_from(top_k).unwrap_or(usize::MAX),
             phase: Phase::Count,
-            answers: vec![None; topology.groups()],
+            answers: Answers::new(topology.groups()),
             views: Vec::new(),
             hits: Vec::new(),
         };
@@ -115,7 +116,7 @@ impl Search {
         // Calls of a definition would have the numbers of the answers still under way.
         self.has_defined = true;
         self.phase = Phase::Count;
-        self.answers = vec![None; self.topology.groups()];
+        self.answers = Answers::new(self.topology.groups());
         self.views.clear();
         self.hits.clear();
         Some(self.count())
@@ -125,7 +126,7 @@ impl Search {
     fn define_next(&mut self) -> Step {
         let Some(index) = self.missing.pop() else {
             self.phase = Phase::Count;
-            self.answers = vec![None; self.topology.groups()];
+            self.answers = Answers::new(self.topology.groups());
             return self.count();
         };
         self.phase = Phase::Define;
@@ -146,27 +147,16 @@ impl Search {
             });
         }
         let Some(place) = number.checked_sub(self.first_call) else { return Ok(Step::Wait) };
-        match kind {
-            ReplyKind::Part => {}
-            ReplyKind::Error => {
-                let is_lost = body.starts_with(VIEW_IS_LOST);
-                let restarted = if is_lost { self.restart() } else { None };
-                return Ok(restarted.unwrap_or_else(|| Step::passed_on(kind, body)));
-            }
-            _ => return Err(NO_PART),
+        if kind == ReplyKind::Error
+            && body.starts_with(VIEW_IS_LOST)
+            && let Some(restarted) = self.restart()
+        {
+            return Ok(restarted);
         }
-        let answer =
-            self.answers.get_mut(usize::from(place)).ok_or(Malformed("its number was never given"))?;
-        if answer.replace(body.to_vec()).is_some() {
-            return Err(Malformed("it came twice"));
-        }
-        if self.held_bytes() > super::RESULT_BYTES_MAX {
-            return Ok(Step::too_large());
-        }
-        if self.answers.iter().any(Option::is_none) {
-            return Ok(Step::Wait);
-        }
-        let answers: Vec<Vec<u8>> = self.answers.iter_mut().filter_map(Option::take).collect();
+        let answers = match self.answers.take(place, kind, body, self.beside_bytes())? {
+            Collected::Step(step) => return Ok(step),
+            Collected::All(answers) => answers,
+        };
         match self.phase {
             Phase::Count if matches!(self.ask.scoring, Scoring::Vector { .. }) => self.nearest(&answers),
             Phase::Count => self.counted(&answers),
@@ -180,9 +170,13 @@ impl Search {
     }
 
     pub(super) fn held_bytes(&self) -> usize {
-        let answers: usize = self.answers.iter().flatten().map(Vec::len).sum();
+        self.answers.bytes() + self.beside_bytes()
+    }
+
+    /// Bytes held beside the answers of this phase.
+    fn beside_bytes(&self) -> usize {
         let hits: usize = self.hits.iter().map(|(hit, _)| hit.key.len() + 32).sum();
-        answers + hits + self.ask.query.len() + self.ask.filter.len()
+        hits + self.ask.query.len() + self.ask.filter.len()
     }
 
     fn counted(&mut self, answers: &[Vec<u8>]) -> Result<Step, Malformed> {
