@@ -10,7 +10,7 @@ use crate::disk::files::RealDisk;
 use crate::disk::segment::SegmentPoolHandle;
 use crate::disk::wal::{Wal, open_wal};
 use crate::doorbell::Doorbell;
-use crate::driver::lock_of;
+use crate::driver::{Driver, Seat, SnapshotFiles, lock_of};
 use crate::fatal::Fatal;
 use crate::tuning::{Tuning, WalSync};
 use shards::ids::GroupId;
@@ -23,17 +23,30 @@ use shards::storage::snapshots::{SnapshotError, list_snapshots, read_snapshot, s
 use std::path::Path;
 
 /// A shard ready to be driven.
-pub(super) struct RecoveredShard {
-    pub(super) shard: Shard,
-    pub(super) wal: Option<Wal>,
-    pub(super) clock: Clock,
+struct RecoveredShard {
+    shard: Shard,
+    wal: Option<Wal>,
+    clock: Clock,
 }
 
 /// The first second of 2020, which epochs of caches and of weaker floors count from.
 const EPOCH_BEGINS_S: u64 = 1_577_836_800;
 
+/// Recovers a shard and makes its driver. The seat of a cluster's shard must have a replica by the meta state.
+pub(super) fn driver(
+    tuning: &Tuning,
+    directory: &DataDir,
+    mut seat: Box<Seat>,
+    segments: SegmentPoolHandle,
+    files: SnapshotFiles,
+) -> Result<Driver, Fatal> {
+    let RecoveredShard { shard, wal, clock } = shard(tuning, directory, seat.number, segments, &seat.bell)?;
+    seat.clock = clock;
+    Ok(Driver::new(seat, shard, wal, files))
+}
+
 /// Recovers a shard and opens its log.
-pub(super) fn shard(
+fn shard(
     tuning: &Tuning,
     directory: &DataDir,
     number: u32,
