@@ -39,6 +39,8 @@ use std::time::Duration;
 const MESH_SLOTS: usize = 1024;
 /// Messages that may wait at a sender: a few for each request that routers may admit.
 const MESH_OVERFLOW_MAX: usize = 1 << 22;
+/// Time for other nodes to take leadership over before the server stops without that.
+const RESIGN_WITHIN: Duration = Duration::from_secs(3);
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 4096;
 /// The executor's preempt timer, which must not fire: a shard's loop is the only future and never suspends, and the timer
@@ -117,6 +119,9 @@ impl Server {
         };
         let mut inboxes = inboxes.into_iter();
         let stop = StopHandle::new(router_bells.iter().chain(&shard_bells).cloned().collect());
+        if let Some(hub) = hub.clone() {
+            stop.precede(move || hub.resign(RESIGN_WITHIN));
+        }
         let shards_stop = Arc::new(AtomicBool::new(false));
         let (shard_links, router_links) = self.links(&shard_bells, &router_bells);
         let meshes = links::mesh::<GroupMessage>(&shard_bells, MESH_SLOTS, MESH_OVERFLOW_MAX);
@@ -165,6 +170,9 @@ impl Server {
         }
         for thread in shard_threads {
             thread.join().map_err(|_| lost("shard"))?;
+        }
+        if let Some(hub) = hub {
+            hub.stop();
         }
         tracing::info!("stopped in good order");
         Ok(())
@@ -244,7 +252,8 @@ impl Server {
         let started = builder.spawn(move || async move {
             let ShardParts { number, bell, routers, mesh, files, peers } = parts;
             let settings = settings::driver(&tuning);
-            let peers = peers.map(|(hub, inbox)| cluster::peer_side(&hub, &tuning, number, inbox)).transpose();
+            let peers =
+                peers.map(|(hub, inbox)| cluster::peer_side(&hub, &tuning, number, inbox)).transpose();
             let peers = match peers {
                 Ok(peers) => peers,
                 Err(reason) => return drop(told.send(Err(reason))),
@@ -257,7 +266,7 @@ impl Server {
                 let mut driver = recover::driver(&tuning, &directory, seat, segments, files)?;
                 driver.start().map(|()| driver)
             };
-            let is_vacant = seat.peers.as_ref().is_some_and(|peers| peers.replica().is_none());
+            let is_vacant = seat.peers.as_ref().is_some_and(|peers| peers.appointment().is_none());
             let made = match is_vacant {
                 true => Ok(Stage::Vacant(seat)),
                 false => appoint(seat).map(|driver| Stage::Serving(Box::new(driver))),

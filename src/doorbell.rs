@@ -91,7 +91,8 @@ impl Doorbell {
     /// As [`Doorbell::wait`].
     pub fn wait_beside(&self, other: BorrowedFd<'_>, at_most: Duration) -> io::Result<bool> {
         let timeout_ms = i32::try_from(at_most.as_millis().max(1)).unwrap_or(i32::MAX);
-        let mut waited = [self.fd(), other.as_raw_fd()].map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
+        let mut waited =
+            [self.fd(), other.as_raw_fd()].map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
         // SAFETY: the pointer and count name the array, which lives through the call.
         match unsafe { libc::poll(waited.as_mut_ptr(), waited.len() as libc::nfds_t, timeout_ms) } {
             0 => Ok(false),

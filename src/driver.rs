@@ -15,6 +15,7 @@ use crate::doorbell::Doorbell;
 use crate::fatal::Fatal;
 use crate::links::RouterLink;
 use commit_times::CommitTimes;
+pub use peers::PeerSide;
 use shards::consensus::group::Append;
 use shards::effect::Effects;
 use shards::event::{DiskFigures, Event};
@@ -23,13 +24,12 @@ use shards::log::payload::PayloadBuffer;
 use shards::shard::image::{encode_append, encode_start};
 use shards::shard::{Left, Shard, ShardFault};
 use shards::storage::wal::{Append as LogAppend, Full, Reaped, WalFailure};
-pub use peers::PeerSide;
 pub use snapshot::SnapshotFiles;
-pub use vacant::Seat;
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
+pub use vacant::Seat;
 
 /// Times and bounds of the loop.
 #[derive(Clone, Copy, Debug)]
@@ -260,7 +260,9 @@ impl Driver {
             let is_more = self.checked(worked)? == Left::More;
             self.has_more_work = is_more && (self.files.has_room() || self.shard.has_work());
             self.perform()?;
-            if !self.has_more_work || self.seat.clock.elapsed_us() - begun_us >= self.seat.settings.work_slice_us {
+            if !self.has_more_work
+                || self.seat.clock.elapsed_us() - begun_us >= self.seat.settings.work_slice_us
+            {
                 return Ok(());
             }
         }
@@ -314,8 +316,12 @@ impl Driver {
             encode_append(batch, &mut self.payload);
             // Votes and terms may use the reserve: without them the shard could not even answer reads.
             let reserved = batch.entries.is_empty();
-            let append =
-                LogAppend { sequence: batch.sequence, group: self.seat.group, payload: &self.payload, reserved };
+            let append = LogAppend {
+                sequence: batch.sequence,
+                group: self.seat.group,
+                payload: &self.payload,
+                reserved,
+            };
             let shard = &self.shard;
             match wal.append(&append, |out| encode_start(shard, out)) {
                 Ok(()) => {
@@ -327,7 +333,10 @@ impl Driver {
                     if self.log_has_room {
                         self.log_has_room = false;
                         self.events.push(Event::LogRoom(false));
-                        tracing::error!(shard = self.seat.number, "the log has no room: writes answer DISK_FULL");
+                        tracing::error!(
+                            shard = self.seat.number,
+                            "the log has no room: writes answer DISK_FULL"
+                        );
                     }
                     return Ok(());
                 }

@@ -107,9 +107,9 @@ impl Fatal {
     /// The exit code for this reason.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Fatal::Configuration(_)
-            | Fatal::Machine(_)
-            | Fatal::DirectoryMismatch(_) => ExitCode::Configuration,
+            Fatal::Configuration(_) | Fatal::Machine(_) | Fatal::DirectoryMismatch(_) => {
+                ExitCode::Configuration
+            }
             Fatal::Directory { source, .. } if is_about_rights(source) => ExitCode::Configuration,
             Fatal::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => ExitCode::TryAgain,
             Fatal::Listen { .. } => ExitCode::Configuration,
@@ -134,11 +134,12 @@ fn is_about_rights(error: &io::Error) -> bool {
 impl fmt::Display for Fatal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Fatal::Configuration(told) | Fatal::Machine(told) | Fatal::DirectoryMismatch(told) => f.write_str(told),
-            Fatal::DirectoryLocked(told) => write!(
-                f,
-                "{told}. Stop it first, or give this server another --data-dir or --id."
-            ),
+            Fatal::Configuration(told) | Fatal::Machine(told) | Fatal::DirectoryMismatch(told) => {
+                f.write_str(told)
+            }
+            Fatal::DirectoryLocked(told) => {
+                write!(f, "{told}. Stop it first, or give this server another --data-dir or --id.")
+            }
             Fatal::DirectoryDamaged(path, told) => write!(
                 f,
                 "The data directory {} is damaged: {told}. Keep it as it is and restore a backup elsewhere.",

@@ -63,7 +63,11 @@ pub(super) struct Joined {
 }
 
 /// Finds out what this node is, and waits for its cluster where there is one to come.
-pub(super) fn settle(tuning: &Tuning, shards: u32, is_stopped: impl FnMut() -> bool) -> Result<Settled, Fatal> {
+pub(super) fn settle(
+    tuning: &Tuning,
+    shards: u32,
+    is_stopped: impl FnMut() -> bool,
+) -> Result<Settled, Fatal> {
     let path = tuning.data_dir();
     let failed = |error: DataDirError| super::directory_failed(&path, error);
     let stored = if path.exists() { read(&path)? } else { None };
@@ -95,17 +99,30 @@ fn read(path: &Path) -> Result<Option<ClusterFile>, Fatal> {
 }
 
 /// A member that was one before.
-fn resume(tuning: &Tuning, path: &Path, file: ClusterFile, made: Option<&DataMeta>) -> Result<Settled, Fatal> {
+fn resume(
+    tuning: &Tuning,
+    path: &Path,
+    file: ClusterFile,
+    made: Option<&DataMeta>,
+) -> Result<Settled, Fatal> {
     let membership = file.membership.as_ref().expect("the caller looked");
-    let mismatch = |text: String| Fatal::DirectoryMismatch(format!("The data directory {}: {text}", path.display()));
-    if made.is_some_and(|made| made.cluster != membership.meta.cluster || made.incarnation != file.incarnation) {
-        return Err(mismatch("its files strand.meta and cluster belong to different nodes; restore them together.".to_owned()));
+    let mismatch =
+        |text: String| Fatal::DirectoryMismatch(format!("The data directory {}: {text}", path.display()));
+    if made
+        .is_some_and(|made| made.cluster != membership.meta.cluster || made.incarnation != file.incarnation)
+    {
+        return Err(mismatch(
+            "its files strand.meta and cluster belong to different nodes; restore them together.".to_owned(),
+        ));
     }
     let known = membership.meta.nodes.iter().find(|node| node.number == membership.me);
     let known = known.expect("the file was checked to have this node");
     if known.id != tuning.server.id {
         let asked = &tuning.server.id;
-        return Err(mismatch(format!("it belongs to node {:?}, not {asked:?}: start with --id {}.", known.id, known.id)));
+        return Err(mismatch(format!(
+            "it belongs to node {:?}, not {asked:?}: start with --id {}.",
+            known.id, known.id
+        )));
     }
     let port = match tuning.cluster.port {
         0 if tuning.server.port == known.port => known.cluster_port,
@@ -157,7 +174,7 @@ fn first_start(
     let bound = listener::bind(&tuning.server.host, port)?;
     let counters: Arc<PeerCounters> = Arc::default();
     if wish.peers.is_empty() {
-        let file = founding::found_alone(path, blank, clock::random_u128(), &wish)?;
+        let file = founding::found_alone(path, blank, clock::random_u128(), false, &wish)?;
         return Ok(member(file, card, counters, ClusterPort::Bound(bound)));
     }
     let status = Status { missing: wish.peers.len() as u16, ..Status::default() };
@@ -182,7 +199,7 @@ fn open_up(tuning: &Tuning, path: &Path, made: &DataMeta) -> Result<Settled, Fat
     let card = Card { incarnation: made.incarnation, ..card(tuning, port, made.shards) };
     let bound = listener::bind(&tuning.server.host, port)?;
     let blank = ClusterFile { incarnation: made.incarnation, log_key: made.log_key, membership: None };
-    let file = founding::found_alone(path, blank, made.cluster, &wish(tuning, card.clone()))?;
+    let file = founding::found_alone(path, blank, made.cluster, true, &wish(tuning, card.clone()))?;
     Ok(member(file, card, Arc::default(), ClusterPort::Bound(bound)))
 }
 
@@ -205,7 +222,14 @@ fn wish(tuning: &Tuning, card: Card) -> Wish {
 
 fn card(tuning: &Tuning, cluster_port: u16, shards: u32) -> Card {
     let server = &tuning.server;
-    Card { id: server.id.clone(), host: server.host.clone(), port: server.port, cluster_port, shards, ..Card::default() }
+    Card {
+        id: server.id.clone(),
+        host: server.host.clone(),
+        port: server.port,
+        cluster_port,
+        shards,
+        ..Card::default()
+    }
 }
 
 fn wished_port(tuning: &Tuning) -> Result<u16, Fatal> {
@@ -229,11 +253,6 @@ impl Member {
             shards: meta.groups.len() as u32,
             segment_bytes: u64::from(tuning.wal.segment_mib) << 20,
         }
-    }
-
-    /// Number of its groups.
-    pub(super) fn groups(&self) -> u32 {
-        self.card.shards
     }
 
     /// Starts the threads that speak to other nodes and lets them in.

@@ -6,7 +6,7 @@
 
 use crate::doorbell::Doorbell;
 use crate::links::ShardMesh;
-use crate::peer::hub::Notice;
+use crate::peer::hub::{Appointment, Notice};
 use crate::peer::raft_links::RaftLinks;
 use crate::peer::snapshots::{Pull, PullSettings};
 use shards::effect::{Effects, SnapshotFetch};
@@ -44,17 +44,22 @@ struct Loading {
 
 impl PeerSide {
     /// The side of a group's shard.
-    pub fn new(group: GroupId, links: RaftLinks, pull_settings: PullSettings, sessions: SessionLimits) -> Self {
+    pub fn new(
+        group: GroupId,
+        links: RaftLinks,
+        pull_settings: PullSettings,
+        sessions: SessionLimits,
+    ) -> Self {
         Self { group, links, pull_settings, sessions, pull: None, loading: None, relayed: Vec::new() }
     }
 
-    /// This node's replica of the group and the voters with which its log begins, by the meta state.
-    pub fn replica(&self) -> Option<(ReplicaId, Vec<u64>)> {
-        self.links.hub().replica(self.group)
+    /// This node's replica of the group by the meta state.
+    pub fn appointment(&self) -> Option<Appointment> {
+        self.links.hub().appointment(self.group)
     }
 
     /// From now on messages for this replica are for the engine; 0 for none.
-    pub(super) fn serve_replica(&mut self, replica: ReplicaId) {
+    pub fn serve_replica(&mut self, replica: ReplicaId) {
         self.links.serve_replica(replica);
         if replica.0 == 0 {
             (self.pull, self.loading) = (None, None);
@@ -127,14 +132,17 @@ impl PeerSide {
         tracing::info!(shard = self.group.0, from = wish.node.0, index = wish.index, "pulling a snapshot");
         // One that was under way is given up by being dropped.
         self.pull = Pull::start(self.links.hub(), self.group, wish, self.pull_settings.clone())
-            .inspect_err(|error| tracing::error!(shard = self.group.0, "no thread to pull a snapshot: {error}"))
+            .inspect_err(|error| {
+                tracing::error!(shard = self.group.0, "no thread to pull a snapshot: {error}")
+            })
             .ok();
     }
 
     fn pulled(&mut self, index: u64, result: Result<(), String>, events: &mut Vec<Event>) {
         self.pull = None;
         let path = self.links.hub().shard_path(self.group).join(snapshot_file_name(index));
-        let opened = result.and_then(|()| File::open(&path).map_err(|error| format!("{}: {error}", path.display())));
+        let opened =
+            result.and_then(|()| File::open(&path).map_err(|error| format!("{}: {error}", path.display())));
         match opened {
             Ok(file) => {
                 let intake = SnapshotIntake::new(self.pull_settings.identity, self.sessions);

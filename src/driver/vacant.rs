@@ -6,9 +6,9 @@ use crate::clock::Clock;
 use crate::doorbell::Doorbell;
 use crate::fatal::Fatal;
 use crate::links::{RouterLink, ShardMesh};
-use shards::batch::{ReplyBatch, ReplyKind, RequestBatch};
+use shards::batch::{NotLeader, ReplyBatch, RequestBatch};
 use shards::event::Event;
-use shards::ids::GroupId;
+use shards::ids::{GroupId, ReplicaId};
 use shards::txn::message::GroupMessage;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,7 +50,7 @@ pub(super) fn wait_for_replica(mut seat: Box<Seat>, stop: &impl Fn() -> bool) ->
     tracing::info!(shard = seat.number, "this node has no replica of the group: requests are sent elsewhere");
     loop {
         let busy = seat.turn(&mut events);
-        if seat.peers.as_ref().is_some_and(|peers| peers.replica().is_some()) {
+        if seat.peers.as_ref().is_some_and(|peers| peers.appointment().is_some()) {
             return Ok(Vacated::Appointed(seat));
         }
         if stop() {
@@ -111,31 +111,28 @@ impl Seat {
 /// Answers every request of a batch as not leading, with what is needed to send it elsewhere.
 fn refuse(batch: &RequestBatch, replies: &mut ReplyBatch) {
     for head in &batch.heads {
-        replies.push(head.token, ReplyKind::NotLeader, |out| {
-            for word in [0, 0, head.hash.0, head.deadline.0] {
-                out.extend_from_slice(&word.to_le_bytes());
-            }
-            out.extend_from_slice(batch.record(head));
-        });
+        let (hash, deadline, record) = (head.hash, head.deadline, batch.record(head));
+        let refused = NotLeader { leader: ReplicaId(0), term: 0, hash, deadline, record };
+        replies.push_not_leader(head.token, &refused);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shards::batch::RequestHead;
+    use shards::batch::{ReplyKind, RequestHead};
     use shards::ids::{KeyHash, Millis, Token};
 
     #[test]
     fn a_refused_request_comes_back_whole() {
-        let head = RequestHead { token: Token(7), hash: KeyHash(9), deadline: Millis(11), start: 2, length: 3 };
+        let head =
+            RequestHead { token: Token(7), hash: KeyHash(9), deadline: Millis(11), start: 2, length: 3 };
         let batch = RequestBatch { bytes: b"xxabcyy".to_vec(), heads: vec![head], ..RequestBatch::default() };
         let mut replies = ReplyBatch::default();
         refuse(&batch, &mut replies);
         let reply = replies.heads[0];
         assert_eq!((reply.token, reply.kind), (Token(7), ReplyKind::NotLeader));
-        let body = replies.body(&reply);
-        let word = |at: usize| u64::from_le_bytes(*body[at * 8..].first_chunk().unwrap());
-        assert_eq!(([word(0), word(1), word(2), word(3)], &body[32..]), ([0, 0, 9, 11], &b"abc"[..]));
+        let refused = NotLeader::decode(replies.body(&reply)).unwrap();
+        assert_eq!((refused.hash, refused.deadline, refused.record), (KeyHash(9), Millis(11), &b"abc"[..]));
     }
 }

@@ -7,7 +7,7 @@
 //! | 10 | 2 | this node's number; 0 before the cluster is founded |
 //! | 12 | 4 | length of the newest meta state; 0 before |
 //! | 16 | 4 | length of the first meta state; 0 for a node that came later |
-//! | 20 | 4 | zero |
+//! | 20 | 4 | 1 if the node ran alone before, and its logs began then; 0 otherwise |
 //! | 24 | 8 | key of the logs to be made |
 //! | 32 | 16 | incarnation |
 //! | 48 | | the newest meta state, then the first, as `shards::peer::meta_codec` writes them |
@@ -23,6 +23,7 @@ use shards::ids::{GroupId, NodeNumber, ReplicaId};
 use shards::log::payload::PayloadBuffer;
 use shards::meta::Meta;
 use shards::peer::meta_codec::{decode_meta, encode_meta};
+use shards::shard::image::Founding;
 use shards::storage::write_atomically;
 use std::io;
 use std::path::Path;
@@ -36,6 +37,7 @@ const FORMAT_AT: usize = 8;
 const NUMBER_AT: usize = 10;
 const META_BYTES_AT: usize = 12;
 const FIRST_BYTES_AT: usize = 16;
+const ALONE_AT: usize = 20;
 const LOG_KEY_AT: usize = 24;
 const INCARNATION_AT: usize = 32;
 const HEADER_BYTES: usize = 48;
@@ -63,15 +65,19 @@ pub struct Membership {
     pub meta: Arc<Meta>,
     /// The first one, for a node that was there.
     pub first: Option<Arc<Meta>>,
+    /// The node ran alone before, and its logs began then.
+    pub began_alone: bool,
 }
 
 impl Membership {
-    /// The voters with which a group's log begins: those of the founding, for a replica of that time, and none for one that
-    /// came later, which learns them from its leader.
-    pub fn first_voters(&self, group: GroupId, replica: ReplicaId) -> Vec<u64> {
+    /// How a replica of this node began: as one of the first voters, or empty, to be filled by its leader.
+    pub fn founding(&self, group: GroupId, replica: ReplicaId) -> Founding {
         let first = self.first.as_ref().and_then(|first| first.groups.get(group.0 as usize));
-        let voters = first.map(|placement| placement.replicas.as_slice()).unwrap_or_default();
-        if voters.contains(&replica) { voters.iter().map(|voter| voter.0).collect() } else { Vec::new() }
+        match first.filter(|placement| placement.replicas.contains(&replica)) {
+            Some(_) if self.began_alone => Founding::Alone,
+            Some(placement) => Founding::Voter { replica, voters: placement.replicas.clone() },
+            None => Founding::Empty { replica },
+        }
     }
 }
 
@@ -144,7 +150,8 @@ fn encode(file: &ClusterFile) -> Vec<u8> {
     out.extend_from_slice(&me.to_le_bytes());
     out.extend_from_slice(&length(&newest).to_le_bytes());
     out.extend_from_slice(&length(&first).to_le_bytes());
-    out.extend_from_slice(&[0; 4]);
+    let began_alone = membership.is_some_and(|membership| membership.began_alone);
+    out.extend_from_slice(&u32::from(began_alone).to_le_bytes());
     out.extend_from_slice(&file.log_key.to_le_bytes());
     out.extend_from_slice(&file.incarnation.to_le_bytes());
     assert_eq!(out.len(), HEADER_BYTES, "the byte map holds");
@@ -167,8 +174,7 @@ fn decode(bytes: &[u8]) -> Result<ClusterFile, ClusterFileError> {
     }
     let archives = body.get(HEADER_BYTES..).ok_or_else(short)?;
     let length_at = |at: usize| field(body, at).map(u32::from_le_bytes).ok_or_else(short);
-    let (newest, rest) =
-        archives.split_at_checked(length_at(META_BYTES_AT)? as usize).ok_or_else(short)?;
+    let (newest, rest) = archives.split_at_checked(length_at(META_BYTES_AT)? as usize).ok_or_else(short)?;
     if rest.len() != length_at(FIRST_BYTES_AT)? as usize {
         return Err(damaged("its lengths contradict each other"));
     }
@@ -182,7 +188,7 @@ fn decode(bytes: &[u8]) -> Result<ClusterFile, ClusterFileError> {
     let me = NodeNumber(u16::from_le_bytes(field(body, NUMBER_AT).ok_or_else(short)?));
     let membership = match meta(newest)? {
         Some(newest) if newest.nodes.iter().any(|node| node.number == me) => {
-            Some(Membership { me, meta: newest, first: meta(rest)? })
+            Some(Membership { me, meta: newest, first: meta(rest)?, began_alone: length_at(ALONE_AT)? != 0 })
         }
         None if me.0 == 0 && rest.is_empty() => None,
         _ => return Err(damaged("its meta state does not have this node")),
@@ -215,7 +221,7 @@ mod tests {
         let status = Status { seen: seen.to_vec(), shards: 2, replicas: 3, ..Status::default() };
         let first = Arc::new(first_meta(77, &status, None));
         let meta = Arc::new(Meta { version: 9, ..(*first).clone() });
-        let membership = Some(Membership { me: NodeNumber(2), meta, first: Some(first) });
+        let membership = Some(Membership { me: NodeNumber(2), meta, first: Some(first), began_alone: false });
         ClusterFile { incarnation: 98, log_key: 5, membership }
     }
 
@@ -236,7 +242,13 @@ mod tests {
             .map(|byte| format!("{byte:02x}"))
             .collect();
         let golden = concat!(
-            "5354524e44434c55", "0100", "0000", "00000000", "00000000", "00000000", "0500000000000000",
+            "5354524e44434c55",
+            "0100",
+            "0000",
+            "00000000",
+            "00000000",
+            "00000000",
+            "0500000000000000",
             "62000000000000000000000000000000"
         );
         assert_eq!(hex[..golden.len()], *golden);
@@ -259,9 +271,15 @@ mod tests {
     fn a_founders_replicas_begin_with_the_founders_as_voters() {
         let membership = founded().membership.unwrap();
         let mine = ReplicaId::new(0, NodeNumber(2));
-        assert_eq!(membership.first_voters(GroupId(1), mine).len(), 2);
-        assert_eq!(membership.first_voters(GroupId(1), ReplicaId::new(4, NodeNumber(2))), []);
-        let late = Membership { first: None, ..membership };
-        assert_eq!(late.first_voters(GroupId(1), mine), []);
+        let Founding::Voter { voters, .. } = membership.founding(GroupId(1), mine) else {
+            panic!("it was there")
+        };
+        assert_eq!(voters.len(), 2);
+        let later = ReplicaId::new(4, NodeNumber(2));
+        assert_eq!(membership.founding(GroupId(1), later), Founding::Empty { replica: later });
+        let late = Membership { first: None, ..membership.clone() };
+        assert_eq!(late.founding(GroupId(1), mine), Founding::Empty { replica: mine });
+        let alone = Membership { began_alone: true, ..membership };
+        assert_eq!(alone.founding(GroupId(1), mine), Founding::Alone);
     }
 }

@@ -148,9 +148,12 @@ impl Worker {
     fn run(mut self, tasks: &Receiver<Task>) {
         loop {
             let now_ms = self.clock.elapsed_us() / 1000;
-            let due_ms = if self.link.is_some() { self.next_word_ms } else { self.next_try_ms.max(self.next_word_ms) };
+            let due_ms =
+                if self.link.is_some() { self.next_word_ms } else { self.next_try_ms.max(self.next_word_ms) };
             match tasks.recv_timeout(Duration::from_millis(due_ms.saturating_sub(now_ms))) {
-                Ok(Task::Dial(purpose, reply)) => reply(self.dial(purpose).map(|talk| talk.into_socket(self.node))),
+                Ok(Task::Dial(purpose, reply)) => {
+                    reply(self.dial(purpose).map(|talk| talk.into_socket(self.node)))
+                }
                 Ok(Task::Speak) => self.next_word_ms = 0,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -215,7 +218,11 @@ fn word(hub: &Hub, to: NodeNumber) -> Gossip {
         (leader.term, leader.node.0)
     });
     let is_behind = hub.is_behind(to, meta.version);
-    Gossip { meta_version: meta.version, leaders: leaders.collect(), meta: is_behind.then(|| (*meta).clone()) }
+    Gossip {
+        meta_version: meta.version,
+        leaders: leaders.collect(),
+        meta: is_behind.then(|| (*meta).clone()),
+    }
 }
 
 /// A channel for notices; its receiver goes to [`start`].

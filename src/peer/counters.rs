@@ -51,9 +51,10 @@ impl PeerCounters {
     /// Counts a connection closed for what its frames were.
     pub fn frame_error(&self, error: &FrameError) {
         count(match error {
-            FrameError::NoFrame | FrameError::HeaderDamaged | FrameError::Kind(_) | FrameError::PayloadDamaged => {
-                &self.damaged_frames
-            }
+            FrameError::NoFrame
+            | FrameError::HeaderDamaged
+            | FrameError::Kind(_)
+            | FrameError::PayloadDamaged => &self.damaged_frames,
             FrameError::Version(_) => &self.refused_version,
             FrameError::TooLong(_) => &self.oversize_frames,
             FrameError::Cluster(_) => &self.refused_cluster,

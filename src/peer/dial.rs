@@ -62,9 +62,8 @@ pub fn greet(
     let mut payload = shards::log::payload::PayloadBuffer::new();
     hello.encode(&mut payload);
     talk.send(Kind::Hello, &payload, GREETED_WITHIN)?;
-    let mut welcome = talk.receive(&[Kind::Welcome], GREETED_WITHIN, |_, payload, scratch| {
-        Welcome::decode(payload, scratch)
-    })?;
+    let mut welcome = talk
+        .receive(&[Kind::Welcome], GREETED_WITHIN, |_, payload, scratch| Welcome::decode(payload, scratch))?;
     if welcome.echo != nonce {
         return Err(DialError::Stranger("the welcome belongs to another hello".to_owned()));
     }

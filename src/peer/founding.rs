@@ -56,7 +56,9 @@ pub struct Wish {
 /// # Errors
 /// Why the connection ended early.
 pub fn serve(mut talk: Talk, caller: &Card, standing: &Standing) -> Result<(), TalkError> {
-    talk.receive(&[Kind::FoundingStatus], ANSWERED_WITHIN, |_, payload, scratch| Status::decode(payload, scratch))?;
+    talk.receive(&[Kind::FoundingStatus], ANSWERED_WITHIN, |_, payload, scratch| {
+        Status::decode(payload, scratch)
+    })?;
     let mut payload = PayloadBuffer::new();
     match standing {
         Standing::Blank(_, status) => status.encode(&mut payload),
@@ -126,9 +128,15 @@ pub fn become_member(
                 Agreement::Agreed if mine.seen[0].id == wish.card.id => {
                     return found(directory, blank, wish, &mine, &others).map(Some);
                 }
-                Agreement::Agreed => waiting.tell(&format!("all nodes agree: {} founds the cluster", mine.seen[0].id)),
-                Agreement::Waiting(None) => waiting.tell(&format!("waiting for {}", round.missing.join(", "))),
-                Agreement::Waiting(Some(id)) => waiting.tell(&format!("waiting until {id} has reached all the others")),
+                Agreement::Agreed => {
+                    waiting.tell(&format!("all nodes agree: {} founds the cluster", mine.seen[0].id))
+                }
+                Agreement::Waiting(None) => {
+                    waiting.tell(&format!("waiting for {}", round.missing.join(", ")))
+                }
+                Agreement::Waiting(Some(id)) => {
+                    waiting.tell(&format!("waiting until {id} has reached all the others"))
+                }
                 Agreement::Differs(text) => {
                     // The others shall hear it too, and not wait for a node that is gone.
                     std::thread::sleep(LINGER);
@@ -218,9 +226,10 @@ impl Waiting<'_> {
             Ok(status) if status.cluster != 0 => Ok(Answer::Elsewhere(welcome.card, status.cluster)),
             Ok(status) => Ok(Answer::Blank(welcome.card, status)),
             Err(newest) => {
-                let first = talk.receive(&[Kind::FoundingOffer], ANSWERED_WITHIN, |_, payload, scratch| {
-                    if payload.is_empty() { Ok(None) } else { decode_meta(payload, scratch).map(Some) }
-                })?;
+                let first =
+                    talk.receive(&[Kind::FoundingOffer], ANSWERED_WITHIN, |_, payload, scratch| {
+                        if payload.is_empty() { Ok(None) } else { decode_meta(payload, scratch).map(Some) }
+                    })?;
                 Ok(Answer::Offer(newest, first))
             }
         }
@@ -282,7 +291,8 @@ fn found(
 ) -> Result<ClusterFile, Fatal> {
     let mut mine = mine.clone();
     // The others know best under which host this node is reached.
-    let known = others.first().and_then(|(_, status)| status.seen.iter().find(|seen| seen.id == wish.card.id));
+    let known =
+        others.first().and_then(|(_, status)| status.seen.iter().find(|seen| seen.id == wish.card.id));
     if let (Some(known), Some(me)) = (known, mine.seen.iter_mut().find(|seen| seen.id == wish.card.id)) {
         me.host.clone_from(&known.host);
     }
@@ -300,14 +310,20 @@ fn found(
         "founding the cluster"
     );
     let me = meta.node_by_id(&wish.card.id).map(|node| node.number).expect("the founder sees itself");
-    store(directory, blank, Membership { me, meta: Arc::clone(&meta), first: Some(meta) })
+    store(directory, blank, Membership { me, meta: Arc::clone(&meta), first: Some(meta), began_alone: false })
 }
 
-/// Makes a cluster of one: this node, which holds what it held when it was alone.
+/// Makes a cluster of one: this node, which holds what it held when it ran alone, if it did.
 ///
 /// # Errors
 /// When the disk refuses.
-pub fn found_alone(directory: &Path, blank: ClusterFile, cluster: u128, wish: &Wish) -> Result<ClusterFile, Fatal> {
+pub fn found_alone(
+    directory: &Path,
+    blank: ClusterFile,
+    cluster: u128,
+    began_alone: bool,
+    wish: &Wish,
+) -> Result<ClusterFile, Fatal> {
     let card = &wish.card;
     let me = Seen {
         id: card.id.clone(),
@@ -319,7 +335,8 @@ pub fn found_alone(directory: &Path, blank: ClusterFile, cluster: u128, wish: &W
     let status = Status { seen: vec![me], shards: card.shards, replicas: wish.replicas, ..Status::default() };
     let meta = Arc::new(first_meta(cluster, &status, None));
     tracing::info!(cluster = %format_args!("{cluster:032x}"), "this node is a cluster of one; others can be added to it");
-    store(directory, blank, Membership { me: NodeNumber(1), meta: Arc::clone(&meta), first: Some(meta) })
+    let me = NodeNumber(1);
+    store(directory, blank, Membership { me, meta: Arc::clone(&meta), first: Some(meta), began_alone })
 }
 
 /// Takes a place in a cluster that stands.
@@ -345,7 +362,8 @@ fn accept(
             card.shards
         )));
     }
-    let was_there = |first: &Meta| first.cluster == meta.cluster && first.nodes.iter().any(|node| node.number == me);
+    let was_there =
+        |first: &Meta| first.cluster == meta.cluster && first.nodes.iter().any(|node| node.number == me);
     let first = first.filter(was_there).map(Arc::new);
     tracing::info!(
         cluster = %format_args!("{:032x}", meta.cluster),
@@ -353,7 +371,7 @@ fn accept(
         version = meta.version,
         "this node has its place in the cluster"
     );
-    store(directory, blank, Membership { me, meta: Arc::new(meta), first })
+    store(directory, blank, Membership { me, meta: Arc::new(meta), first, began_alone: false })
 }
 
 fn store(directory: &Path, blank: ClusterFile, membership: Membership) -> Result<ClusterFile, Fatal> {

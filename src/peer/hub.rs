@@ -15,14 +15,30 @@ use crate::fatal::{self, Fatal};
 use shards::ids::{GroupId, Millis, NodeNumber, ReplicaId};
 use shards::meta::{Meta, NodeState};
 use shards::peer::hello::{Card, Purpose};
+use shards::shard::image::Founding;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// News that may wait at a shard: a few for each node and each change of the meta state.
 const NEWS_MAX: usize = 4096;
+
+/// Time between two looks at whether leadership is handed over.
+const RESIGN_LOOK: Duration = Duration::from_millis(5);
+
+/// A replica that this node has, by the meta state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Appointment {
+    /// The replica.
+    pub replica: ReplicaId,
+    /// How its log begins.
+    pub founding: Founding,
+    /// Whether it should lead.
+    pub is_preferred: bool,
+}
 
 /// What helper threads bring to a shard's thread.
 #[derive(Debug)]
@@ -162,12 +178,34 @@ impl Hub {
         &self.doors[group.0 as usize]
     }
 
-    /// This node's replica of a group, and the voters with which its log begins.
-    pub fn replica(&self, group: GroupId) -> Option<(ReplicaId, Vec<u64>)> {
-        let replica = self.nodes.meta().replica_on(group, self.me)?;
+    /// This node's replica of a group by the meta state.
+    pub fn appointment(&self, group: GroupId) -> Option<Appointment> {
+        let meta = self.nodes.meta();
+        let replica = meta.replica_on(group, self.me)?;
         let stored = lock(&self.stored);
         let membership = stored.membership.as_ref().expect("only a member has a hub");
-        Some((replica, membership.first_voters(group, replica)))
+        let is_preferred =
+            meta.groups.get(group.0 as usize).is_some_and(|placement| placement.preferred == replica);
+        Some(Appointment { replica, founding: membership.founding(group, replica), is_preferred })
+    }
+
+    /// Asks every shard to hand its leadership over until this time, and waits until none leads or the time is over.
+    pub fn resign(&self, within: Duration) {
+        let by = Millis(self.clock.now().0 + within.as_millis() as u64);
+        for door in &self.doors {
+            door.hand_in(News::Resign(by));
+        }
+        let has_others = |group: GroupId| {
+            self.nodes
+                .meta()
+                .groups
+                .get(group.0 as usize)
+                .is_some_and(|placement| placement.replicas.len() > 1)
+        };
+        let leads = |group: &GroupId| self.view.leader(*group).node == self.me && has_others(*group);
+        while self.clock.now() < by && (0..self.groups()).map(GroupId).any(|group| leads(&group)) {
+            std::thread::sleep(RESIGN_LOOK);
+        }
     }
 
     /// The first meta state, if this node was there.
@@ -213,7 +251,10 @@ impl Hub {
         let door = self.door(group).clone();
         self.dial(node, Purpose::Raft(group), move |result| {
             if !door.hand_in(News::Dialled(node, result)) {
-                tracing::warn!(shard = group.0, "a connection was not taken: the shard has too much to look at");
+                tracing::warn!(
+                    shard = group.0,
+                    "a connection was not taken: the shard has too much to look at"
+                );
             }
         });
     }
@@ -240,7 +281,10 @@ impl Hub {
             return false;
         }
         if meta.groups.len() != self.view.groups() || meta.nodes.iter().all(|node| node.number != self.me) {
-            tracing::error!(version = meta.version, "a meta state that is not of this cluster's shape: not taken over");
+            tracing::error!(
+                version = meta.version,
+                "a meta state that is not of this cluster's shape: not taken over"
+            );
             return false;
         }
         membership.meta = Arc::clone(meta);
@@ -278,11 +322,15 @@ impl Hub {
     /// Notes where a node says it is; the host is the one that it was seen at.
     pub fn moved(&self, node: NodeNumber, host: String, cluster_port: u16) {
         let meta = self.nodes.meta();
-        let is_as_known = meta.node(node).is_some_and(|known| known.host == host && known.cluster_port == cluster_port);
+        let is_as_known =
+            meta.node(node).is_some_and(|known| known.host == host && known.cluster_port == cluster_port);
         let mut addresses = lock(&self.addresses);
         if is_as_known {
             addresses.remove(&node);
-        } else if addresses.insert(node, (host.clone(), cluster_port)).is_none_or(|old| old != (host.clone(), cluster_port)) {
+        } else if addresses
+            .insert(node, (host.clone(), cluster_port))
+            .is_none_or(|old| old != (host.clone(), cluster_port))
+        {
             tracing::info!(node = node.0, %host, cluster_port, "a node is at another address now");
         }
     }

@@ -8,8 +8,8 @@ use super::control;
 use super::counters::count;
 use super::founding;
 use super::hub::{Hub, News};
-use super::socket::{Talk, TalkError};
 use super::snapshots;
+use super::socket::{Talk, TalkError};
 use super::station::{Standing, Station, judge_blank, judge_member};
 use crate::clock;
 use crate::fatal::Fatal;
@@ -76,7 +76,8 @@ fn accept(listener: &TcpListener, station: &Arc<Station>, greetings: &Arc<Atomic
         }
         let (station, held) = (Arc::clone(station), Held(Arc::clone(greetings)));
         let run = move || serve(stream, &station, held);
-        let spawned = std::thread::Builder::new().name("caller".to_owned()).stack_size(STACK_BYTES).spawn(run);
+        let spawned =
+            std::thread::Builder::new().name("caller".to_owned()).stack_size(STACK_BYTES).spawn(run);
         if let Err(error) = spawned {
             tracing::warn!("no thread for a connection on the cluster port: {error}");
         }

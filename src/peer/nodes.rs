@@ -79,8 +79,13 @@ mod tests {
     #[test]
     fn the_newest_meta_state_stays() {
         let named = |version, host: &str| {
-            let node =
-                Node { number: NodeNumber(2), id: "b".to_owned(), host: host.to_owned(), port: 8001, ..Node::default() };
+            let node = Node {
+                number: NodeNumber(2),
+                id: "b".to_owned(),
+                host: host.to_owned(),
+                port: 8001,
+                ..Node::default()
+            };
             Arc::new(Meta { version, nodes: vec![node], ..Meta::default() })
         };
         let nodes = Nodes::new(named(3, "h"));

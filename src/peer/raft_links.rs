@@ -72,7 +72,9 @@ enum Early {
 
 enum State {
     /// Not before this time of the links' clock.
-    Down { retry_ms: u64 },
+    Down {
+        retry_ms: u64,
+    },
     /// Asked for.
     Dialling,
     Up(UpLink),
@@ -274,29 +276,34 @@ impl RaftLinks {
         loop {
             let refused = match reader.next() {
                 Ok(None) => return true,
-                Ok(Some(frame)) if frame.kind == Kind::Raft => match decode_raft(frame.payload, &mut self.scratch) {
-                    Ok(message) => {
-                        let is_mine = ReplicaId(message.to) == self.replica && ReplicaId(message.from).node() == *node;
-                        if is_mine {
-                            events.push(Event::Raft(Box::new(message)));
-                        } else {
-                            count(&self.hub.counters.misdirected);
+                Ok(Some(frame)) if frame.kind == Kind::Raft => {
+                    match decode_raft(frame.payload, &mut self.scratch) {
+                        Ok(message) => {
+                            let is_mine = ReplicaId(message.to) == self.replica
+                                && ReplicaId(message.from).node() == *node;
+                            if is_mine {
+                                events.push(Event::Raft(Box::new(message)));
+                            } else {
+                                count(&self.hub.counters.misdirected);
+                            }
+                            continue;
                         }
-                        continue;
+                        Err(error) => error.to_string(),
                     }
-                    Err(error) => error.to_string(),
-                },
-                Ok(Some(frame)) if frame.kind == Kind::Group => match decode_group(frame.payload, self.hub.groups()) {
-                    Ok(message) if message.to == self.group => {
-                        events.push(Event::Message(message));
-                        continue;
+                }
+                Ok(Some(frame)) if frame.kind == Kind::Group => {
+                    match decode_group(frame.payload, self.hub.groups()) {
+                        Ok(message) if message.to == self.group => {
+                            events.push(Event::Message(message));
+                            continue;
+                        }
+                        Ok(message) => {
+                            relayed.push(message);
+                            continue;
+                        }
+                        Err(error) => error.to_string(),
                     }
-                    Ok(message) => {
-                        relayed.push(message);
-                        continue;
-                    }
-                    Err(error) => error.to_string(),
-                },
+                }
                 Ok(Some(frame)) => format!("a frame of kind {:?} on a raft link", frame.kind),
                 Err(error) => {
                     self.hub.counters.frame_error(&error);
@@ -382,7 +389,9 @@ impl RaftLinks {
     fn has_room(&mut self, at: usize) {
         let State::Up(up) = &mut self.out[at].state else { return };
         up.is_full = false;
-        if let Err(error) = epoll::modify(&self.epoll, &up.stream, EventData::new_u64(up.key), EventFlags::RDHUP) {
+        if let Err(error) =
+            epoll::modify(&self.epoll, &up.stream, EventData::new_u64(up.key), EventFlags::RDHUP)
+        {
             return self.broke(at, &error.to_string());
         }
         self.write(at);
@@ -397,7 +406,8 @@ impl RaftLinks {
         }
         let pause_ms = (RETRY_MS.0 << link.failures.min(8)).min(RETRY_MS.1);
         // Half of it by chance, so that the shards of a node do not all call at once.
-        link.state = State::Down { retry_ms: now_ms + pause_ms / 2 + clock::random_u64() % (pause_ms / 2 + 1) };
+        link.state =
+            State::Down { retry_ms: now_ms + pause_ms / 2 + clock::random_u64() % (pause_ms / 2 + 1) };
         link.failures = link.failures.saturating_add(1);
         link.pending = Vec::new();
         link.sent = 0;

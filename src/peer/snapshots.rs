@@ -90,7 +90,8 @@ fn answer<'a>(
     }
     let (_, file) = open.as_ref().expect("it was just opened");
     let length = file.metadata()?.len();
-    let bytes = u64::from(ask.bytes_max.min(shards::peer::pull::PIECE_BYTES_MAX)).min(length.saturating_sub(ask.offset));
+    let bytes = u64::from(ask.bytes_max.min(shards::peer::pull::PIECE_BYTES_MAX))
+        .min(length.saturating_sub(ask.offset));
     buffer.resize(bytes as usize, 0);
     file.read_exact_at(buffer, ask.offset)?;
     Ok(Answer::Piece { index, length, bytes: buffer })
@@ -124,7 +125,12 @@ impl Pull {
     ///
     /// # Errors
     /// When no thread can be started.
-    pub fn start(hub: &Arc<Hub>, group: GroupId, wish: SnapshotFetch, settings: PullSettings) -> io::Result<Self> {
+    pub fn start(
+        hub: &Arc<Hub>,
+        group: GroupId,
+        wish: SnapshotFetch,
+        settings: PullSettings,
+    ) -> io::Result<Self> {
         let (is_given_up, is_done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let pulling = Pulling {
             hub: Arc::clone(hub),
@@ -180,9 +186,15 @@ impl Pulling {
             return;
         }
         match &pulled {
-            Ok(index) => tracing::info!(shard = self.group.0, from = self.wish.node.0, index, "a snapshot was pulled"),
+            Ok(index) => {
+                tracing::info!(shard = self.group.0, from = self.wish.node.0, index, "a snapshot was pulled")
+            }
             Err(text) => {
-                tracing::warn!(shard = self.group.0, from = self.wish.node.0, "a snapshot could not be pulled: {text}");
+                tracing::warn!(
+                    shard = self.group.0,
+                    from = self.wish.node.0,
+                    "a snapshot could not be pulled: {text}"
+                );
             }
         }
         let index = pulled.as_ref().copied().unwrap_or(self.wish.index);
@@ -202,7 +214,8 @@ impl Pulling {
                 Ok(index) => return Ok(index),
                 Err(text) => text,
             };
-            tries = if progress.as_ref().is_some_and(|progress| progress.come > before) { 0 } else { tries + 1 };
+            tries =
+                if progress.as_ref().is_some_and(|progress| progress.come > before) { 0 } else { tries + 1 };
             if tries == TRIES_MAX {
                 return Err(failed);
             }
@@ -210,7 +223,11 @@ impl Pulling {
         }
     }
 
-    fn pull_over_one_connection(&self, temporary: &Path, progress: &mut Option<Progress>) -> Result<u64, String> {
+    fn pull_over_one_connection(
+        &self,
+        temporary: &Path,
+        progress: &mut Option<Progress>,
+    ) -> Result<u64, String> {
         let told = |error: &dyn std::fmt::Display| error.to_string();
         let link = dial::member(&self.hub, self.wish.node, Purpose::Snapshot(self.group));
         let mut talk = link.map_err(|error| told(&error))?;
@@ -218,7 +235,8 @@ impl Pulling {
         let begun_us = self.clock.elapsed_us();
         let mut come_here = 0u64;
         loop {
-            let (index, offset) = progress.as_ref().map_or((0, 0), |progress| (progress.index, progress.come));
+            let (index, offset) =
+                progress.as_ref().map_or((0, 0), |progress| (progress.index, progress.come));
             payload.clear();
             Ask { index, offset, bytes_max: PIECE_BYTES }.encode(&mut payload);
             talk.send(Kind::SnapshotAsk, &payload, PIECE_WITHIN).map_err(|error| told(&error))?;
@@ -238,14 +256,22 @@ impl Pulling {
     }
 
     /// Takes one answer; how many bytes came.
-    fn take(&self, answer: &Answer<'_>, temporary: &Path, progress: &mut Option<Progress>) -> Result<u64, String> {
+    fn take(
+        &self,
+        answer: &Answer<'_>,
+        temporary: &Path,
+        progress: &mut Option<Progress>,
+    ) -> Result<u64, String> {
         let Answer::Piece { index, length, bytes } = *answer else {
             *progress = None;
             return Err("the other node has no such snapshot".to_owned());
         };
         if index < self.wish.index {
             *progress = None;
-            return Err(format!("the other node's snapshot is of entry {index}, and {} is needed", self.wish.index));
+            return Err(format!(
+                "the other node's snapshot is of entry {index}, and {} is needed",
+                self.wish.index
+            ));
         }
         let progress = match progress {
             Some(progress) if progress.index == index && progress.length == length => progress,
@@ -259,7 +285,9 @@ impl Pulling {
                 progress.insert(Progress { index, length, come: 0, file })
             }
         };
-        if bytes.is_empty() && progress.come < progress.length || bytes.len() as u64 > progress.length - progress.come {
+        if bytes.is_empty() && progress.come < progress.length
+            || bytes.len() as u64 > progress.length - progress.come
+        {
             return Err("the other node's snapshot has another length than it said".to_owned());
         }
         progress.file.write_all(bytes).map_err(|error| format!("{}: {error}", temporary.display()))?;

@@ -185,7 +185,11 @@ impl Talk {
     /// Time until the deadline, never nothing: a timeout of zero would mean none.
     fn left(&self, deadline_us: u64) -> io::Result<Duration> {
         let left_us = deadline_us.saturating_sub(self.clock.elapsed_us());
-        if left_us == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(Duration::from_micros(left_us.max(1000))) }
+        if left_us == 0 {
+            Err(io::ErrorKind::WouldBlock.into())
+        } else {
+            Ok(Duration::from_micros(left_us.max(1000)))
+        }
     }
 }
 

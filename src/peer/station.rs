@@ -69,7 +69,10 @@ pub fn judge_member(meta: &Meta, me: NodeNumber, hello: &Hello) -> Result<(), Re
     }
     if hello.cluster != meta.cluster {
         let (theirs, ours) = (hello.cluster, meta.cluster);
-        return refuse(RefusalCode::Cluster, format!("node {} is of cluster {theirs:032x}, this one of {ours:032x}", hello.card.id));
+        return refuse(
+            RefusalCode::Cluster,
+            format!("node {} is of cluster {theirs:032x}, this one of {ours:032x}", hello.card.id),
+        );
     }
     judge_node(meta, &hello.card)?;
     if hello.to != me || NodeNumber(hello.card.number) == me {
@@ -82,7 +85,12 @@ pub fn judge_member(meta: &Meta, me: NodeNumber, hello: &Hello) -> Result<(), Re
         return refuse(RefusalCode::Nonsense, format!("there is no group {group}"));
     }
     if hello.card.shards as usize != meta.groups.len() {
-        let text = format!("node {} has {} shards, the cluster {} groups", hello.card.id, hello.card.shards, meta.groups.len());
+        let text = format!(
+            "node {} has {} shards, the cluster {} groups",
+            hello.card.id,
+            hello.card.shards,
+            meta.groups.len()
+        );
         return refuse(RefusalCode::Nonsense, text);
     }
     Ok(())
@@ -106,7 +114,10 @@ fn judge_candidate(meta: &Meta, card: &Card) -> Result<(), Refusal> {
 fn judge_node(meta: &Meta, card: &Card) -> Result<(), Refusal> {
     let number = NodeNumber(card.number);
     let Some(known) = meta.nodes.iter().find(|node| node.number == number) else {
-        return refuse(RefusalCode::UnknownNode, format!("node number {} is not known here, or not yet", number.0));
+        return refuse(
+            RefusalCode::UnknownNode,
+            format!("node number {} is not known here, or not yet", number.0),
+        );
     };
     if known.id != card.id {
         let text = format!("node number {} is {}, and {} claims it", number.0, known.id, card.id);
@@ -154,7 +165,13 @@ mod tests {
             state: if number == 3 { NodeState::Gone } else { NodeState::Member },
             ..Node::default()
         };
-        Meta { version: 1, cluster: 7, nodes: (1..=3).map(node).collect(), groups: vec![GroupPlacement::default()], ..Meta::default() }
+        Meta {
+            version: 1,
+            cluster: 7,
+            nodes: (1..=3).map(node).collect(),
+            groups: vec![GroupPlacement::default()],
+            ..Meta::default()
+        }
     }
 
     fn hello() -> Hello {
@@ -180,7 +197,9 @@ mod tests {
         assert_eq!(judged(|hello| hello.to = NodeNumber(2)), Err(RefusalCode::NotMe));
         assert_eq!(judged(|hello| hello.purpose = Purpose::Raft(GroupId(1))), Err(RefusalCode::Nonsense));
         assert_eq!(judged(|hello| hello.card.shards = 2), Err(RefusalCode::Nonsense));
-        let gone = |hello: &mut Hello| hello.card = Card { id: "n3".into(), number: 3, incarnation: 3, ..Card::default() };
+        let gone = |hello: &mut Hello| {
+            hello.card = Card { id: "n3".into(), number: 3, incarnation: 3, ..Card::default() }
+        };
         assert_eq!(judged(gone), Err(RefusalCode::UnknownNode));
         let founding = |hello: &mut Hello| (hello.cluster, hello.purpose) = (0, Purpose::Founding);
         assert_eq!(judged(founding), Ok(()));
