@@ -159,6 +159,11 @@ impl SnapshotIntake {
         Ok(())
     }
 
+    /// Which data it must belong to.
+    pub fn identity(&self) -> ImageIdentity {
+        self.identity
+    }
+
     /// The snapshot, at the end of the file.
     pub fn finish(self) -> Result<SnapshotImage, ImageError> {
         let Self { identity, loader, sections } = self;
