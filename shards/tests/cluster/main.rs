@@ -187,8 +187,7 @@ fn members_come_and_go() {
         .expect("a learner may come");
     assert!(
         world.turn_until(10_000, |world| {
-            let filled =
-                |one: &Follower| one.replica == newcomer && one.state == FollowerState::Replicating;
+            let filled = |one: &Follower| one.replica == newcomer && one.state == FollowerState::Replicating;
             shard(world, 1, 0).progress().iter().any(filled)
         }),
         "the newcomer is filled"
