@@ -11,7 +11,7 @@ use super::snapshots::{SnapshotError, list_snapshots, read_snapshot, snapshot_fi
 use crate::ids::{GroupId, Sequence};
 use crate::log::LogShape;
 use crate::shard::ShardImage;
-use crate::shard::image::{ImageBuilder, ImageIdentity, SnapshotImage, SnapshotIntake};
+use crate::shard::image::{Founding, ImageBuilder, ImageIdentity, SnapshotImage, SnapshotIntake};
 use crate::state::SessionLimits;
 use std::path::Path;
 
@@ -26,6 +26,8 @@ pub struct ShardPlace<'a> {
     pub group: GroupId,
     /// Limits of its retry sessions.
     pub sessions: SessionLimits,
+    /// Which replica of the group it is, and how that began.
+    pub founding: &'a Founding,
 }
 
 /// A shard brought back.
@@ -40,10 +42,10 @@ pub struct RecoveredShard {
 
 /// Recovers a shard that keeps a log.
 pub fn recover_shard<D: Disk>(disk: &D, place: &ShardPlace<'_>) -> Result<RecoveredShard, RecoveryError> {
-    let ShardPlace { directory, shape, group, sessions } = *place;
+    let ShardPlace { directory, shape, group, sessions, founding } = *place;
     let snapshot = newest_snapshot(disk, place)?;
     let has_snapshot = snapshot.is_some();
-    let mut builder = ImageBuilder::new(group, snapshot, sessions);
+    let mut builder = ImageBuilder::replica(group, founding, snapshot, sessions);
     let mut batches = 0;
     let mut log = recover_log(disk, directory, shape, &mut |batch| {
         batches += 1;
@@ -65,7 +67,7 @@ pub fn recover_shard<D: Disk>(disk: &D, place: &ShardPlace<'_>) -> Result<Recove
 
 /// An empty shard without a log, in a directory that was never given one.
 pub fn begin_cache<D: Disk>(disk: &D, place: &ShardPlace<'_>) -> Result<ShardImage, RecoveryError> {
-    let ShardPlace { directory, shape, group, sessions } = *place;
+    let ShardPlace { directory, shape, group, sessions, .. } = *place;
     let mut manifest = read_manifest(disk, directory, &shape.identity)?;
     let mut image = ImageBuilder::new(group, None, sessions)
         .finish(Sequence(0))
