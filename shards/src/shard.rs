@@ -453,6 +453,8 @@ impl Shard {
             let moved = proposed || !committed.is_empty();
             self.slices.push(&mut committed);
             self.committed = committed;
+            // What is applied or reserved may leave something to propose, which nothing else would wake the shard for.
+            let moved = moved || (self.is_applying() && units.left());
             self.apply_some(&mut units, effects)?;
             self.reserve_some(&mut units, effects);
             if !moved {
