@@ -53,6 +53,11 @@ impl Shard {
     /// Admits every request of a batch, in order, and gives the batch back.
     pub(super) fn admit_batch(&mut self, router: u8, mut batch: Box<RequestBatch>, effects: &mut Effects) {
         self.counters.requests += batch.heads.len() as u64;
+        if !self.admits(router, &batch) {
+            self.refuse_batch(router, &batch, effects);
+            batch.clear(KEEP_BYTES);
+            return effects.returned.push((router, batch));
+        }
         for number in 0..batch.heads.len() {
             if number % READ_AHEAD == 0 && batch.heads.len() > 1 {
                 self.read_ahead(&batch, number);
@@ -99,6 +104,13 @@ impl Shard {
             Op::DeletePrefix => self.admit_scan(router, head, bytes, effects),
             Op::Get | Op::Exists | Op::Ttl => self.admit_read(asked, effects),
             Op::ReadMany => self.admit_read_many(asked, effects),
+            Op::Scan | Op::SearchStats | Op::QueryIndex if self.reads_locally(&record) => {
+                if self.slices.is_half_done() {
+                    let parked = self.parked(router, head, bytes);
+                    return self.slices.hold(parked);
+                }
+                self.answer_scan(router, head, bytes, effects);
+            }
             Op::Scan | Op::Recall => self.admit_scan(router, head, bytes, effects),
             Op::Info => self.answer_info(router, head, effects),
             Op::Snapshot => self.admit_snapshot(router, head, effects),
@@ -106,13 +118,16 @@ impl Shard {
             Op::SearchStats | Op::QueryIndex => self.admit_scan(router, head, bytes, effects),
             Op::SearchHits => self.score(router, head, &record, effects),
             Op::CatalogChange => self.admit_catalog(router, head, &record),
+            Op::MetaChange => self.admit_meta(router, head, &record, effects),
+            Op::Members => self.answer_members(router, head, effects),
             Op::Expired
             | Op::TxnOpen
             | Op::TxnPrepare
             | Op::TxnDecide
             | Op::TxnFinish
             | Op::TxnForget
-            | Op::Catalog => {
+            | Op::Catalog
+            | Op::Meta => {
                 let text = "a router never sends what only shards propose";
                 self.refuse(router, head, Failure::Internal(text.to_owned()), effects);
             }
@@ -134,6 +149,9 @@ impl Shard {
                 parked.head.token,
                 Failure::Timeout { unknown: false },
             );
+        }
+        if !self.group.is_leader() && !self.is_for_any(&parked.record) {
+            return self.give_back_parked(parked, effects);
         }
         self.admit(parked.router, &parked.head, &parked.record, effects);
     }
@@ -189,6 +207,9 @@ impl Shard {
 
     /// Marks every key of some items as written soon.
     pub(super) fn mark_items(&mut self, bytes: &[u8]) {
+        if self.pending.add_large(bytes) {
+            return;
+        }
         for (key, _) in items::iter(bytes).map_while(Result::ok) {
             self.pending.add(hash_of(key));
         }
@@ -228,7 +249,7 @@ impl Shard {
     fn admit_read(&mut self, asked: Asked<'_>, effects: &mut Effects) {
         let Asked { router, head, bytes, record } = asked;
         let hash = hash_checked(head, &record);
-        if record.has(flag::LOCAL) {
+        if self.reads_locally(&record) {
             if self.slices.is_half_done() {
                 let parked = self.parked(router, head, bytes);
                 return self.slices.hold(parked);
@@ -246,12 +267,12 @@ impl Shard {
                 return self.park_read(router, head, bytes);
             }
         }
-        self.answer_read(router, head, hash, &record, effects);
+        self.answer_read(router, head, bytes, hash, &record, effects);
     }
 
     fn admit_read_many(&mut self, asked: Asked<'_>, effects: &mut Effects) {
         let Asked { router, head, bytes, record } = asked;
-        if record.has(flag::LOCAL) {
+        if self.reads_locally(&record) {
             if self.slices.is_half_done() {
                 let parked = self.parked(router, head, bytes);
                 return self.slices.hold(parked);
@@ -271,7 +292,7 @@ impl Shard {
                 return self.park_read(router, head, bytes);
             }
         }
-        self.answer_read_many(router, head, &record, effects);
+        self.answer_read_many(router, head, bytes, &record, effects);
     }
 
     /// A command that looks at many keys: it waits for everything admitted and for the locks held when it came.
@@ -323,12 +344,12 @@ impl Shard {
             if keys().any(|key| self.is_overdue(hash_of(key), key)) {
                 return self.admit_parked(parked, effects);
             }
-            return self.answer_read_many(router, head, &record, effects);
+            return self.answer_read_many(router, head, &parked.record, &record, effects);
         }
         if self.is_overdue(head.hash, record.key) {
             return self.admit_parked(parked, effects);
         }
-        self.answer_read(router, head, head.hash, &record, effects);
+        self.answer_read(router, head, &parked.record, head.hash, &record, effects);
     }
 
     pub(super) fn release_scans(&mut self, effects: &mut Effects) {
@@ -362,6 +383,11 @@ impl Shard {
         let mut late: Vec<(u8, crate::ids::Token)> = Vec::new();
         self.reads.retain(|(_, _, parked)| keep_or_note(parked, now, &mut late));
         self.scans.retain(|(_, _, parked)| keep_or_note(parked, now, &mut late));
+        // With others in the group, what these waited for is a majority.
+        let missed = if self.held.is_on() { Failure::NoQuorum } else { Failure::Timeout { unknown: false } };
+        for (router, token) in late.drain(..) {
+            reply_failure(effects, router, token, missed.clone());
+        }
         self.slices.held().retain(|parked| keep_or_note(parked, now, &mut late));
         let taken = self.locks.take_waiting(|waiter| match waiter {
             LockWaiter::Request(parked) => is_over(parked.head.deadline),

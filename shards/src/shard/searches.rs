@@ -8,18 +8,20 @@ mod running;
 mod settle;
 
 use super::outbox::{Waiter, reply_failure};
+use super::reads::push_part;
+use super::role::as_it_came;
 use super::{Parked, Shard, ShardFault};
 use crate::batch::{ReplyKind, RequestHead};
 use crate::catalog::{Catalog, Changed};
 use crate::command::answer::{Failure, Outcome};
 use crate::command::context::is_over;
-use crate::command::record::{Malformed, Op, Record};
+use crate::command::record::{Malformed, Op, Record, flag};
 use crate::effect::Effects;
 use crate::gather::catalog::Change;
 use crate::gather::list_indexes::Line;
 use crate::gather::query_index;
 use crate::gather::search::{self as ask, Ask, OnDemand, Scoring};
-use crate::ids::{Version, hash_of};
+use crate::ids::{Millis, ReplicaId, Token, hash_of};
 use crate::index::Units;
 use crate::index::filter::Filter;
 use crate::index::set::{BuildState, DocumentSource, IndexKind, IndexSet, IndexSettings};
@@ -28,6 +30,7 @@ use crate::index::vector::VectorSearch;
 use crate::state::{KeySpace, Position};
 use running::{Pinned, Running, no_vectors};
 use std::collections::{BTreeMap, VecDeque};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Views that may be pinned at once.
 const VIEWS_MAX: usize = 1024;
@@ -65,10 +68,35 @@ pub(super) struct Searches {
 }
 
 impl Searches {
-    /// As a snapshot has them.
-    pub(super) fn restored(catalog: Catalog, mut indexes: IndexSet, settings: IndexSettings) -> Self {
+    /// As a snapshot has them. Views get numbers that no other replica and no earlier run of this one has given, since a
+    /// search that began there may ask here.
+    pub(super) fn restored(
+        catalog: Catalog,
+        mut indexes: IndexSet,
+        settings: IndexSettings,
+        now: Millis,
+        replica: ReplicaId,
+    ) -> Self {
         indexes.configure(settings);
-        Self { catalog, indexes, ..Self::default() }
+        let mut seed = [0; 16];
+        seed[..8].copy_from_slice(&now.0.to_le_bytes());
+        seed[8..].copy_from_slice(&replica.0.to_le_bytes());
+        // Far from the end, so that counting on never wraps.
+        let next_view = xxh3_64(&seed) >> 1;
+        Self { catalog, indexes, next_view, ..Self::default() }
+    }
+
+    /// Whether a view is pinned under this number.
+    pub(super) fn has_view(&self, number: u64) -> bool {
+        self.views.contains_key(&number)
+    }
+
+    /// Routers and tokens of everything that waits or runs.
+    pub(super) fn into_waiting(self) -> Vec<(u8, Token)> {
+        let waiting = self.waiting.into_iter().chain(self.stalled).map(|(_, parked)| parked);
+        let parked = waiting.chain(self.held_edits);
+        let parked = parked.map(|parked| (parked.router, parked.head.token));
+        parked.chain(self.running.into_iter().map(|one| (one.waiter.router, one.waiter.token))).collect()
     }
 }
 
@@ -77,8 +105,8 @@ impl Searches {
 struct Seen {
     /// As the indexes count.
     position: u64,
-    /// As records count.
-    version: Version,
+    /// As the log counts.
+    entry: u64,
 }
 
 /// The records as the index room wants to read them.
@@ -104,19 +132,13 @@ impl DocumentSource for Documents<'_> {
 
 impl Shard {
     /// SEARCH's first call: waits for what was applied when it came to be indexed.
-    pub(super) fn begin_search(
-        &mut self,
-        router: u8,
-        head: &RequestHead,
-        bytes: &[u8],
-        effects: &mut Effects,
-    ) {
+    pub(super) fn begin_search(&mut self, parked: Parked, effects: &mut Effects) {
         if self.searches_waiting() >= TASKS_MAX {
             let failure = Failure::Overloaded("too many searches wait in this shard; try again later");
-            return reply_failure(effects, router, head.token, failure);
+            return reply_failure(effects, parked.router, parked.head.token, failure);
         }
-        let seen = Seen { position: self.searches.indexes.position(), version: self.last_version() };
-        self.try_search(seen, self.parked(router, head, bytes), effects);
+        let seen = Seen { position: self.searches.indexes.position(), entry: self.applied };
+        self.try_search(seen, parked, effects);
     }
 
     /// Goes on with searches and indexing; whether more can be done now.
@@ -203,6 +225,16 @@ impl Shard {
     fn gather_catalog(&mut self, router: u8, head: &RequestHead, bytes: &[u8]) {
         self.searches.edits_in_flight += 1;
         self.gather(bytes, Waiter::client(router, head, false), None);
+    }
+
+    /// Changes of the catalogue that a snapshot held back go back, and those on their way count no more: another replica
+    /// leads now.
+    pub(super) fn give_back_edits(&mut self, effects: &mut Effects) {
+        self.searches.edits_in_flight = 0;
+        for parked in std::mem::take(&mut self.searches.held_edits) {
+            let (_, record) = as_it_came(&parked.record, None);
+            self.give_back(parked.router, &parked.head, &record, effects);
+        }
     }
 
     /// Admits the changes of the catalogue that a snapshot held back.
@@ -295,7 +327,7 @@ impl Shard {
     }
 
     /// Answers the searches that waited for what is indexed now. Costs what is ready, not what waits.
-    fn answer_waiting_searches(&mut self, effects: &mut Effects) {
+    pub(super) fn answer_waiting_searches(&mut self, effects: &mut Effects) {
         if self.slices.is_half_done() {
             return;
         }
@@ -353,7 +385,7 @@ impl Shard {
             return self.answer_query_index(seen.position, parked, &record, effects);
         }
         match Ask::decode(record.value) {
-            Ok(ask) => self.count(seen, parked, ask, effects),
+            Ok(ask) => self.count(seen, parked, ask, record.has(flag::LOCAL), effects),
             Err(malformed) => {
                 internal(router, head, malformed, effects);
                 true
@@ -401,7 +433,8 @@ impl Shard {
             number += 1;
             live(key).is_some() || (number > last && !page.is_last)
         });
-        effects.replies_to(router).push(head.token, ReplyKind::Part, |out| {
+        let stale_at = self.stale_at().filter(|_| record.has(flag::LOCAL));
+        push_part(effects.replies_to(router), head.token, stale_at, |out| {
             query_index::write_page(out, &page, page.is_last, |key| {
                 live(key).filter(|_| query.with_values).map(|found| found.value)
             });
@@ -410,10 +443,18 @@ impl Shard {
     }
 
     /// Counts for a search whose indexes are ready, or says which are missing; false if it must wait on.
-    fn count(&mut self, seen: Seen, parked: &Parked, ask: Ask, effects: &mut Effects) -> bool {
+    fn count(
+        &mut self,
+        seen: Seen,
+        parked: &Parked,
+        ask: Ask,
+        is_local: bool,
+        effects: &mut Effects,
+    ) -> bool {
         let (router, head) = (parked.router, &parked.head);
+        let stale_at = self.stale_at().filter(|_| is_local);
         if let Scoring::Vector { .. } = ask.scoring {
-            return self.find_vectors(seen.position, parked, &ask, effects);
+            return self.find_vectors(seen.position, parked, &ask, stale_at, effects);
         }
         let indexes = &self.searches.indexes;
         let needed = needed(&ask);
@@ -425,9 +466,8 @@ impl Shard {
         };
         let missing: Vec<OnDemand> = needed.iter().filter(|index| !is_defined(index)).cloned().collect();
         if !missing.is_empty() {
-            effects
-                .replies_to(router)
-                .push(head.token, ReplyKind::Part, |out| ask::write_missing(out, &missing));
+            let batch = effects.replies_to(router);
+            push_part(batch, head.token, stale_at, |out| ask::write_missing(out, &missing));
             return true;
         }
         let is_indexed = |index: &OnDemand| {
@@ -449,14 +489,13 @@ impl Shard {
         let (views, stats): (Vec<_>, Vec<_>) = queries.iter().map(|query| text.pin(query)).unzip();
         let number = self.searches.next_view;
         self.searches.next_view += 1;
-        effects
-            .replies_to(router)
-            .push(head.token, ReplyKind::Part, |out| ask::write_stats(out, number, &known, &stats));
+        let batch = effects.replies_to(router);
+        push_part(batch, head.token, stale_at, |out| ask::write_stats(out, number, &known, &stats));
         let pinned = Pinned {
             views,
             queries: queries.into(),
             fields: known,
-            seen: seen.version,
+            seen: seen.entry,
             ask,
             filter,
             deadline: head.deadline,
@@ -468,7 +507,14 @@ impl Shard {
     }
 
     /// Begins a search over vectors; false if it must wait for its index.
-    fn find_vectors(&mut self, position: u64, parked: &Parked, ask: &Ask, effects: &mut Effects) -> bool {
+    fn find_vectors(
+        &mut self,
+        position: u64,
+        parked: &Parked,
+        ask: &Ask,
+        stale_at: Option<u64>,
+        effects: &mut Effects,
+    ) -> bool {
         let (router, head) = (parked.router, &parked.head);
         let Scoring::Vector { path, vector } = &ask.scoring else { return true };
         let Some(index) = self.searches.indexes.vectors(path) else {
@@ -487,7 +533,7 @@ impl Shard {
         }
         if let Some(filter) = read_filter(ask, parked, effects) {
             let waiter = Waiter::client(router, head, false);
-            self.begin_vectors(path.clone(), search, filter, waiter, effects);
+            self.begin_vectors(path.clone(), search, filter, (waiter, stale_at), effects);
         }
         true
     }

@@ -12,6 +12,7 @@
 use super::admit::{LockWaiter, Parked};
 use super::apply::{known, remember};
 use super::outbox::Waiter;
+use super::reserve::Reservation;
 use super::{Shard, ShardFault};
 use crate::command::answer::Outcome;
 use crate::command::context::{Context, Observer as _, is_over};
@@ -35,9 +36,11 @@ const UNITS_WITH_INDEXES: u64 = 8;
 /// Entries that may wait to be applied before no more are proposed.
 const WAITING_ENTRIES_MAX: usize = 8;
 
-/// What is committed and not yet applied.
+/// What is committed and not yet applied, and the PREPAREs whose keys are being reserved.
 #[derive(Default)]
 pub(super) struct Slices {
+    /// Large PREPAREs that were heard, in order; the first is under way.
+    pub(super) reservations: VecDeque<Reservation>,
     waiting: VecDeque<Entry>,
     /// The entry that is partly applied.
     pub(super) current: Option<Current>,
@@ -50,6 +53,8 @@ pub(super) struct Current {
     pub(super) entry: Entry,
     /// Who waits for its commands, when this leader proposed it.
     pub(super) waiters: Option<Vec<Waiter>>,
+    /// Whether the present leadership of this replica proposed it.
+    pub(super) is_led: bool,
     /// The batch that makes it durable.
     pub(super) needed: Sequence,
     /// Where the commands to come stand; `None` for the empty entry of a new leader.
@@ -111,9 +116,14 @@ enum FinishPass {
 }
 
 impl Slices {
-    /// Whether an entry waits or is partly applied.
+    /// Whether no entry waits or is partly applied.
     pub(super) fn is_empty(&self) -> bool {
         self.current.is_none() && self.waiting.is_empty()
+    }
+
+    /// Whether nothing at all is to go on with.
+    pub(super) fn is_idle(&self) -> bool {
+        self.is_empty() && self.reservations.is_empty()
     }
 
     /// Whether so much waits that nothing more shall be proposed.
@@ -138,6 +148,41 @@ impl Slices {
     /// Whether the state holds a part of a command's changes.
     pub(super) fn is_half_done(&self) -> bool {
         self.current.as_ref().and_then(|current| current.inside.as_ref()).is_some_and(Inside::is_half_done)
+    }
+
+    /// This replica leads no more: what it marked and reserved is void, and what is half applied goes on without it.
+    pub(super) fn step_down(&mut self) {
+        self.reservations.clear();
+        if let Some(current) = &mut self.current {
+            current.is_led = false;
+            if let Some(inside) = &mut current.inside {
+                inside.frame.is_own = false;
+            }
+        }
+    }
+
+    /// Another state takes the place of this one: nothing goes on. Gives the entry under way.
+    pub(super) fn clear(&mut self) -> Option<Current> {
+        self.reservations.clear();
+        self.waiting.clear();
+        self.current.take()
+    }
+
+    /// The transaction whose keys are being locked or freed by an entry under way, with its items that are held.
+    pub(super) fn locking(&self) -> Option<(TxnId, &[u8])> {
+        let current = self.current.as_ref()?;
+        let inside = current.inside.as_ref()?;
+        match &inside.run {
+            Run::Bulk { .. } => None,
+            Run::Prepare { pass: PreparePass::LookForLocks, .. } => None,
+            Run::Prepare { .. } => {
+                let record = Record::decode(&current.entry.data[inside.at.clone()]).ok()?;
+                let prepare = Prepare::decode(record.value).ok()?;
+                Some((prepare.txn, prepare.items))
+            }
+            Run::Finish { pass: FinishPass::Change, txn, intent } => Some((*txn, &intent.items)),
+            Run::Finish { txn, intent, .. } => Some((*txn, &intent.items[inside.walked..])),
+        }
     }
 
     /// Holds a local read until the command that is half applied is whole.
@@ -191,9 +236,9 @@ impl Inside {
 }
 
 impl Shard {
-    /// Whether entries wait to be applied or one is partly applied: [`Shard::work`] goes on with it.
+    /// Whether entries wait to be applied, or one is partly applied, or locks are being taken: [`Shard::work`] goes on.
     pub fn is_applying(&self) -> bool {
-        !self.slices.is_empty()
+        !self.slices.is_idle()
     }
 
     /// Goes on inside a command; whether it is whole.
@@ -257,6 +302,9 @@ impl Shard {
                                 is_locked |= txns.is_locked_for(key, txn);
                                 units.left() && !is_locked
                             })?;
+                            if frame.is_own && self.preparing.get(&txn) == Some(&prepare.attempt) {
+                                self.preparing.remove(&txn);
+                            }
                             if is_locked {
                                 // The leader proposes a PREPARE only when it has reserved its keys, so only a change of
                                 // leader brings this about, and nobody waits here.
@@ -389,7 +437,7 @@ impl Shard {
         walked: &mut usize,
         units: &mut Units,
     ) -> Result<bool, ShardFault> {
-        if !frame.is_own {
+        if !frame.is_own || (*walked == 0 && self.pending.remove_large(record.value)) {
             return Ok(true);
         }
         let pending = &mut self.pending;

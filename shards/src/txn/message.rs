@@ -6,6 +6,7 @@
 use super::{Kind, TxnId, take_flag};
 use crate::command::record::{Malformed, take, take_u8, take_u16, take_u32, take_u64};
 use crate::ids::{GroupId, Millis, Version};
+use crate::placement::{Report, Step};
 
 /// A message with its sender and receiver.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +18,9 @@ pub struct GroupMessage {
     /// What is said.
     pub body: Message,
 }
+
+/// [`Message::Finish::attempt`] once a transaction is decided.
+pub const LAST_TRY: u32 = u32::MAX;
 
 /// One step of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,17 +68,26 @@ pub enum Message {
         txn: TxnId,
         /// The version of the PREPARE to apply; `None` drops.
         commit: Option<Version>,
+        /// The try that is over, and with it those before; [`LAST_TRY`] when the transaction is decided. A word about an
+        /// earlier try, come late, must not touch what a later one has locked.
+        attempt: u32,
     },
-    /// Participant to coordinator: no intent of this transaction is left.
+    /// Participant to coordinator: no intent of this try or of one before it is left.
     Finished {
         /// The transaction.
         txn: TxnId,
+        /// The try of the FINISH that this answers.
+        attempt: u32,
     },
     /// Participant to coordinator: what became of it?
     Ask {
         /// The transaction.
         txn: TxnId,
     },
+    /// A group's leader to group 0: how the group is.
+    Report(Box<Report>),
+    /// Group 0's leader to a group's leader: take this step towards the placement.
+    Member(Step),
 }
 
 /// Payload of `TxnOpen`.

@@ -10,11 +10,11 @@ use crate::batch::{ReplyKind, RequestHead};
 use crate::command::answer::Failure;
 use crate::command::context::is_over;
 use crate::command::items;
-use crate::command::record::{Malformed, Record};
+use crate::command::record::{Malformed, Record, flag};
 use crate::effect::Effects;
 use crate::gather::search::{self as ask, Ask, Fate, Scoring};
 use crate::gather::{RESULT_BYTES_MAX, write_too_large};
-use crate::ids::{Millis, Version, hash_of};
+use crate::ids::{Millis, hash_of};
 use crate::index::Units;
 use crate::index::embed::Model;
 use crate::index::embed::search::EmbeddingSearch;
@@ -28,11 +28,10 @@ use crate::index::text::search::{Model as Weighting, Search, Stats, View};
 use crate::index::vector::VectorSearch;
 use crate::shard::Shard;
 use crate::shard::outbox::{Waiter, reply_failure};
+use crate::shard::reads::push_part;
 use crate::state::Record as StoredRecord;
 use std::rc::Rc;
 
-/// The last position in an entry that a version can tell.
-const POSITION_MAX: u16 = 1023;
 /// Units of one slice of one search.
 const SLICE_UNITS: u32 = 4096;
 /// Units of all slices of one call.
@@ -49,8 +48,8 @@ pub(super) struct Pinned {
     pub(super) queries: Rc<[CompiledQuery]>,
     /// The text fields that the queries were made for.
     pub(super) fields: Vec<QueryField>,
-    /// The last version that was surely seen: of the record written last when the search came.
-    pub(super) seen: Version,
+    /// Index of the last entry that was applied when the search came: what it wrote was surely seen.
+    pub(super) seen: u64,
     pub(super) ask: Ask,
     pub(super) filter: Option<Filter>,
     pub(super) deadline: Millis,
@@ -65,10 +64,13 @@ pub(super) struct Running {
     task: Task,
     judge: Option<Judge>,
     scorer: Option<Rc<Scorer>>,
-    seen: Version,
+    seen: u64,
     pub(super) waiter: Waiter,
+    /// The index to be told, when the search may be stale.
+    stale_at: Option<u64>,
 }
 
+#[allow(clippy::large_enum_variant, reason = "a bounded number is under way, and most are of the large kind")]
 pub(super) enum Task {
     Text(Search),
     Embedding(EmbeddingSearch),
@@ -172,8 +174,9 @@ impl Shard {
         match task {
             Err(malformed) => internal(router, head, malformed, effects),
             Ok(task) => {
+                let stale_at = self.stale_at().filter(|_| record.has(flag::LOCAL));
                 let waiter = Waiter::client(router, head, false);
-                self.begin_running(Running { task, judge, scorer, seen, waiter }, effects);
+                self.begin_running(Running { task, judge, scorer, seen, waiter, stale_at }, effects);
             }
         }
     }
@@ -184,17 +187,12 @@ impl Shard {
         path: String,
         search: VectorSearch,
         filter: Option<Filter>,
-        waiter: Waiter,
+        (waiter, stale_at): (Waiter, Option<u64>),
         effects: &mut Effects,
     ) {
         let (task, judge) = (Task::Vector { path, search: Some(search) }, filter.map(Judge::new));
-        let seen = self.last_version();
-        self.begin_running(Running { task, judge, scorer: None, seen, waiter }, effects);
-    }
-
-    /// No record has a later version yet.
-    pub(super) fn last_version(&self) -> Version {
-        Version::new(self.epoch, self.applied, POSITION_MAX)
+        let seen = self.applied;
+        self.begin_running(Running { task, judge, scorer: None, seen, waiter, stale_at }, effects);
     }
 
     /// Most searches end within their first slice, and then at once.
@@ -216,7 +214,7 @@ impl Shard {
 
     /// Goes on with one search and answers if it has ended; the units that it took.
     fn run_slice(&mut self, mut running: Running, units: u32, effects: &mut Effects) -> i64 {
-        let (now, last) = (self.now, self.last_version());
+        let (now, last) = (self.now, self.applied);
         let (keys, indexes) = (&self.state.keys, &self.searches.indexes);
         let mut budget = Units::new(units);
         let Running { task, judge, scorer, seen, .. } = &mut running;
@@ -228,7 +226,7 @@ impl Shard {
         let mut accept = |key: &[u8]| match (find(key), &mut *judge) {
             (None, _) => false,
             (Some(_), None) => true,
-            (Some(found), Some(judge)) => judge.accepts(key, found.value, found.version, indexes),
+            (Some(found), Some(judge)) => judge.accepts(key, found.value, found.version.index(), indexes),
         };
         let is_scored = match task {
             Task::Text(search) => search.step(&mut budget, &mut accept),
@@ -247,7 +245,7 @@ impl Shard {
         let is_done = match task {
             Task::Settle(settling) => settling.step(&mut budget, judge, |key| match find(key) {
                 None => Err(()),
-                Some(found) if found.version <= *seen => Ok(None),
+                Some(found) if found.version.index() <= *seen => Ok(None),
                 Some(found) => Ok(Some(Changed { value: found.value })),
             }),
             _ => is_scored,
@@ -303,7 +301,7 @@ impl Fetch {
         find: impl Fn(&[u8]) -> Option<StoredRecord<'a>>,
         judge: &mut Option<Judge>,
         scorer: Option<&Scorer>,
-        seen: Version,
+        seen: u64,
         units: &mut Units,
     ) -> bool {
         let Self { keys, done, with_values, highlighter, out } = self;
@@ -313,7 +311,9 @@ impl Fetch {
             let Some(Ok((key, _))) = rest.next() else { return true };
             let mut found = find(key);
             let mut fate = Fate::Same;
-            if let (Some(changed), Some(scorer)) = (found.filter(|found| found.version > seen), scorer) {
+            if let (Some(changed), Some(scorer)) =
+                (found.filter(|found| found.version.index() > seen), scorer)
+            {
                 let passes =
                     judge.as_ref().is_none_or(|judge| judge.filter.matches(changed.value, &mut walker));
                 let score = if passes { scorer.score_one(key, changed.value, units) } else { None };
@@ -338,11 +338,10 @@ impl Fetch {
 }
 
 fn answer(running: Running, effects: &mut Effects) {
-    let Running { task, waiter, .. } = running;
+    let Running { task, waiter, stale_at, .. } = running;
     let replies = effects.replies_to(waiter.router);
-    let part = ReplyKind::Part;
     match task {
-        Task::Settle(Settling { hits, .. }) => replies.push(waiter.token, part, |out| match hits {
+        Task::Settle(Settling { hits, .. }) => push_part(replies, waiter.token, stale_at, |out| match hits {
             Hits::Text(hits) => hits.iter().for_each(|hit| ask::write_hit(out, hit)),
             Hits::Hybrid(candidates) => encode_candidates(&candidates, out),
             Hits::Vector(hits) => hits.iter().for_each(|found| ask::write_vector_hit(out, found)),
@@ -350,7 +349,9 @@ fn answer(running: Running, effects: &mut Effects) {
         Task::Fetch(fetch) if fetch.out.len() > RESULT_BYTES_MAX => {
             replies.push(waiter.token, ReplyKind::Error, write_too_large);
         }
-        Task::Fetch(fetch) => replies.push(waiter.token, part, |out| out.extend_from_slice(&fetch.out)),
+        Task::Fetch(fetch) => {
+            push_part(replies, waiter.token, stale_at, |out| out.extend_from_slice(&fetch.out));
+        }
         Task::Vector { path, .. } => {
             reply_failure(effects, waiter.router, waiter.token, no_vectors(&path));
         }

@@ -7,7 +7,6 @@
 
 use super::running::{Task, task_of};
 use crate::gather::search::Ask;
-use crate::ids::Version;
 use crate::index::Units;
 use crate::index::embed::Model;
 use crate::index::extract::Walker;
@@ -31,8 +30,8 @@ pub(super) struct Judge {
     pub(super) filter: Filter,
     checks: u32,
     sets: Sets,
-    /// The sets speak for records up to this version.
-    upto: Version,
+    /// The sets speak for records that were written up to this entry.
+    upto: u64,
     walker: Walker,
 }
 
@@ -45,12 +44,13 @@ enum Sets {
 
 impl Judge {
     pub(super) fn new(filter: Filter) -> Self {
-        let (upto, walker) = (Version::default(), Walker::default());
+        let (upto, walker) = (0, Walker::default());
         Self { filter, checks: 0, sets: Sets::Untried, upto, walker }
     }
 
-    /// Makes bitmaps once many values were looked at; false while they are being made. `now` is the shard's last version.
-    pub(super) fn prepare(&mut self, indexes: &IndexSet, now: Version, units: &mut Units) -> bool {
+    /// Makes bitmaps once many values were looked at; false while they are being made. `now` is the last
+    /// entry applied.
+    pub(super) fn prepare(&mut self, indexes: &IndexSet, now: u64, units: &mut Units) -> bool {
         if matches!(self.sets, Sets::Untried) && self.checks >= CHECKS_BEFORE_SETS {
             self.upto = now;
             self.sets = FilterPlan::new(&self.filter, indexes).map_or(Sets::Useless, Sets::Building);
@@ -66,10 +66,10 @@ impl Judge {
         true
     }
 
-    /// Whether a record meets the filter.
-    pub(super) fn accepts(&mut self, key: &[u8], value: &[u8], version: Version, indexes: &IndexSet) -> bool {
+    /// Whether a record, written by such an entry, meets the filter.
+    pub(super) fn accepts(&mut self, key: &[u8], value: &[u8], entry: u64, indexes: &IndexSet) -> bool {
         if let Sets::Ready(set) = &self.sets
-            && version <= self.upto
+            && entry <= self.upto
         {
             match set.judge(key, indexes) {
                 Verdict::Meets => return true,
