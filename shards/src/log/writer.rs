@@ -97,6 +97,16 @@ impl LogWriter {
         Sequence(self.last_sequence.0 + 1)
     }
 
+    /// The sequence of the last entries placed.
+    pub fn last_sequence(&self) -> Sequence {
+        self.last_sequence
+    }
+
+    /// The epoch that the next segment begins.
+    pub fn next_epoch(&self) -> SegmentEpoch {
+        SegmentEpoch(self.highest_epoch.0 + 1)
+    }
+
     /// The live segments, oldest first.
     pub fn live(&self) -> impl ExactSizeIterator<Item = &LiveSegment> {
         self.live.iter()

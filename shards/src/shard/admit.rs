@@ -189,6 +189,9 @@ impl Shard {
 
     /// Marks every key of some items as written soon.
     pub(super) fn mark_items(&mut self, bytes: &[u8]) {
+        if self.pending.add_large(bytes) {
+            return;
+        }
         for (key, _) in items::iter(bytes).map_while(Result::ok) {
             self.pending.add(hash_of(key));
         }

@@ -41,6 +41,7 @@ impl Shard {
     /// Applies committed entries, in order, while units are left, and answers who waited for them.
     pub(super) fn apply_some(&mut self, units: &mut Units, effects: &mut Effects) -> Result<(), ShardFault> {
         while units.left() && !self.slices.is_empty() {
+            let was_half_done = self.slices.is_half_done();
             let mut current = match self.slices.current.take() {
                 Some(current) => current,
                 None => match self.slices.pop() {
@@ -54,6 +55,9 @@ impl Shard {
                 self.slices.current = Some(current);
             }
             self.release_held(effects);
+            if was_half_done && !self.slices.is_half_done() {
+                self.answer_waiting_searches(effects);
+            }
         }
         Ok(())
     }
@@ -323,6 +327,9 @@ impl Shard {
     }
 
     fn unmark_items(&mut self, bytes: &[u8]) {
+        if self.pending.remove_large(bytes) {
+            return;
+        }
         for (key, _) in items::iter(bytes).map_while(Result::ok) {
             self.pending.remove(hash_of(key));
         }

@@ -33,11 +33,11 @@ impl Backlog {
         self.queue.push_back((position, key));
     }
 
-    pub(super) fn pop(&mut self) -> Option<Rc<[u8]>> {
-        let (_, key) = self.queue.pop_front()?;
+    pub(super) fn pop(&mut self) -> Option<(u64, Rc<[u8]>)> {
+        let (position, key) = self.queue.pop_front()?;
         if let Ok(entry) = self.keys.find_entry(hash_of(&key).0, |known| **known == *key) {
             entry.remove();
         }
-        Some(key)
+        Some((position, key))
     }
 }
