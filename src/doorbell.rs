@@ -12,7 +12,7 @@
 #![allow(unsafe_code, reason = "eventfd and its write have no safe wrapper in the dependencies")]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Duration;
@@ -125,6 +125,12 @@ impl Doorbell {
                 "an eventfd takes a write of eight bytes: {error}"
             );
         }
+    }
+}
+
+impl AsFd for Doorbell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.eventfd.as_fd()
     }
 }
 

@@ -32,9 +32,23 @@ fn refused(port: u16, bytes: &[u8]) -> Vec<u8> {
 }
 
 fn hello(change: impl FnOnce(&mut Hello)) -> Vec<u8> {
-    let card = Card { id: "stranger".into(), number: 9, incarnation: 5, shards: 1, host: "h".into(), port: 1, cluster_port: 2 };
-    let mut hello =
-        Hello { protocols: (1, 1), cluster: 77, card, to: NodeNumber(1), purpose: Purpose::Control, nonce: 1 };
+    let card = Card {
+        id: "stranger".into(),
+        number: 9,
+        incarnation: 5,
+        shards: 1,
+        host: "h".into(),
+        port: 1,
+        cluster_port: 2,
+    };
+    let mut hello = Hello {
+        protocols: (1, 1),
+        cluster: 77,
+        card,
+        to: NodeNumber(1),
+        purpose: Purpose::Control,
+        nonce: 1,
+    };
     change(&mut hello);
     let (mut payload, mut bytes) = (PayloadBuffer::new(), Vec::new());
     hello.encode(&mut payload);

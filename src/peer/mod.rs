@@ -9,6 +9,7 @@
 //! | `control` | gossip about meta state and leaders; one thread for each other node |
 //! | `counters` | figures about connections |
 //! | `dial` | making a connection |
+//! | `forward` | requests for groups that other nodes lead, and other nodes' requests |
 //! | `founding` | the first start |
 //! | `hub` | what the threads of this room share |
 //! | `listener` | the cluster port |
@@ -23,6 +24,7 @@ pub mod cluster_file;
 pub mod control;
 pub mod counters;
 pub mod dial;
+pub mod forward;
 pub mod founding;
 pub mod hub;
 pub mod listener;

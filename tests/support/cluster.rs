@@ -14,8 +14,15 @@ use std::time::{Duration, Instant};
 /// Longest wait for a node to answer, or to end by itself.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Settings of a small node.
-const SMALL: &[&str] = &["wal.segment_mib=2", "wal.spare_segments=1", "wal.buffer_kib=64", "limits.line_bytes_max=1048576",
-    "limits.value_bytes_max=524288", "cores.pin=false", "log.format=json"];
+const SMALL: &[&str] = &[
+    "wal.segment_mib=2",
+    "wal.spare_segments=1",
+    "wal.buffer_kib=64",
+    "limits.line_bytes_max=1048576",
+    "limits.value_bytes_max=524288",
+    "cores.pin=false",
+    "log.format=json",
+];
 
 /// Three nodes to be.
 #[derive(Debug)]
@@ -94,10 +101,19 @@ impl Trio {
     fn run(&self, at: usize, id: &str, more: &[&str]) -> Node {
         let (port, cluster_port) = self.ports[at];
         let mut command = Command::new(env!("CARGO_BIN_EXE_strand"));
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("STRAND_")) {
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("STRAND_"))
+        {
             command.env_remove(name);
         }
-        command.args(["serve", "--id", id, "--port", &port.to_string(), "--cluster-port", &cluster_port.to_string()]);
+        command.args([
+            "serve",
+            "--id",
+            id,
+            "--port",
+            &port.to_string(),
+            "--cluster-port",
+            &cluster_port.to_string(),
+        ]);
         command.arg("--data-dir").arg(self.data(at)).args(&self.arguments).args(more);
         for setting in SMALL {
             command.args(["--set", setting]);

@@ -218,6 +218,11 @@ impl<'a> Record<'a> {
         Self { op, flags: 0, argument: None, condition: None, key, value, session: None }
     }
 
+    /// The flags of encoded bytes, for who does not need the rest; none for bytes that are too short.
+    pub fn flags_of(bytes: &[u8]) -> u16 {
+        bytes.get(2..4).and_then(<[u8]>::first_chunk).map_or(0, |flags| u16::from_le_bytes(*flags))
+    }
+
     /// Whether a flag is set.
     pub fn has(&self, bit: u16) -> bool {
         self.flags & bit != 0
