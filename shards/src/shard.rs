@@ -530,6 +530,8 @@ impl Shard {
             let moved = began || !self.collected.committed.is_empty();
             self.slices.push(&mut self.collected.committed);
             let applied = self.applied;
+            // What is reserved may leave something to propose, which nothing else would wake the shard for.
+            let moved = moved || (!self.slices.reservations.is_empty() && units.left());
             self.apply_some(&mut units, effects)?;
             self.reserve_some(&mut units, effects);
             if !moved && applied == self.applied {
