@@ -8,7 +8,7 @@
 mod snapshot;
 
 use crate::clock::Clock;
-use crate::disk::wal::{Append as LogAppend, Full, Wal, WalFailure};
+use crate::disk::wal::Wal;
 use crate::doorbell::Doorbell;
 use crate::fatal::Fatal;
 use crate::links::{RouterLink, ShardMesh};
@@ -19,6 +19,7 @@ use shards::ids::{GroupId, Millis};
 use shards::log::payload::PayloadBuffer;
 use shards::shard::image::{encode_append, encode_start};
 use shards::shard::{Left, Shard, ShardFault};
+use shards::storage::wal::{Append as LogAppend, Full, Reaped, WalFailure};
 use shards::txn::message::GroupMessage;
 pub use snapshot::SnapshotFiles;
 use std::collections::VecDeque;
@@ -217,7 +218,7 @@ impl Driver {
         Ok(())
     }
 
-    fn reaped(&mut self, reaped: Result<crate::disk::wal::Reaped, WalFailure>) -> Result<(), Fatal> {
+    fn reaped(&mut self, reaped: Result<Reaped, WalFailure>) -> Result<(), Fatal> {
         let reaped = reaped.map_err(|failure| log_failed(self.number, failure))?;
         if let Some(upto) = reaped.durable_upto {
             self.events.push(Event::Durable(upto));
@@ -350,7 +351,7 @@ fn log_failed(shard: u32, failure: WalFailure) -> Fatal {
     let (action, errno) = match failure {
         WalFailure::Write(_, errno) => ("write", errno),
         WalFailure::Sync(_, errno) => ("sync", errno),
-        WalFailure::Ring(errno) => ("use its io_uring", errno),
+        WalFailure::Device(errno) => ("use its io_uring", errno),
     };
     tracing::error!(shard, "{failure}");
     Fatal::LogFailed { shard, action, source: std::io::Error::from_raw_os_error(errno) }

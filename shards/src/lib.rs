@@ -19,4 +19,5 @@ pub mod meta;
 pub mod shard;
 pub mod snapshot;
 pub mod state;
+pub mod storage;
 pub mod txn;

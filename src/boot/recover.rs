@@ -6,10 +6,9 @@
 use super::settings;
 use crate::clock::Clock;
 use crate::disk::data_dir::DataDir;
-use crate::disk::recovery::{RecoveryError, recover_log};
-use crate::disk::segment::{SegmentPoolHandle, list_segments};
-use crate::disk::snapshot_file::{SnapshotError, list_snapshots, read_snapshot, snapshot_file_name};
-use crate::disk::wal::Wal;
+use crate::disk::files::RealDisk;
+use crate::disk::segment::SegmentPoolHandle;
+use crate::disk::wal::{Wal, open_wal};
 use crate::doorbell::Doorbell;
 use crate::driver::lock_of;
 use crate::fatal::Fatal;
@@ -18,6 +17,9 @@ use shards::ids::GroupId;
 use shards::log::ReplayError;
 use shards::shard::image::{ImageBuilder, ImageIdentity, SnapshotImage, SnapshotIntake};
 use shards::shard::{Shard, ShardFault, ShardImage};
+use shards::storage::recovery::{RecoveryError, recover_log};
+use shards::storage::segments::list_segments;
+use shards::storage::snapshots::{SnapshotError, list_snapshots, read_snapshot, snapshot_file_name};
 use std::path::Path;
 
 /// A shard ready to be driven.
@@ -57,7 +59,7 @@ pub(super) fn shard(
     let snapshot = newest_snapshot(tuning, directory, number, &path)?;
     let mut builder = ImageBuilder::new(group, snapshot, settings::sessions(tuning));
     let mut replayed = 0u64;
-    let log = recover_log(&path, directory.log_shape(number), &mut |batch| {
+    let log = recover_log(&RealDisk, &path, directory.log_shape(number), &mut |batch| {
         replayed += 1;
         builder.batch(&batch);
     })
@@ -72,7 +74,7 @@ pub(super) fn shard(
         image.epoch = later_epoch(image.epoch);
     }
     let shard = Shard::restore(config, image, clock.now()).map_err(faulted)?;
-    let wal = Wal::new(&log, settings::wal(tuning), segments, Some(bell.fd()), Some(lock_of(directory)))
+    let wal = open_wal(&log, settings::wal(tuning), segments, Some(bell.fd()), Some(lock_of(directory)))
         .map_err(|source| Fatal::Start { thread: format!("the log of shard {number}"), source })?;
     Ok(RecoveredShard { shard, wal: Some(wal), clock })
 }
@@ -82,8 +84,8 @@ pub(super) fn refuse_kept_data(directory: &DataDir) -> Result<(), Fatal> {
     for number in 0..directory.meta().shards {
         let path = directory.shard_path(number);
         let failed = |source| Fatal::Directory { path: path.clone(), source };
-        let holds_data = !list_segments(&path).map_err(failed)?.is_empty()
-            || !list_snapshots(&path).map_err(failed)?.is_empty();
+        let holds_data = !list_segments(&RealDisk, &path).map_err(failed)?.is_empty()
+            || !list_snapshots(&RealDisk, &path).map_err(failed)?.is_empty();
         if holds_data {
             return Err(Fatal::DirectoryMismatch(format!(
                 "The data directory {} holds data that a server with a log has written, and wal.sync = \"off\" would not \
@@ -102,18 +104,19 @@ fn newest_snapshot(
     path: &Path,
 ) -> Result<Option<SnapshotImage>, Fatal> {
     let failed = |source| Fatal::Directory { path: path.to_path_buf(), source };
-    let Some(index) = list_snapshots(path).map_err(failed)?.first().copied() else { return Ok(None) };
+    let Some(index) = list_snapshots(&RealDisk, path).map_err(failed)?.first().copied() else {
+        return Ok(None);
+    };
     let file = path.join(snapshot_file_name(index));
     let damaged =
         |text: String| Fatal::Corruption { shard: number, detail: format!("{}: {text}", file.display()) };
     let identity = ImageIdentity { cluster: directory.meta().cluster, shard: number, group: GroupId(number) };
     let mut intake = SnapshotIntake::new(identity, settings::sessions(tuning));
-    read_snapshot(&file, &mut |bytes| intake.feed(bytes).map_err(|error| error.to_string())).map_err(
-        |error| match error {
+    read_snapshot(&RealDisk, &file, &mut |bytes| intake.feed(bytes).map_err(|error| error.to_string()))
+        .map_err(|error| match error {
             SnapshotError::Io(path, source) => Fatal::Directory { path, source },
             SnapshotError::Unequal(_, text) => damaged(text),
-        },
-    )?;
+        })?;
     intake.finish().map(Some).map_err(|error| damaged(error.to_string()))
 }
 

@@ -1,6 +1,5 @@
 //! From the operator's knobs to the settings of each room: the one place where units are turned.
 
-use crate::disk::wal::{SyncPolicy, WalOptions};
 use crate::driver::DriverSettings;
 use crate::front::FrontSettings;
 use crate::router::RouterSettings;
@@ -8,6 +7,7 @@ use crate::tuning::{Tuning, WalSync};
 use shards::ids::{GroupId, even_slots};
 use shards::shard::{Floor, ShardConfig};
 use shards::state::SessionLimits;
+use shards::storage::wal::{SyncPolicy, WalOptions};
 use strand_wire::limits::Limits;
 
 /// Longest sleep of a router, for its own deadlines.

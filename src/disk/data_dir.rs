@@ -12,8 +12,10 @@
 //! (u32). The file is written last when a directory is made, so a directory without it was never in use.
 //! This file must not read entropy: the caller draws the ids.
 
-use super::{sync_directory, write_atomically};
+use super::files::RealDisk;
 use shards::log::{LogIdentity, LogShape, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
+use shards::storage::disk::Disk;
+use shards::storage::write_atomically;
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -239,11 +241,16 @@ fn create(path: &Path, meta: DataMeta) -> Result<DataMeta, DataDirError> {
         if directory.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
             return Err(DataDirError::NotEmpty(path.to_path_buf()));
         }
-        std::fs::create_dir_all(&directory).and_then(|()| sync_directory(&directory)).map_err(failed)?;
+        std::fs::create_dir_all(&directory)
+            .and_then(|()| RealDisk.sync_directory(&directory))
+            .map_err(failed)?;
     }
-    sync_directory(path).and_then(|()| write_atomically(path, META, &encode(&meta))).map_err(failed)?;
+    RealDisk
+        .sync_directory(path)
+        .and_then(|()| write_atomically(&RealDisk, path, META, &encode(&meta)))
+        .map_err(failed)?;
     if let Some(parent) = path.canonicalize().map_err(failed)?.parent() {
-        sync_directory(parent).map_err(failed)?;
+        RealDisk.sync_directory(parent).map_err(failed)?;
     }
     Ok(meta)
 }

@@ -10,8 +10,10 @@
 )]
 
 use super::aligned::AlignedBuffer;
+use super::files::DiskFile;
 use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
+use shards::storage::device::{BufferId, Completion, DeviceWrite, FileSlot, LogDevice, Outcome};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -27,54 +29,22 @@ const QUEUE_ENTRIES: u32 = 64;
 /// Marks the completion of a sync.
 const SYNC: u64 = 1 << 32;
 
-/// One of the ring's buffers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct BufferId(u16);
-
-/// One of the ring's files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FileSlot(u32);
-
-/// What to write: `bytes` from `from` in the buffer to `offset` in the file.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct RingWrite {
-    pub(super) buffer: BufferId,
-    pub(super) from: usize,
-    pub(super) bytes: usize,
-    pub(super) file: FileSlot,
-    pub(super) offset: u64,
-}
-
-/// What completed, with the number of bytes written or a negative error number.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Completion {
-    Write(BufferId, i32),
-    Sync(FileSlot, i32),
-}
-
-/// How the ring came up, for the log and for `info`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RingFeatures {
-    /// Completions are run cooperatively, without interrupting the thread.
-    pub cooperative: bool,
-    /// Buffers are registered with the kernel.
-    pub registered_buffers: bool,
-}
-
 struct Held {
     memory: Option<AlignedBuffer>,
     taken: bool,
     in_flight: bool,
 }
 
-pub(super) struct LogRing {
+/// The ring of one log.
+pub struct LogRing {
     uring: IoUring,
     /// The pool first, then the slots of large buffers.
     buffers: Vec<Held>,
     pooled: usize,
-    files: [Option<File>; FILES],
+    files: [Option<DiskFile>; FILES],
     in_flight: usize,
-    features: RingFeatures,
+    /// The kernel took the pool's buffers, so writes from them need not pin memory each.
+    registered_buffers: bool,
     /// Keeps the registered lock file's descriptor valid while it is registered.
     _lock: Option<File>,
 }
@@ -88,7 +58,7 @@ impl LogRing {
         lock: Option<BorrowedFd<'_>>,
     ) -> io::Result<Self> {
         assert!((2..=24).contains(&pool_buffers), "the pool fits the submission queue");
-        let (uring, cooperative) = build_ring()?;
+        let uring = build_ring()?;
         let held = |memory| Held { memory, taken: false, in_flight: false };
         let mut buffers: Vec<Held> =
             (0..pool_buffers).map(|_| held(Some(AlignedBuffer::zeroed(pool_buffer_bytes)))).collect();
@@ -107,113 +77,16 @@ impl LogRing {
             .collect();
         // SAFETY: the buffers live in this struct, never move, and `drop` waits for the last request on them.
         let registered_buffers = unsafe { uring.submitter().register_buffers(&vectors) }.is_ok();
-        let features = RingFeatures { cooperative, registered_buffers };
         let files = [const { None }; FILES];
-        Ok(Self { uring, buffers, pooled: pool_buffers, files, in_flight: 0, features, _lock: lock })
-    }
-
-    pub(super) fn features(&self) -> RingFeatures {
-        self.features
-    }
-
-    /// Submitted or queued requests without a completion yet.
-    pub(super) fn in_flight(&self) -> usize {
-        self.in_flight
-    }
-
-    /// Size of a pooled buffer in bytes.
-    pub(super) fn pool_buffer_bytes(&self) -> usize {
-        self.buffers[0].memory.as_ref().map_or(0, |memory| memory.len())
-    }
-
-    /// How many pooled and how many large buffers could be taken now.
-    pub(super) fn free_buffers(&self) -> (usize, usize) {
-        let free = |held: &&Held| !held.taken;
-        let (pool, large) = self.buffers.split_at(self.pooled);
-        (pool.iter().filter(free).count(), large.iter().filter(free).count())
-    }
-
-    /// Takes a buffer of at least `bytes`; `None` when all of that kind are in use.
-    pub(super) fn take_buffer(&mut self, bytes: usize) -> Option<BufferId> {
-        let large = bytes > self.pool_buffer_bytes();
-        let range = if large { self.pooled..self.buffers.len() } else { 0..self.pooled };
-        let place = range.clone().find(|place| !self.buffers[*place].taken)?;
-        let held = &mut self.buffers[place];
-        if held.memory.as_ref().is_none_or(|memory| memory.len() < bytes) {
-            held.memory = Some(AlignedBuffer::zeroed(bytes));
-        }
-        held.taken = true;
-        Some(BufferId(u16::try_from(place).expect("there are few buffers")))
-    }
-
-    /// The contents of a taken buffer that is not in flight.
-    pub(super) fn buffer(&mut self, buffer: BufferId) -> &mut [u8] {
-        let held = &mut self.buffers[usize::from(buffer.0)];
-        assert!(held.taken && !held.in_flight, "a buffer in flight belongs to the kernel");
-        held.memory.as_mut().expect("a taken buffer has memory")
-    }
-
-    /// Gives a buffer back.
-    pub(super) fn release_buffer(&mut self, buffer: BufferId) {
-        let place = usize::from(buffer.0);
-        let held = &mut self.buffers[place];
-        assert!(held.taken && !held.in_flight, "a buffer in flight belongs to the kernel");
-        held.taken = false;
-        if place >= self.pooled && held.memory.as_ref().is_some_and(|memory| memory.len() > LARGE_KEPT_BYTES)
-        {
-            held.memory = None;
-        }
-    }
-
-    /// Whether another file can be registered.
-    pub(super) fn has_file_slot(&self) -> bool {
-        self.files[1..].iter().any(Option::is_none)
-    }
-
-    /// Registers a file. `None` when every slot is in use.
-    pub(super) fn add_file(&mut self, file: File) -> io::Result<Option<FileSlot>> {
-        let Some(place) = (1..FILES).find(|place| self.files[*place].is_none()) else { return Ok(None) };
-        let slot = u32::try_from(place).expect("there are few slots");
-        self.uring.submitter().register_files_update(slot, &[file.as_raw_fd()])?;
-        self.files[place] = Some(file);
-        Ok(Some(FileSlot(slot)))
-    }
-
-    /// Unregisters and closes a file without requests in flight.
-    pub(super) fn remove_file(&mut self, slot: FileSlot) -> io::Result<()> {
-        self.uring.submitter().register_files_update(slot.0, &[-1])?;
-        let removed = self.files[slot.0 as usize].take();
-        assert!(removed.is_some(), "a slot is removed once");
-        Ok(())
-    }
-
-    /// Queues a write, and when asked a sync of the same file that starts once the write is complete.
-    pub(super) fn push_write(&mut self, write: &RingWrite, then_sync: bool) -> io::Result<()> {
-        let held = &mut self.buffers[usize::from(write.buffer.0)];
-        assert!(held.taken && !held.in_flight, "one write a buffer at a time");
-        let memory = held.memory.as_ref().expect("a taken buffer has memory");
-        assert!(write.from + write.bytes <= memory.len(), "a write stays inside its buffer");
-        let length = u32::try_from(write.bytes).expect("a buffer is below 4 GiB");
-        let start = memory[write.from..].as_ptr();
-        let registered = self.features.registered_buffers && usize::from(write.buffer.0) < self.pooled;
-        let file = Fixed(write.file.0);
-        let entry = if registered {
-            opcode::WriteFixed::new(file, start, length, write.buffer.0).offset(write.offset).build()
-        } else {
-            opcode::Write::new(file, start, length).offset(write.offset).build()
-        };
-        let entry = entry.user_data(u64::from(write.buffer.0));
-        held.in_flight = true;
-        if then_sync {
-            self.push(&[entry.flags(squeue::Flags::IO_LINK), sync_entry(write.file)])
-        } else {
-            self.push(&[entry])
-        }
-    }
-
-    /// Queues a sync of a file's data, which covers the writes that completed before it is submitted.
-    pub(super) fn push_sync(&mut self, file: FileSlot) -> io::Result<()> {
-        self.push(&[sync_entry(file)])
+        Ok(Self {
+            uring,
+            buffers,
+            pooled: pool_buffers,
+            files,
+            in_flight: 0,
+            registered_buffers,
+            _lock: lock,
+        })
     }
 
     fn push(&mut self, entries: &[squeue::Entry]) -> io::Result<()> {
@@ -230,16 +103,6 @@ impl LogRing {
         Ok(())
     }
 
-    /// Hands what is queued to the kernel, in one call. What it cannot take now stays queued.
-    pub(super) fn submit(&mut self) -> io::Result<()> {
-        self.enter(0)
-    }
-
-    /// As [`LogRing::submit`], and waits for one completion.
-    pub(super) fn submit_and_wait(&mut self) -> io::Result<()> {
-        self.enter(1)
-    }
-
     fn enter(&mut self, wanted: usize) -> io::Result<()> {
         loop {
             match self.uring.submit_and_wait(wanted) {
@@ -253,15 +116,113 @@ impl LogRing {
             }
         }
     }
+}
 
-    /// Whether entries wait in the queue for a submission.
-    pub(super) fn has_unsubmitted(&mut self) -> bool {
+impl LogDevice for LogRing {
+    type File = DiskFile;
+
+    fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    fn pool_buffer_bytes(&self) -> usize {
+        self.buffers[0].memory.as_ref().map_or(0, |memory| memory.len())
+    }
+
+    fn free_buffers(&self) -> (usize, usize) {
+        let free = |held: &&Held| !held.taken;
+        let (pool, large) = self.buffers.split_at(self.pooled);
+        (pool.iter().filter(free).count(), large.iter().filter(free).count())
+    }
+
+    fn take_buffer(&mut self, bytes: usize) -> Option<BufferId> {
+        let large = bytes > self.pool_buffer_bytes();
+        let range = if large { self.pooled..self.buffers.len() } else { 0..self.pooled };
+        let place = range.clone().find(|place| !self.buffers[*place].taken)?;
+        let held = &mut self.buffers[place];
+        if held.memory.as_ref().is_none_or(|memory| memory.len() < bytes) {
+            held.memory = Some(AlignedBuffer::zeroed(bytes));
+        }
+        held.taken = true;
+        Some(BufferId(u16::try_from(place).expect("there are few buffers")))
+    }
+
+    fn buffer(&mut self, buffer: BufferId) -> &mut [u8] {
+        let held = &mut self.buffers[usize::from(buffer.0)];
+        assert!(held.taken && !held.in_flight, "a buffer in flight belongs to the kernel");
+        held.memory.as_mut().expect("a taken buffer has memory")
+    }
+
+    fn release_buffer(&mut self, buffer: BufferId) {
+        let place = usize::from(buffer.0);
+        let held = &mut self.buffers[place];
+        assert!(held.taken && !held.in_flight, "a buffer in flight belongs to the kernel");
+        held.taken = false;
+        if place >= self.pooled && held.memory.as_ref().is_some_and(|memory| memory.len() > LARGE_KEPT_BYTES)
+        {
+            held.memory = None;
+        }
+    }
+
+    fn has_file_slot(&self) -> bool {
+        self.files[1..].iter().any(Option::is_none)
+    }
+
+    fn add_file(&mut self, file: DiskFile) -> io::Result<Option<FileSlot>> {
+        let Some(place) = (1..FILES).find(|place| self.files[*place].is_none()) else { return Ok(None) };
+        let slot = u32::try_from(place).expect("there are few slots");
+        self.uring.submitter().register_files_update(slot, &[file.as_raw_fd()])?;
+        self.files[place] = Some(file);
+        Ok(Some(FileSlot(slot)))
+    }
+
+    fn remove_file(&mut self, slot: FileSlot) -> io::Result<()> {
+        self.uring.submitter().register_files_update(slot.0, &[-1])?;
+        let removed = self.files[slot.0 as usize].take();
+        assert!(removed.is_some(), "a slot is removed once");
+        Ok(())
+    }
+
+    fn push_write(&mut self, write: &DeviceWrite, then_sync: bool) -> io::Result<()> {
+        let held = &mut self.buffers[usize::from(write.buffer.0)];
+        assert!(held.taken && !held.in_flight, "one write a buffer at a time");
+        let memory = held.memory.as_ref().expect("a taken buffer has memory");
+        assert!(write.from + write.bytes <= memory.len(), "a write stays inside its buffer");
+        let length = u32::try_from(write.bytes).expect("a buffer is below 4 GiB");
+        let start = memory[write.from..].as_ptr();
+        let registered = self.registered_buffers && usize::from(write.buffer.0) < self.pooled;
+        let file = Fixed(write.file.0);
+        let entry = if registered {
+            opcode::WriteFixed::new(file, start, length, write.buffer.0).offset(write.offset).build()
+        } else {
+            opcode::Write::new(file, start, length).offset(write.offset).build()
+        };
+        let entry = entry.user_data(u64::from(write.buffer.0));
+        held.in_flight = true;
+        if then_sync {
+            self.push(&[entry.flags(squeue::Flags::IO_LINK), sync_entry(write.file)])
+        } else {
+            self.push(&[entry])
+        }
+    }
+
+    fn push_sync(&mut self, file: FileSlot) -> io::Result<()> {
+        self.push(&[sync_entry(file)])
+    }
+
+    fn submit(&mut self) -> io::Result<()> {
+        self.enter(0)
+    }
+
+    fn submit_and_wait(&mut self) -> io::Result<()> {
+        self.enter(1)
+    }
+
+    fn has_unsubmitted(&mut self) -> bool {
         !self.uring.submission().is_empty()
     }
 
-    /// The next completion, without blocking.
-    /// Whether [`LogRing::reap`] would find something.
-    pub(super) fn has_completions(&mut self) -> bool {
+    fn has_completions(&mut self) -> bool {
         if !self.uring.completion().is_empty() {
             return true;
         }
@@ -269,7 +230,7 @@ impl LogRing {
         queue.taskrun() || queue.cq_overflow()
     }
 
-    pub(super) fn reap(&mut self) -> io::Result<Option<Completion>> {
+    fn reap(&mut self) -> io::Result<Option<Completion>> {
         let mut found = self.uring.completion().next();
         if found.is_none() {
             let queue = self.uring.submission();
@@ -285,11 +246,11 @@ impl LogRing {
         let low = entry.user_data() & (SYNC - 1);
         if entry.user_data() & SYNC != 0 {
             let slot = u32::try_from(low).expect("a slot was put there");
-            return Ok(Some(Completion::Sync(FileSlot(slot), entry.result())));
+            return Ok(Some(Completion::Sync(FileSlot(slot), outcome_of(entry.result()))));
         }
         let buffer = u16::try_from(low).expect("a buffer was put there");
         self.buffers[usize::from(buffer)].in_flight = false;
-        Ok(Some(Completion::Write(BufferId(buffer), entry.result())))
+        Ok(Some(Completion::Write(BufferId(buffer), outcome_of(entry.result()))))
     }
 }
 
@@ -307,22 +268,32 @@ impl Drop for LogRing {
     }
 }
 
+/// What the kernel's result means: a count, or a negative error number.
+fn outcome_of(result: i32) -> Outcome {
+    match result {
+        0.. => Outcome::Done(usize::try_from(result).expect("not negative")),
+        _ if matches!(-result, libc::EINTR | libc::EAGAIN) => Outcome::Again,
+        _ if -result == libc::ECANCELED => Outcome::Cancelled,
+        _ => Outcome::Failed(-result),
+    }
+}
+
 fn sync_entry(file: FileSlot) -> squeue::Entry {
     opcode::Fsync::new(Fixed(file.0)).flags(FsyncFlags::DATASYNC).build().user_data(SYNC | u64::from(file.0))
 }
 
 /// The best ring this kernel gives: older ones refuse flags that they do not know.
-fn build_ring() -> io::Result<(IoUring, bool)> {
+fn build_ring() -> io::Result<IoUring> {
     let mut best = IoUring::builder();
     best.setup_single_issuer().setup_coop_taskrun().setup_taskrun_flag();
     let mut good = IoUring::builder();
     good.setup_coop_taskrun().setup_taskrun_flag();
     for builder in [&best, &good] {
         match builder.build(QUEUE_ENTRIES) {
-            Ok(ring) => return Ok((ring, true)),
+            Ok(ring) => return Ok(ring),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
             Err(error) => return Err(error),
         }
     }
-    Ok((IoUring::new(QUEUE_ENTRIES)?, false))
+    IoUring::new(QUEUE_ENTRIES)
 }

@@ -1,13 +1,18 @@
 //! The log on a real file system: round trips, crashes, a full disk, and bounded files.
 
-use super::recovery::{RecoveredLog, RecoveryError, recover_log};
-use super::segment::{SegmentPool, list_segments};
-use super::snapshot_file::Verifier;
-use super::wal::{Append, Full, SyncPolicy, Wal, WalOptions};
+use super::files::RealDisk;
+use super::segment::SegmentPool;
+use super::wal::{Wal, open_wal};
 use super::worker::{FileDone, FileJob, FileWorker, Wake, start_file_worker};
 use shards::ids::{GroupId, Sequence};
 use shards::log::header::BatchKind;
 use shards::log::{LogIdentity, LogShape, ReplayError};
+use shards::storage::recovery::{RecoveredLog, RecoveryError, recover_log};
+use shards::storage::segments::list_segments;
+use shards::storage::snapshots::{
+    SnapshotError, SnapshotWriter, Verifier, list_snapshots, read_snapshot, snapshot_file_name,
+};
+use shards::storage::wal::{Append, Full, SyncPolicy, WalOptions};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -53,7 +58,7 @@ type Read = Vec<(u64, Vec<u8>)>;
 
 fn recover(directory: &Path, segment_bytes: u64) -> Result<(RecoveredLog, Read), RecoveryError> {
     let mut read = Vec::new();
-    let log = recover_log(directory, shape(segment_bytes), &mut |batch| {
+    let log = recover_log(&RealDisk, directory, shape(segment_bytes), &mut |batch| {
         if batch.kind == BatchKind::Entries {
             read.push((batch.sequence.0, batch.payload.to_vec()));
         }
@@ -66,7 +71,7 @@ fn open(directory: &Path, segment_bytes: u64, options: WalOptions, segments_max:
     let pool = SegmentPool::start(1, segments_max).unwrap();
     let handle = pool.handle(directory, segment_bytes, no_wake());
     let lock = std::fs::File::create(directory.join("lock")).unwrap();
-    (Wal::new(&log, options, handle, None, Some(lock.as_fd())).unwrap(), read)
+    (open_wal(&log, options, handle, None, Some(lock.as_fd())).unwrap(), read)
 }
 
 /// Appends the next batch, waiting for room; false when the disk is full.
@@ -172,7 +177,7 @@ fn many_rolls_and_cuts_keep_the_files_bounded() {
         settle(&mut wal);
         assert!(wal.counters().segments > 10);
     }
-    let files = list_segments(scratch.path()).unwrap().len();
+    let files = list_segments(&RealDisk, scratch.path()).unwrap().len();
     assert!(files <= 12, "{files} files");
     let (log, read) = recover(scratch.path(), segment_bytes).unwrap();
     assert_eq!(log.recovered.last_sequence, Sequence(600));
@@ -230,28 +235,6 @@ fn under_an_interval_only_the_interval_or_a_request_syncs() {
         wal.wait().unwrap();
     }
     assert_eq!(wal.durable_upto(), Sequence(2));
-}
-
-#[test]
-fn a_failed_write_is_final_and_named() {
-    // A file opened for reading stands in for a disk that refuses: the write fails with EBADF.
-    let scratch = Scratch::new();
-    let (mut wal, _) = open(scratch.path(), 1 << 20, WalOptions::default(), None);
-    assert!(append(&mut wal, 10, false));
-    settle(&mut wal);
-    wal.break_open_segment_for_test(scratch.path());
-    assert!(append(&mut wal, 10, false));
-    let failure = loop {
-        match wal.flush(0).and_then(|()| wal.wait()) {
-            Ok(_) => {}
-            Err(failure) => break failure,
-        }
-    };
-    assert!(failure.to_string().starts_with("writing the log segment wal-00000001.seg failed"), "{failure}");
-    assert_eq!(wal.reap(), Err(failure));
-    let batch = Append { sequence: wal.next_sequence(), group: GroupId(0), payload: b"x", reserved: true };
-    assert_eq!(wal.append(&batch, |_| {}), Err(Full::Failed));
-    assert_eq!(wal.durable_upto(), Sequence(1));
 }
 
 #[test]
@@ -313,7 +296,7 @@ fn the_worker_writes_snapshots_and_reports_failures() {
     assert_eq!(ask(FileJob::Begin(8)), FileDone::Begun);
     assert!(matches!(ask(FileJob::Finish(Box::new(Bytes(Vec::new(), b"lost")))), FileDone::Failed(_)));
     assert!(matches!(ask(FileJob::Append(Vec::new())), FileDone::Failed(_)));
-    assert_eq!(super::snapshot_file::list_snapshots(scratch.path()).unwrap(), [7]);
+    assert_eq!(list_snapshots(&RealDisk, scratch.path()).unwrap(), [7]);
 }
 
 /// Commits a second with so many batches of 4 KiB in flight.
@@ -344,4 +327,61 @@ fn more_commits_in_flight_are_more_commits() {
     let rates: Vec<f64> = [1, 8, 32].into_iter().map(commits_per_second).collect();
     println!("commits a second with 1, 8, 32 in flight: {rates:.0?}");
     assert!(rates[2] > rates[0], "one sync covers many writes: {rates:?}");
+}
+
+struct Equal(Vec<u8>);
+
+impl Verifier for Equal {
+    fn chunk(&mut self, bytes: &[u8]) -> Result<(), String> {
+        let rest = self.0.strip_prefix(bytes).ok_or("other bytes")?.to_vec();
+        self.0 = rest;
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<(), String> {
+        if self.0.is_empty() { Ok(()) } else { Err("bytes are missing".into()) }
+    }
+}
+
+fn write_snapshot(directory: &Path, index: u64, bytes: &[u8], expected: &[u8]) -> Result<u64, SnapshotError> {
+    let mut writer = SnapshotWriter::create(RealDisk, directory, index)?;
+    for chunk in bytes.chunks(70_001) {
+        writer.append(chunk)?;
+    }
+    writer.finish(&mut Equal(expected.to_vec()))
+}
+
+#[test]
+fn the_newest_verified_snapshot_is_the_one_that_stays() {
+    let scratch = Scratch::new();
+    let bytes: Vec<u8> = (0..3_000_001_u32).map(|at| ((at * 7) >> 3) as u8).collect();
+    assert_eq!(write_snapshot(scratch.path(), 5, &bytes, &bytes).unwrap(), 3_000_001);
+    assert_eq!(list_snapshots(&RealDisk, scratch.path()).unwrap(), [5]);
+    write_snapshot(scratch.path(), 9, b"short", b"short").unwrap();
+    assert_eq!(list_snapshots(&RealDisk, scratch.path()).unwrap(), [9]);
+    let mut read = Vec::new();
+    let path = scratch.path().join(snapshot_file_name(9));
+    read_snapshot(&RealDisk, &path, &mut |chunk| {
+        read.extend_from_slice(chunk);
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(read, b"short");
+}
+
+#[test]
+fn a_snapshot_that_reads_back_differently_replaces_nothing() {
+    let scratch = Scratch::new();
+    write_snapshot(scratch.path(), 5, b"good", b"good").unwrap();
+    for expected in [&b"evil"[..], b"evil and more"] {
+        assert!(matches!(
+            write_snapshot(scratch.path(), 9, b"evol", expected),
+            Err(SnapshotError::Unequal(..))
+        ));
+    }
+    let mut writer = SnapshotWriter::create(RealDisk, scratch.path(), 10).unwrap();
+    writer.append(b"unfinished").unwrap();
+    drop(writer);
+    assert_eq!(list_snapshots(&RealDisk, scratch.path()).unwrap(), [5]);
+    assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 1);
 }

@@ -4,7 +4,8 @@
 //! way. Each job is answered once, in order. After a failure the rest of that snapshot's jobs answer with a refusal.
 //! A shard is woken after every answer. This file must not decide how fast to write: the shard paces its chunks.
 
-use super::snapshot_file::{SnapshotWriter, Verifier};
+use super::files::RealDisk;
+use shards::storage::snapshots::{SnapshotWriter, Verifier};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -52,7 +53,7 @@ struct ShardEnd {
     directory: PathBuf,
     reply: SyncSender<FileDone>,
     wake: Wake,
-    writing: Option<(u64, SnapshotWriter)>,
+    writing: Option<(u64, SnapshotWriter<RealDisk>)>,
 }
 
 /// One shard's end of the worker.
@@ -129,7 +130,8 @@ impl ShardEnd {
 
     fn begin(&mut self, index: u64) -> Result<FileDone, String> {
         self.give_up();
-        let writer = SnapshotWriter::create(&self.directory, index).map_err(|error| error.to_string())?;
+        let writer =
+            SnapshotWriter::create(RealDisk, &self.directory, index).map_err(|error| error.to_string())?;
         self.writing = Some((index, writer));
         Ok(FileDone::Begun)
     }

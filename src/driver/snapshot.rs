@@ -3,11 +3,11 @@
 //! Never blocks the shard. What waits here is bounded by the engine, which sends no more than a few megabytes ahead of
 //! what it has heard to be written.
 
-use crate::disk::snapshot_file::Verifier;
 use crate::disk::worker::{FileDone, FileJob, FileWorker};
 use shards::effect::SnapshotEffect;
 use shards::event::Event;
 use shards::snapshot::{Footer, SnapshotReader};
+use shards::storage::snapshots::Verifier;
 use std::collections::VecDeque;
 
 /// Bytes that gather before they become a job.

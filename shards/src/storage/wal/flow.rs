@@ -7,12 +7,12 @@ use super::{
     CREATE_RETRY_NS, Filling, Full, Progress, SyncPolicy, WRITE_TRIES_MAX, Wal, WalFailure, Write,
     WritingSegment,
 };
-use crate::disk::ring::{BufferId, FileSlot, RingWrite};
-use crate::disk::segment::{SegmentDone, SegmentJob};
-use shards::log::SegmentId;
-use shards::log::header::{self, BLOCK_BYTES};
-use shards::log::payload::PayloadBuffer;
-use shards::log::writer::Placed;
+use crate::log::SegmentId;
+use crate::log::header::{self, BLOCK_BYTES};
+use crate::log::payload::PayloadBuffer;
+use crate::log::writer::Placed;
+use crate::storage::device::{BufferId, DeviceWrite, EIO, FileSlot, LogDevice, Outcome, SegmentSupply};
+use crate::storage::segments::{SegmentDone, SegmentJob};
 use std::io;
 
 /// Writes not yet durable at once. More would only lengthen a sync; appends are refused until some retire.
@@ -20,11 +20,11 @@ const WRITES_MAX: usize = 64;
 /// Free segments kept beside the spares; more are removed.
 const FREE_KEPT: usize = 1;
 
-impl Wal {
+impl<D: LogDevice, S: SegmentSupply<File = D::File>> Wal<D, S> {
     /// Whether a frame of this length finds a buffer.
     pub(super) fn has_room(&mut self, bytes: usize) -> bool {
         if let Some(filling) = self.filling
-            && filling.used + bytes <= self.ring.buffer(filling.buffer).len()
+            && filling.used + bytes <= self.device.buffer(filling.buffer).len()
         {
             return true;
         }
@@ -33,8 +33,8 @@ impl Wal {
 
     /// Whether buffers for writes of these lengths are free.
     fn has_buffers(&self, lengths: &[usize]) -> bool {
-        let (pooled, large) = self.ring.free_buffers();
-        let large_wanted = lengths.iter().filter(|bytes| **bytes > self.ring.pool_buffer_bytes()).count();
+        let (pooled, large) = self.device.free_buffers();
+        let large_wanted = lengths.iter().filter(|bytes| **bytes > self.device.pool_buffer_bytes()).count();
         let room = self.writes.len() + lengths.len() < WRITES_MAX;
         room && lengths.len() - large_wanted <= pooled && large_wanted <= large
     }
@@ -42,12 +42,12 @@ impl Wal {
     /// Buffer space for a frame that has room; queues what is being filled when it does not fit there.
     pub(super) fn fill_room(&mut self, bytes: usize) -> Filling {
         if let Some(filling) = self.filling
-            && filling.used + bytes <= self.ring.buffer(filling.buffer).len()
+            && filling.used + bytes <= self.device.buffer(filling.buffer).len()
         {
             return filling;
         }
         self.queue_filling();
-        let buffer = self.ring.take_buffer(bytes).expect("the caller checked that there is room");
+        let buffer = self.device.take_buffer(bytes).expect("the caller checked that there is room");
         let (segment, file) = self.open.expect("a segment is open");
         let (frame, reaches) = (self.last_frame, self.durable);
         let filling = Filling { buffer, segment, file, offset: 0, used: 0, frame, reaches };
@@ -94,19 +94,17 @@ impl Wal {
 
     fn begin_segment_with(&mut self, bytes: usize, start: &[u8]) -> Result<(), Full> {
         let start_bytes = header::frame_bytes(start.len());
-        let together = start_bytes + bytes <= self.ring.pool_buffer_bytes();
+        let together = start_bytes + bytes <= self.device.pool_buffer_bytes();
         let room =
             if together { self.has_buffers(&[bytes]) } else { self.has_buffers(&[start_bytes, bytes]) };
-        if !room || !self.ring.has_file_slot() {
+        if !room || !self.device.has_file_slot() {
             return Err(Full::Buffers);
         }
         self.queue_filling();
         let spare = self.spares.pop_front().expect("the caller checked");
         let (segment, direct) = (spare.segment, spare.direct);
-        let added = self
-            .ring
-            .add_file(spare.file)
-            .and_then(|slot| slot.ok_or_else(|| io::Error::from_raw_os_error(libc::ENFILE)));
+        let added =
+            self.device.add_file(spare.file).map(|slot| slot.expect("the device said that it has a slot"));
         let file = self.noted(added).map_err(|_| Full::Failed)?;
         if let Some((closed, _)) = self.open.replace((segment, file)) {
             self.release_segment(closed).map_err(|_| Full::Failed)?;
@@ -116,7 +114,7 @@ impl Wal {
         self.counters.segments += 1;
         let durable = self.durable;
         let filling = self.fill_room(start_bytes);
-        let frame = &mut self.ring.buffer(filling.buffer)[filling.used..];
+        let frame = &mut self.device.buffer(filling.buffer)[filling.used..];
         let placed = self.writer.start_segment(segment, start, durable, frame);
         self.filled(&placed);
         Ok(())
@@ -136,7 +134,7 @@ impl Wal {
         self.writing[place].uses -= 1;
         if self.writing[place].uses == 0 {
             let gone = self.writing.swap_remove(place);
-            let removed = self.ring.remove_file(gone.file);
+            let removed = self.device.remove_file(gone.file);
             self.noted(removed)?;
         }
         Ok(())
@@ -179,9 +177,8 @@ impl Wal {
         let linked = write.linked;
         self.counters.writes += 1;
         self.counters.bytes += bytes as u64;
-        let ring_write =
-            RingWrite { buffer, from: write.done, bytes, file, offset: offset + write.done as u64 };
-        self.ring.push_write(&ring_write, linked)
+        let write = DeviceWrite { buffer, from: write.done, bytes, file, offset: offset + write.done as u64 };
+        self.device.push_write(&write, linked)
     }
 
     fn mark_syncing(&mut self, file: FileSlot) {
@@ -203,12 +200,12 @@ impl Wal {
         while let Some(write) = self.writes.iter().find(|write| write.progress == Progress::Written) {
             let file = write.filled.file;
             self.mark_syncing(file);
-            self.ring.push_sync(file)?;
+            self.device.push_sync(file)?;
         }
         Ok(())
     }
 
-    pub(super) fn write_completed(&mut self, buffer: BufferId, result: i32) -> Result<(), WalFailure> {
+    pub(super) fn write_completed(&mut self, buffer: BufferId, outcome: Outcome) -> Result<(), WalFailure> {
         let place = self
             .writes
             .iter()
@@ -217,41 +214,44 @@ impl Wal {
         let write = &mut self.writes[place];
         let linked = std::mem::take(&mut write.linked);
         let segment = write.filled.segment;
-        match result {
-            0.. => {
-                write.done += usize::try_from(result).expect("not negative");
-                assert!(write.done <= write.filled.used, "the kernel writes no more than asked");
+        match outcome {
+            Outcome::Done(bytes) => {
+                write.done += bytes;
+                assert!(write.done <= write.filled.used, "the device writes no more than asked");
                 if write.done == write.filled.used {
                     write.progress = if linked { Progress::Syncing } else { Progress::Written };
-                    self.ring.release_buffer(buffer);
+                    self.device.release_buffer(buffer);
                     return Ok(());
                 }
                 // O_DIRECT wants whole blocks: the started one is written again, with the same bytes.
                 write.done = write.done / BLOCK_BYTES * BLOCK_BYTES;
             }
-            _ if matches!(-result, libc::EINTR | libc::EAGAIN) => {}
-            _ => return self.fail(WalFailure::Write(segment, -result)),
+            Outcome::Again => {}
+            Outcome::Failed(errno) => return self.fail(WalFailure::Write(segment, errno)),
+            // Only what is linked behind something is cancelled, and no write is.
+            Outcome::Cancelled => return self.fail(WalFailure::Write(segment, EIO)),
         }
         write.tries += 1;
         if write.tries > WRITE_TRIES_MAX {
-            return self.fail(WalFailure::Write(segment, libc::EIO));
+            return self.fail(WalFailure::Write(segment, EIO));
         }
-        // The linked sync was cancelled by the kernel; its completion says so.
+        // The linked sync was cancelled with it; its completion says so.
         self.sync_was_cut |= linked;
         let pushed = self.push_write(place);
         self.noted(pushed)
     }
 
-    pub(super) fn sync_completed(&mut self, file: FileSlot, result: i32) -> Result<(), WalFailure> {
+    pub(super) fn sync_completed(&mut self, file: FileSlot, outcome: Outcome) -> Result<(), WalFailure> {
         self.syncs_in_flight -= 1;
-        let reached = match result {
-            0.. => Progress::Synced,
+        let reached = match outcome {
+            Outcome::Done(_) => Progress::Synced,
             // Cancelled because its linked write was short: nothing was synced and nothing failed.
-            _ if -result == libc::ECANCELED && self.sync_was_cut => Progress::Written,
+            Outcome::Cancelled if self.sync_was_cut => Progress::Written,
             _ => {
+                let errno = if let Outcome::Failed(errno) = outcome { errno } else { EIO };
                 let writing = self.writing.iter().find(|writing| writing.file == file);
                 let segment = writing.expect("a synced file is being written").segment;
-                return self.fail(WalFailure::Sync(segment, -result));
+                return self.fail(WalFailure::Sync(segment, errno));
             }
         };
         self.sync_was_cut = false;
@@ -298,7 +298,7 @@ impl Wal {
         }
         let durable = self.durable;
         let filling = self.fill_room(BLOCK_BYTES);
-        let frame = &mut self.ring.buffer(filling.buffer)[filling.used..];
+        let frame = &mut self.device.buffer(filling.buffer)[filling.used..];
         let placed = self.writer.seal(durable, frame).expect("it fits");
         self.filled(&placed);
         self.queue_filling();
@@ -310,14 +310,14 @@ impl Wal {
     pub(super) fn prepare_spares(&mut self) {
         let wanted = self.options.spare_segments + 1;
         let may_create = self.create_failed_at_ns.is_none_or(|at_ns| self.now_ns >= at_ns + CREATE_RETRY_NS);
-        while self.spares.len() + self.pool.waiting() < wanted {
+        while self.spares.len() + self.supply.waiting() < wanted {
             let recycled = self.free.pop_front();
             let job = match recycled {
                 Some(segment) => SegmentJob::Reopen(segment),
                 None if may_create => SegmentJob::Create(self.next_segment),
                 None => break,
             };
-            if !self.pool.ask(job) {
+            if !self.supply.ask(job) {
                 self.free.extend(recycled);
                 break;
             }
@@ -327,7 +327,7 @@ impl Wal {
         }
         while self.free.len() > FREE_KEPT && self.spares.len() >= wanted {
             let segment = self.free.pop_back().expect("just counted");
-            if !self.pool.ask(SegmentJob::Delete(segment)) {
+            if !self.supply.ask(SegmentJob::Delete(segment)) {
                 self.free.push_back(segment);
                 break;
             }
@@ -337,7 +337,7 @@ impl Wal {
     /// Takes what the helper thread finished; true when a spare came.
     pub(super) fn collect_spares(&mut self) -> bool {
         let mut came = false;
-        while let Some(done) = self.pool.poll() {
+        while let Some(done) = self.supply.poll() {
             match done {
                 SegmentDone::Ready(spare) => {
                     self.spares.push_back(spare);
@@ -354,17 +354,5 @@ impl Wal {
             }
         }
         came
-    }
-}
-
-#[cfg(test)]
-impl Wal {
-    /// Puts a file that cannot be written in the place of the open segment.
-    pub(in crate::disk) fn break_open_segment_for_test(&mut self, directory: &std::path::Path) {
-        let (segment, slot) = self.open.expect("a segment is open");
-        let file = std::fs::File::open(directory.join(segment.file_name())).unwrap();
-        self.ring.remove_file(slot).unwrap();
-        let again = self.ring.add_file(file).unwrap().unwrap();
-        assert_eq!(again, slot, "the first free slot is the one just freed");
     }
 }

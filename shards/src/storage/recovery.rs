@@ -3,12 +3,11 @@
 //! Everything is synced before it is read: what recovery saw must not vanish in a later power cut, since the shard will
 //! vote and answer by it. Blocking; runs before the shard serves. It never writes to a segment.
 
-use super::segment::{list_segments, open_segment};
-use shards::log::replay::{Recovered, ReplayedBatch, SegmentFile, SegmentSource, replay};
-use shards::log::{LogShape, ReplayError, SegmentId};
-use std::fs::File;
+use super::disk::{Disk, DiskFile, Open, read_exact_at};
+use super::segments::{list_segments, open_segment};
+use crate::log::replay::{Recovered, ReplayedBatch, SegmentFile, SegmentSource, replay};
+use crate::log::{LogShape, ReplayError, SegmentId};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Why a log could not be recovered.
@@ -31,7 +30,7 @@ impl std::fmt::Display for RecoveryError {
 
 impl std::error::Error for RecoveryError {}
 
-/// A log read back, with what its ring needs to go on.
+/// A log read back, with what it needs to go on.
 #[derive(Debug)]
 pub struct RecoveredLog {
     /// What the replay found.
@@ -45,19 +44,20 @@ pub struct RecoveredLog {
 }
 
 /// Recovers the log in `directory`. `on_batch` gets every live batch in order and must forget them on an error.
-pub fn recover_log(
+pub fn recover_log<D: Disk>(
+    disk: &D,
     directory: &Path,
     shape: LogShape,
     on_batch: &mut dyn FnMut(ReplayedBatch<'_>),
 ) -> Result<RecoveredLog, RecoveryError> {
     let failed = |error| RecoveryError::Io(directory.to_path_buf(), error);
-    let files = list_segments(directory).map_err(failed)?;
+    let files = list_segments(disk, directory).map_err(failed)?;
     for file in &files {
         let path = directory.join(file.segment.file_name());
-        let synced = open_segment(directory, file.segment).and_then(|open| open.file.sync_all());
+        let synced = open_segment(disk, directory, file.segment).and_then(|open| open.file.sync());
         synced.map_err(|error| RecoveryError::Io(path, error))?;
     }
-    let mut source = FileSource { directory, open: None };
+    let mut source = FileSource { disk, directory, open: None };
     let recovered = replay(&shape, &files, &mut source, on_batch)
         .map_err(|error| RecoveryError::Replay(error, directory.to_path_buf()))?;
     let last_segment = files.last().map_or(SegmentId(0), |file: &SegmentFile| file.segment);
@@ -65,19 +65,21 @@ pub fn recover_log(
 }
 
 /// Reads through the page cache, one file open at a time: the log is written past the cache, so it holds nothing stale.
-struct FileSource<'a> {
+struct FileSource<'a, D: Disk> {
+    disk: &'a D,
     directory: &'a Path,
-    open: Option<(SegmentId, File)>,
+    open: Option<(SegmentId, D::File)>,
 }
 
-impl SegmentSource for FileSource<'_> {
+impl<D: Disk> SegmentSource for FileSource<'_, D> {
     type Error = io::Error;
 
     fn read(&mut self, segment: SegmentId, offset: u64, into: &mut [u8]) -> io::Result<()> {
         if self.open.as_ref().is_none_or(|(open, _)| *open != segment) {
-            self.open = Some((segment, File::open(self.directory.join(segment.file_name()))?));
+            let path = self.directory.join(segment.file_name());
+            self.open = Some((segment, self.disk.open(&path, Open::READ)?));
         }
         let (_, file) = self.open.as_ref().expect("just opened");
-        file.read_exact_at(into, offset)
+        read_exact_at(file, into, offset)
     }
 }

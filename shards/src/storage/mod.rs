@@ -1,0 +1,34 @@
+//! How a shard's log and snapshots use files: which file, in which order, what is synced before what, what is refused.
+//!
+//! This is the disk's half of "the engine decides". Nothing here opens a file: every operation goes through the seam of
+//! two traits, [`disk::Disk`] for whole files and directories (blocking, on helper threads or before a shard serves) and
+//! [`device::LogDevice`] for the log's writes and syncs (queued, completed later, on the shard's thread). `src/disk/`
+//! performs them on Linux; a simulator performs them on a disk that tears, forgets and lies. The types are fixed when the
+//! program is compiled, so the seam costs nothing on the way of a commit.
+//!
+//! - [`wal`]: the running log; batches in, durable sequences out.
+//! - [`recovery`]: a log read back at boot.
+//! - [`segments`]: segment files: making, opening, listing them.
+//! - [`snapshots`]: snapshot files: written aside, read back, put in place.
+
+pub mod device;
+pub mod disk;
+pub mod recovery;
+pub mod segments;
+pub mod snapshots;
+pub mod wal;
+
+use disk::{Disk, DiskFile, Open};
+use std::io;
+use std::path::Path;
+
+/// Writes a small file so that either its old or its new contents are found after a crash: temporary file, sync, rename,
+/// sync of the directory. A temporary file left by a crash is simply written over.
+pub fn write_atomically<D: Disk>(disk: &D, directory: &Path, name: &str, contents: &[u8]) -> io::Result<()> {
+    let temporary = directory.join(format!("{name}.tmp"));
+    let file = disk.open(&temporary, Open::CREATE)?;
+    file.write_at(contents, 0)?;
+    file.sync()?;
+    disk.rename(&temporary, &directory.join(name))?;
+    disk.sync_directory(directory)
+}

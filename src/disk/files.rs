@@ -1,0 +1,96 @@
+//! Files and directories of the real disk, for the engine's side of it (`shards::storage`).
+//!
+//! Every call here blocks: it belongs to helper threads and to the time before a shard serves. Decides nothing.
+
+use shards::storage::disk::{self, DirectoryEntry, Disk, Open};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+/// The file system that the kernel shows.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RealDisk;
+
+/// One of its files.
+#[derive(Debug)]
+pub struct DiskFile {
+    file: File,
+    direct: bool,
+}
+
+impl Disk for RealDisk {
+    type File = DiskFile;
+
+    fn open(&self, path: &Path, how: Open) -> io::Result<DiskFile> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(how.write).create(how.create).truncate(how.create);
+        if !how.direct {
+            return Ok(DiskFile { file: options.open(path)?, direct: false });
+        }
+        match options.clone().custom_flags(libc::O_DIRECT).open(path) {
+            // A tmpfs, for one, refuses.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                Ok(DiskFile { file: options.open(path)?, direct: false })
+            }
+            opened => Ok(DiskFile { file: opened?, direct: true }),
+        }
+    }
+
+    fn list(&self, directory: &Path) -> io::Result<Vec<DirectoryEntry>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(directory)? {
+            let entry = entry?;
+            if let Ok(name) = entry.file_name().into_string() {
+                found.push(DirectoryEntry { name, bytes: entry.metadata()?.len() });
+            }
+        }
+        Ok(found)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
+
+    fn sync_directory(&self, directory: &Path) -> io::Result<()> {
+        File::open(directory)?.sync_all()
+    }
+}
+
+impl disk::DiskFile for DiskFile {
+    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+        loop {
+            match self.file.read_at(into, offset) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => return read,
+            }
+        }
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn is_direct(&self) -> bool {
+        self.direct
+    }
+}
+
+impl AsRawFd for DiskFile {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
