@@ -16,6 +16,7 @@ pub mod ids;
 pub mod index;
 pub mod log;
 pub mod meta;
+pub mod mutants;
 pub mod shard;
 pub mod snapshot;
 pub mod state;

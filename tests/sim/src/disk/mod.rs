@@ -9,7 +9,7 @@ mod files;
 mod platter;
 mod supply;
 
-pub use device::SimDevice;
+pub use device::{DeviceHandle, SimDevice};
 pub use files::{FileJob, SnapshotJobs};
 pub use platter::{DiskFaults, SimDisk, SimFile};
 pub use supply::SimSupply;

@@ -1,0 +1,106 @@
+//! What one seed stands for: sizes, which faults, how much work. Drawn once, printed, and made smaller when a run fails.
+
+use crate::fault::{Fault, FaultSet};
+use crate::rng::Rng;
+
+/// A plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The seed of everything that happens.
+    pub seed: u64,
+    /// Machines.
+    pub nodes: u32,
+    /// Shards of each.
+    pub shards: u32,
+    /// Clients.
+    pub clients: u32,
+    /// Requests that clients make before all is healed.
+    pub requests: u32,
+    /// The classes of faults that are on.
+    pub faults: FaultSet,
+    /// Mean time between faults, in ms.
+    pub fault_every_ms: u64,
+    /// Which workloads run, a bit each by place in `work::ALL`.
+    pub work: u32,
+    /// Keys that each workload uses.
+    pub keys: u32,
+    /// Mean pause of a client between requests, in microseconds.
+    pub pause_us: u64,
+    /// Size of log segments.
+    pub segment_bytes: u64,
+    /// Most segment files of a shard.
+    pub segments_max: Option<u64>,
+    /// Buffers of a log.
+    pub buffers: u32,
+    /// Log bytes after which a snapshot is due.
+    pub snapshot_log_bytes: u64,
+    /// Time after which a snapshot is due; 0 is never.
+    pub snapshot_every_ms: u64,
+    /// See the engine's setting of that name.
+    pub commits_in_flight: u32,
+    /// See `gather_commands_min` of the engine.
+    pub gather_commands: u32,
+    /// See `entry_commands_max` of the engine.
+    pub entry_commands: u32,
+    /// Syncs do nothing: a canary, never part of a plan that is drawn.
+    pub lying_disk: bool,
+}
+
+impl Plan {
+    /// The plan of a seed.
+    pub fn draw(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let mut faults = FaultSet::default();
+        // One plan in ten has no faults: then nothing at all may be refused or slow.
+        let is_calm = rng.chance(100);
+        for fault in Fault::ALL {
+            let is_on = rng.chance(400);
+            if is_on && !is_calm && !fault.needs_cluster() {
+                faults = faults.with(fault);
+            }
+        }
+        let is_full = faults.has(Fault::DiskFull);
+        Self {
+            seed,
+            nodes: 1,
+            shards: *rng.pick(&[1, 2, 2, 3, 4]),
+            clients: rng.between(2, 12) as u32,
+            requests: rng.between(200, 600) as u32,
+            faults,
+            fault_every_ms: *rng.pick(&[150, 400, 1000]),
+            work: 1 + rng.below((1 << crate::work::COUNT) - 1) as u32,
+            keys: rng.between(1, 12) as u32,
+            pause_us: *rng.pick(&[100, 2_000, 20_000]),
+            segment_bytes: *rng.pick(&[64 << 10, 128 << 10, 256 << 10]),
+            segments_max: (is_full && rng.chance(500)).then(|| rng.between(4, 8)),
+            buffers: rng.between(2, 6) as u32,
+            snapshot_log_bytes: *rng.pick(&[64 << 10, 256 << 10, 1 << 20]),
+            snapshot_every_ms: *rng.pick(&[0, 0, 500, 3000]),
+            commits_in_flight: rng.between(1, 6) as u32,
+            gather_commands: *rng.pick(&[1, 4, 64]),
+            entry_commands: *rng.pick(&[3, 64, 1024]),
+            lying_disk: false,
+        }
+    }
+
+    /// The flags that bring this plan back, beside its seed.
+    pub fn flags(&self) -> String {
+        let drawn = Self::draw(self.seed);
+        let mut flags = format!("SEED={}", self.seed);
+        if self.faults != drawn.faults {
+            let names: Vec<String> = self.faults.iter().map(|fault| fault.to_string()).collect();
+            flags += &format!(" FAULTS={}", if names.is_empty() { "none".into() } else { names.join(",") });
+        }
+        for (name, mine, theirs) in [
+            ("REQUESTS", self.requests, drawn.requests),
+            ("CLIENTS", self.clients, drawn.clients),
+            ("WORK", self.work, drawn.work),
+            ("SHARDS", self.shards, drawn.shards),
+        ] {
+            if mine != theirs {
+                flags += &format!(" {name}={mine}");
+            }
+        }
+        flags
+    }
+}
