@@ -206,6 +206,8 @@ impl Shard {
         let is_old = every_ms > 0 && self.now.0.saturating_sub(snapshots.begun_at.0) >= every_ms;
         let is_long = snapshots.log_bytes >= self.config.snapshot_log_bytes;
         let has_changes = self.applied > snapshots.kept_index;
+        // A log without room gets some back by a snapshot, and by nothing else: waiting for more bytes would be for ever.
+        let is_long = is_long || !self.has_log_room;
         if self.searches.edits_in_flight > 0 {
             return false;
         }

@@ -39,6 +39,11 @@ impl Client {
     pub fn new(work: usize, rng: Rng) -> Self {
         Self { work, rng, pending: None, is_last: false }
     }
+
+    /// Whether it waits for nothing.
+    pub fn is_idle(&self) -> bool {
+        self.pending.is_none()
+    }
 }
 
 impl Pending {

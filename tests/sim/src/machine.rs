@@ -43,8 +43,6 @@ pub struct Machine {
     pub paused_until_us: u64,
     /// Damage that a good copy can mend.
     pub damage: Vec<Damage>,
-    /// How often its router looked around.
-    pub polls: u64,
     /// How far its wall clock is off, in ms.
     pub clock_off_ms: i64,
     shards: u32,
@@ -67,7 +65,6 @@ impl Machine {
             fuse: Fuse::default(),
             paused_until_us: 0,
             damage: Vec::new(),
-            polls: 0,
             clock_off_ms,
             shards: plan.shards,
             started_us: BEGINNING_US,
@@ -98,7 +95,7 @@ impl Machine {
     }
 
     /// Starts a process: every shard comes back from the disk.
-    pub fn boot(&mut self, plan: &Plan, clock: &Rc<Cell<u64>>) -> Result<(), Stop> {
+    pub fn boot(&mut self, plan: &Plan, clock: &Rc<Cell<u64>>, is_healed: bool) -> Result<(), Stop> {
         assert!(!self.is_up, "a machine runs one process");
         self.life += 1;
         self.fuse = Fuse::default();
@@ -111,7 +108,7 @@ impl Machine {
         // It counts as up from here on, so that a death on the way is one.
         self.is_up = true;
         for number in 0..self.shards {
-            self.strands.push(Strand::recover(plan, GroupId(number), &self.disk, clock, now)?);
+            self.strands.push(Strand::recover(plan, GroupId(number), &self.disk, clock, now, is_healed)?);
         }
         Ok(())
     }
@@ -129,11 +126,14 @@ impl Machine {
         mended
     }
 
-    /// Its faults end.
+    /// Its faults end; the operator gives its logs the room that they want.
     pub fn heal(&mut self, lies: bool) {
         self.disk.set_faults(|faults| *faults = crate::disk::DiskFaults { lies, ..Default::default() });
         self.fuse = Fuse::default();
         self.paused_until_us = 0;
+        for strand in &self.strands {
+            strand.lift_quota();
+        }
     }
 
     /// Whether it serves and nothing is under way.

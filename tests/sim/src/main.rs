@@ -15,9 +15,9 @@ fn main() {
     for seed in first..=last {
         let plan = Plan::draw(seed);
         let at = Instant::now();
-        let report = world::run(&plan);
+        let report = std::panic::catch_unwind(|| world::run(&plan)).unwrap_or_else(|_| strand_sim::world::Report { failure: Some("panic".into()), ..Default::default() });
         virtual_us += report.virtual_us;
-        let _ = writeln!(out, "{seed} {:?} {plan:?} {report:?}", at.elapsed());
+        let _ = writeln!(out, "{seed} {:?} answered {} ok {} unk {} faults {} vt {} ms compared {} {} {}", at.elapsed(), report.answered, report.succeeded, report.unknown, report.faults.total(), report.virtual_us / 1000, report.compared, report.failure.as_ref().map_or("", |_| "FAILED"), report.failure.clone().unwrap_or_default());
     }
     let _ = writeln!(out, "{} s, {} virtual", begun.elapsed().as_secs_f64(), virtual_us / 1_000_000);
 }

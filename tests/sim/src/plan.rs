@@ -20,11 +20,13 @@ pub struct Plan {
     pub faults: FaultSet,
     /// Mean time between faults, in ms.
     pub fault_every_ms: u64,
+    /// About how long clients take over their requests, in virtual microseconds.
+    pub lasts_us: u64,
     /// Which workloads run, a bit each by place in `work::ALL`.
     pub work: u32,
     /// Keys that each workload uses.
     pub keys: u32,
-    /// Mean pause of a client between requests, in microseconds.
+    /// Mean pause of a client between bursts of requests, in microseconds.
     pub pause_us: u64,
     /// Size of log segments.
     pub segment_bytes: u64,
@@ -60,18 +62,24 @@ impl Plan {
             }
         }
         let is_full = faults.has(Fault::DiskFull);
+        let clients = rng.between(2, 12);
+        let requests = rng.between(150, 600);
+        // Requests come in bursts; the pauses between bursts spread them over the whole time.
+        let lasts_us = *rng.pick(&[1_000_000, 5_000_000, 20_000_000]);
+        let pause_us = lasts_us * clients / requests * 1000 / crate::world::PAUSES_PER_MILLE;
         Self {
             seed,
             nodes: 1,
             shards: *rng.pick(&[1, 2, 2, 3, 4]),
-            clients: rng.between(2, 12) as u32,
-            requests: rng.between(200, 600) as u32,
+            clients: clients as u32,
+            requests: requests as u32,
             faults,
-            fault_every_ms: *rng.pick(&[150, 400, 1000]),
+            fault_every_ms: lasts_us / 1000 / rng.between(4, 30),
+            lasts_us,
             work: 1 + rng.below((1 << crate::work::COUNT) - 1) as u32,
             keys: rng.between(1, 12) as u32,
-            pause_us: *rng.pick(&[100, 2_000, 20_000]),
-            segment_bytes: *rng.pick(&[64 << 10, 128 << 10, 256 << 10]),
+            pause_us,
+            segment_bytes: *rng.pick(&[256 << 10, 256 << 10, 512 << 10]),
             segments_max: (is_full && rng.chance(500)).then(|| rng.between(4, 8)),
             buffers: rng.between(2, 6) as u32,
             snapshot_log_bytes: *rng.pick(&[64 << 10, 256 << 10, 1 << 20]),

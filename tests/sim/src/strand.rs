@@ -119,7 +119,7 @@ fn config(plan: &Plan, group: GroupId) -> ShardConfig {
         commits_in_flight_max: plan.commits_in_flight as usize,
         gather_commands_min: plan.gather_commands as usize,
         entry_commands_max: plan.entry_commands as usize,
-        entry_bytes_max: (plan.segment_bytes / 4) as usize,
+        entry_bytes_max: (plan.segment_bytes / 8) as usize,
         page_keys_max: 7,
         snapshot_log_bytes: plan.snapshot_log_bytes,
         snapshot_every_ms: plan.snapshot_every_ms,
@@ -135,8 +135,9 @@ impl Strand {
         disk: &SimDisk,
         clock: &Rc<Cell<u64>>,
         now: Moment,
+        is_healed: bool,
     ) -> Result<Self, Stop> {
-        let recovered = Self::recover_from(plan, group, disk, clock, now);
+        let recovered = Self::recover_from(plan, group, disk, clock, now, is_healed);
         // Whatever a machine without power said meanwhile was never said.
         if disk.is_cut() { Err(Stop::Cut) } else { recovered }
     }
@@ -147,6 +148,7 @@ impl Strand {
         disk: &SimDisk,
         clock: &Rc<Cell<u64>>,
         now: Moment,
+        is_healed: bool,
     ) -> Result<Self, Stop> {
         let path = directory(group);
         let identity = ImageIdentity { cluster: CLUSTER, shard: group.0, group };
@@ -171,7 +173,7 @@ impl Strand {
             Rc::clone(clock),
             path.clone(),
             plan.segment_bytes,
-            plan.segments_max,
+            plan.segments_max.filter(|_| !is_healed),
         );
         let handle = device.handle();
         let wal = Wal::new(&log, options, device, supply.clone());
@@ -264,6 +266,11 @@ impl Strand {
     /// The newest batch that the log has reported durable.
     pub fn reported_durable(&self) -> Sequence {
         self.wal.durable_upto()
+    }
+
+    /// Its log may have as many segments as it wants from now on.
+    pub fn lift_quota(&self) {
+        self.supply.lift_quota();
     }
 
     /// Seals and closes the log, as at the end in good order.

@@ -27,6 +27,8 @@ pub enum Happening {
     Turn(usize, u32, usize),
     /// A router sends what it gathered.
     Route(usize, u32),
+    /// A router looks at its deadlines.
+    Look(usize, u32),
     /// A client's line reaches a machine.
     Line(usize, u32, AskId, String),
     /// A shard's replies reach their router.
@@ -70,12 +72,14 @@ impl Ord for Scheduled {
 
 /// Virtual time at which a simulation begins: some moment of 2026, in microseconds.
 pub const BEGINNING_US: u64 = 1_770_000_000_000_000;
-/// A run that is not over by then has lost its way.
-const LONGEST_US: u64 = 900_000_000;
 /// After healing, everything under way is answered within this time.
 const HEALED_US: u64 = 150_000_000;
 /// And all is quiet within this.
 const QUIET_US: u64 = 30_000_000;
+/// As the server's router: its longest sleep.
+const ROUTER_SLEEP_US: u64 = 50_000;
+/// So many requests in a thousand are followed by a pause; the others by the next one almost at once.
+pub const PAUSES_PER_MILLE: u64 = 300;
 const EVENTS_MAX: u64 = 6_000_000;
 
 /// What a run came to.
@@ -216,18 +220,11 @@ impl World {
         let after = self.rng.around(self.plan.fault_every_ms * 1000);
         self.schedule(after, Happening::Fault);
         let requests = self.plan.requests;
-        if !self.run_until(LONGEST_US, |world| world.asked >= requests)? {
-            return Err(format!("only {} of {requests} requests were made in {LONGEST_US} us", self.asked));
-        }
+        self.run_until(self.plan.lasts_us * 3 + 5_000_000, |world| world.asked >= requests)?;
         self.heal();
-        let idle = |world: &Self| world.clients.iter().all(|client| client.pending.is_none());
-        if !self.run_until(HEALED_US, idle)? {
-            let waiting: Vec<String> = self
-                .clients
-                .iter()
-                .filter_map(|client| client.pending.as_ref().map(|pending| pending.line.clone()))
-                .collect();
-            return Err(format!("healed, and after {HEALED_US} us no answer to {waiting:?}"));
+        let is_over = |world: &Self| world.asked >= requests && world.clients.iter().all(Client::is_idle);
+        if !self.run_until(HEALED_US, is_over)? {
+            return Err(format!("healed, and after {HEALED_US} us not all is answered: {}", self.describe()));
         }
         self.settle()?;
         if self.rng.chance(600) {
@@ -247,13 +244,21 @@ impl World {
         self.refuse_vacuous()
     }
 
+    /// Who waits for what, for complaints.
+    fn describe(&self) -> String {
+        let pending = self.clients.iter().filter_map(|client| client.pending.as_ref());
+        let waiting: Vec<String> =
+            pending.map(|pending| format!("{:?} {}", pending.ask, pending.line)).collect();
+        let states: Vec<String> = self.machines.iter().map(Machine::describe).collect();
+        format!("clients wait for {waiting:?}; machines: {states:?}")
+    }
+
     /// Waits until every machine serves and nothing is under way.
     fn settle(&mut self) -> Result<(), String> {
         if self.run_until(QUIET_US, |world| world.machines.iter().all(Machine::is_quiet))? {
             return Ok(());
         }
-        let states: Vec<String> = self.machines.iter().map(Machine::describe).collect();
-        Err(format!("healed, and not quiet after {QUIET_US} us: {states:?}"))
+        Err(format!("healed, and not quiet after {QUIET_US} us: {}", self.describe()))
     }
 
     fn ask_last(&mut self) -> Result<(), String> {
@@ -306,6 +311,12 @@ impl World {
             Happening::Route(machine, life) => {
                 if self.machines[machine].is_alive(life) {
                     self.route(machine);
+                }
+            }
+            Happening::Look(machine, life) => {
+                if self.machines[machine].is_alive(life) {
+                    self.route(machine);
+                    self.schedule(ROUTER_SLEEP_US, Happening::Look(machine, life));
                 }
             }
             Happening::Line(machine, life, ask, line) => {
@@ -454,13 +465,14 @@ impl World {
     }
 
     fn boot(&mut self, number: usize) -> Result<(), String> {
-        let booted = self.machines[number].boot(&self.plan, &self.clock);
+        let booted = self.machines[number].boot(&self.plan, &self.clock, self.is_healed);
         self.trace.note(&[4, number as u64, self.clock.get(), u64::from(booted.is_ok())]);
         match booted {
             Ok(()) => {
                 for shard in 0..self.machines[number].strands.len() {
                     self.wake(number, shard, 1);
                 }
+                self.schedule(1, Happening::Look(number, self.machines[number].life));
                 Ok(())
             }
             Err(stop) => self.stopped(number, stop),
@@ -474,7 +486,6 @@ impl World {
         machine.router.end_late(now);
         let batches = machine.router.take_batches();
         let answers = std::mem::take(&mut machine.router.answers);
-        let deadline_passes = (machine.router.gathers() > 0).then_some(machine.life);
         for (GroupId(shard), batch) in batches {
             let shard = shard as usize;
             self.machines[number].strands[shard].events.push(Event::Requests { router: 0, batch });
@@ -486,12 +497,6 @@ impl World {
             let after = 20 + self.rng.below(100);
             self.schedule(after, Happening::Hear(client, answer.ask, Some(answer)));
         }
-        if let Some(life) = deadline_passes {
-            self.machines[number].polls += 1;
-            if self.machines[number].polls.is_multiple_of(64) {
-                self.schedule(50_000, Happening::Route(number, life));
-            }
-        }
     }
 
     fn client_of(&self, ask: AskId) -> Option<usize> {
@@ -501,7 +506,7 @@ impl World {
     /// A client asks, or asks again.
     fn go_on(&mut self, number: usize) {
         if self.clients[number].pending.is_none() {
-            if self.is_healed || self.asked >= self.plan.requests {
+            if self.asked >= self.plan.requests {
                 return;
             }
             self.asked += 1;
@@ -554,7 +559,8 @@ impl World {
             return Ok(());
         };
         let pending = client.pending.take().expect("just seen");
-        let pause = client.rng.around(self.plan.pause_us);
+        let is_burst = !client.rng.chance(PAUSES_PER_MILLE);
+        let pause = client.rng.around(if is_burst { 200 } else { self.plan.pause_us });
         self.report.answered += 1;
         match &outcome {
             Outcome::Done(_) => self.report.succeeded += 1,

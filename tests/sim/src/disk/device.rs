@@ -22,7 +22,7 @@ struct Held {
 }
 
 enum Request {
-    Write { buffer: BufferId, slot: FileSlot, id: u64, bytes: usize, outcome: Outcome, then_sync: bool },
+    Write { buffer: BufferId, slot: FileSlot, id: u64, offset: usize, bytes: usize, outcome: Outcome, then_sync: bool },
     Sync { slot: FileSlot, covered: Vec<u64>, outcome: Outcome },
 }
 
@@ -129,7 +129,7 @@ impl State {
 
     fn complete(&mut self, request: Request) {
         match request {
-            Request::Write { buffer, slot, id, bytes, outcome, then_sync } => {
+            Request::Write { buffer, slot, id, offset, bytes, outcome, then_sync } => {
                 let length = match outcome {
                     Outcome::Done(length) => length,
                     _ => 0,
@@ -147,7 +147,7 @@ impl State {
                     outcome = Outcome::Failed(EIO);
                 }
                 if write.is_some() {
-                    self.note_arrival(slot, length, bytes);
+                    self.note_arrival(slot, offset, offset + length);
                 }
                 self.done.push_back((Completion::Write(buffer, outcome), write));
                 if then_sync {
@@ -201,24 +201,12 @@ impl State {
         Outcome::Done(bytes)
     }
 
-    /// Notes that bytes of a file arrived; those of a write that came back short are followed by the rest.
-    fn note_arrival(&mut self, slot: FileSlot, length: usize, bytes: usize) {
+    /// Notes that a stretch of a file arrived.
+    fn note_arrival(&mut self, slot: FileSlot, from: usize, to: usize) {
         let file = self.files[slot.0 as usize].as_ref().expect("a written file is open");
-        let mut left = length;
         for frame in self.frames.iter_mut().filter(|frame| frame.file.is_same(file)) {
-            if frame.arrived == frame.to || left == 0 {
-                continue;
-            }
-            let taken = left.min(frame.to - frame.arrived);
-            frame.arrived += taken;
-            left -= taken;
-        }
-        // A short write goes on at the beginning of the block in which it ended.
-        if length < bytes && !length.is_multiple_of(BLOCK_BYTES) {
-            let again = length % BLOCK_BYTES;
-            let last = self.frames.iter_mut().rev().find(|frame| frame.file.is_same(file) && frame.arrived > frame.from);
-            if let Some(frame) = last {
-                frame.arrived -= again.min(frame.arrived - frame.from);
+            if from <= frame.arrived && frame.arrived < to {
+                frame.arrived = frame.to.min(to);
             }
         }
     }
@@ -235,8 +223,8 @@ impl State {
 
     /// Reads the batches off what is to be written. The rest of a short write names none: it was noted before.
     fn note_frames(&mut self, file: &SimFile, offset: usize, bytes: &[u8]) {
-        let known = self.frames.iter().any(|f| f.file.is_same(file) && f.from <= offset && offset < f.to && f.arrived >= f.from);
-        if known {
+        let is_rest = self.frames.iter().any(|f| f.file.is_same(file) && f.from <= offset && offset < f.to);
+        if is_rest {
             return;
         }
         let mut at = 0;
@@ -318,8 +306,8 @@ impl LogDevice for SimDevice {
         state.note_frames(&file, write.offset as usize, bytes);
         let outcome = state.write_outcome(write.bytes);
         let id = state.disk.begin_write(&file, write.offset, bytes.into())?;
-        let (buffer, slot, bytes) = (write.buffer, write.file, write.bytes);
-        self.queued.push(Request::Write { buffer, slot, id, bytes, outcome, then_sync });
+        let (buffer, slot, offset, bytes) = (write.buffer, write.file, write.offset as usize, write.bytes);
+        self.queued.push(Request::Write { buffer, slot, id, offset, bytes, outcome, then_sync });
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 /// What a device writes at once, whole or not at all.
-pub const SECTOR_BYTES: usize = 512;
+pub(super) const SECTOR_BYTES: usize = 512;
 
 /// A write that a power cut may undo.
 struct Pending {
@@ -428,7 +428,7 @@ impl Disk for SimDisk {
         let id = match (found, how.create) {
             (Some(id), false) => id,
             (None, false) => return Err(failed(ENOENT)),
-            (found, true) => {
+            (_, true) => {
                 if platter.faults.is_full {
                     platter.counts.add(Fault::DiskFull);
                     return Err(failed(ENOSPC));
@@ -439,7 +439,6 @@ impl Disk for SimDisk {
                 platter.files.insert(id, Body::default());
                 platter.names.insert(name.clone(), id);
                 platter.name_changes.push(NameChange::Put(name, id));
-                drop(found);
                 id
             }
         };

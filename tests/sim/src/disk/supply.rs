@@ -47,6 +47,11 @@ impl SimSupply {
         queue.jobs.front().map(|(due, _)| *due)
     }
 
+    /// There may be as many segments as are wanted from now on.
+    pub fn lift_quota(&self) {
+        self.0.borrow_mut().segments_max = None;
+    }
+
     /// Does what is due.
     pub fn advance(&self) {
         let mut queue = self.0.borrow_mut();
