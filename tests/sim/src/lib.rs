@@ -14,6 +14,7 @@ pub mod plan;
 pub mod rng;
 pub mod router;
 pub mod strand;
+pub mod suite;
 pub mod trace;
 pub mod work;
 pub mod world;
