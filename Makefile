@@ -14,7 +14,7 @@ BINARY := $(or $(CARGO_TARGET_DIR),target)/release/strand
 # Runs a part of the tests under its name and says how long it took.
 timed = @start=$$SECONDS; echo "==> $(1)"; $(2); echo "<== $(1): $$((SECONDS - start)) s"
 
-.PHONY: help run test torture check demo bench bench-compare doctor clean
+.PHONY: help run test torture check demo bench bench-compare bench-tantivy doctor clean
 .PHONY: part-format part-lint part-house part-rust part-python
 
 help: ## Show this list
@@ -51,6 +51,9 @@ bench: ## Micro-benchmarks of the engine and the front (some of them: ARGS="-- s
 bench-compare: ## Compare with redis-server on this machine; writes docs/BENCHMARKS.md (ARGS="--help" for the flags)
 	@$(CARGO) build --release --locked --bin strand
 	@$(PYTHON) benches/compare/compare.py $(ARGS)
+
+bench-tantivy: ## Compare the text index with tantivy; makes the corpora, writes docs/BENCHMARKS.md (ARGS="--rounds 3 --print")
+	@$(PYTHON) benches/tantivy/compare.py $(ARGS)
 
 doctor: ## Say whether this machine can run Strand, and what to change
 	@$(CARGO) run --locked --quiet --bin strand -- doctor $(ARGS)

@@ -5,6 +5,7 @@
 //! doorbell, which routers, other shards, the file worker and the log's ring all ring. Never decides about data, and
 //! never lets a failure pass: whatever makes durability unknown ends the process by name.
 
+mod commit_times;
 mod snapshot;
 
 use crate::clock::Clock;
@@ -12,6 +13,7 @@ use crate::disk::wal::Wal;
 use crate::doorbell::Doorbell;
 use crate::fatal::Fatal;
 use crate::links::{RouterLink, ShardMesh};
+use commit_times::CommitTimes;
 use shards::consensus::group::Append;
 use shards::effect::Effects;
 use shards::event::{DiskFigures, Event};
@@ -61,6 +63,7 @@ pub struct Driver {
     events: Vec<Event>,
     effects: Effects,
     payload: PayloadBuffer,
+    commit_times: CommitTimes,
     next_tick: Millis,
     has_more_work: bool,
 }
@@ -105,6 +108,7 @@ impl Driver {
             events: Vec::new(),
             effects: Effects::default(),
             payload: PayloadBuffer::new(),
+            commit_times: CommitTimes::new(),
             next_tick: Millis(0),
             has_more_work: true,
         }
@@ -117,6 +121,10 @@ impl Driver {
         self.checked(started)?;
         self.perform()?;
         while !self.shard.is_ready() {
+            if self.shard.is_applying() {
+                self.work()?;
+                continue;
+            }
             if let Some(wal) = &mut self.wal {
                 let waited = wal.wait();
                 self.reaped(waited)?;
@@ -156,7 +164,7 @@ impl Driver {
     /// Whether a turn would find something now: asked again after the park was announced.
     pub fn has_work(&mut self) -> bool {
         self.has_more_work
-            || self.routers.iter().any(RouterLink::has_requests)
+            || (self.shard.has_room() && self.routers.iter().any(RouterLink::has_requests))
             || self.mesh.has_messages()
             || self.mesh.can_advance()
             || self.files.has_news()
@@ -203,6 +211,10 @@ impl Driver {
     fn gather_events(&mut self) -> Result<(), Fatal> {
         for (number, link) in self.routers.iter_mut().enumerate() {
             for _ in 0..self.settings.inbox_batches_max {
+                // What is left in the rings holds the router's credits, and that slows its clients down.
+                if !self.shard.has_room() {
+                    break;
+                }
                 let Some(batch) = link.receive() else { break };
                 self.events.push(Event::Requests { router: number as u8, batch });
             }
@@ -221,6 +233,7 @@ impl Driver {
     fn reaped(&mut self, reaped: Result<Reaped, WalFailure>) -> Result<(), Fatal> {
         let reaped = reaped.map_err(|failure| log_failed(self.number, failure))?;
         if let Some(upto) = reaped.durable_upto {
+            self.commit_times.durable(upto, self.clock.elapsed_us());
             self.events.push(Event::Durable(upto));
         }
         if reaped.room && !self.waiting.is_empty() {
@@ -253,7 +266,8 @@ impl Driver {
         loop {
             let now = self.clock.now();
             let worked = self.shard.work(now, WORK_UNITS, &mut self.effects);
-            self.has_more_work = self.checked(worked)? == Left::More && self.files.has_room();
+            let is_more = self.checked(worked)? == Left::More;
+            self.has_more_work = is_more && (self.files.has_room() || self.shard.has_work());
             self.perform()?;
             if !self.has_more_work || self.clock.elapsed_us() - begun_us >= self.settings.work_slice_us {
                 return Ok(());
@@ -309,7 +323,10 @@ impl Driver {
                 LogAppend { sequence: batch.sequence, group: self.group, payload: &self.payload, reserved };
             let shard = &self.shard;
             match wal.append(&append, |out| encode_start(shard, out)) {
-                Ok(()) => drop(self.waiting.pop_front()),
+                Ok(()) => {
+                    self.commit_times.begun(batch.sequence, self.clock.elapsed_us());
+                    self.waiting.pop_front();
+                }
                 Err(Full::Buffers | Full::Preparing) => return Ok(()),
                 Err(Full::DiskFull) => {
                     if self.log_has_room {
@@ -330,6 +347,7 @@ impl Driver {
     fn report_disk(&mut self) {
         if let Some(wal) = &self.wal {
             let counters = wal.counters();
+            let commits = self.commit_times.percentiles(self.clock.elapsed_us());
             let figures = DiskFigures {
                 batches: counters.batches,
                 writes: counters.writes,
@@ -337,6 +355,9 @@ impl Driver {
                 bytes: counters.bytes,
                 segments: counters.segments,
                 live_bytes: wal.live_bytes(),
+                commit_p50_us: commits.p50_us,
+                commit_p99_us: commits.p99_us,
+                commits_measured: commits.count,
             };
             self.events.push(Event::Disk(figures));
         }

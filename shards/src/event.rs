@@ -66,4 +66,10 @@ pub struct DiskFigures {
     pub segments: u64,
     /// Bytes of the segments that hold the live log.
     pub live_bytes: u64,
+    /// Median time from handing a batch to the log until it is durable, over the last 10 to 20 s, in microseconds.
+    pub commit_p50_us: u64,
+    /// What 99 of 100 batches stayed below.
+    pub commit_p99_us: u64,
+    /// Batches that these two figures are of; 0 when none became durable, and then they are 0 too.
+    pub commits_measured: u64,
 }

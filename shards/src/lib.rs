@@ -17,6 +17,8 @@ pub mod index;
 pub mod log;
 pub mod meta;
 pub mod mutants;
+pub mod peer;
+pub mod placement;
 pub mod shard;
 pub mod snapshot;
 pub mod state;

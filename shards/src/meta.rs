@@ -4,6 +4,10 @@
 //! newest it has heard of in its data directory. It is the wish; the configuration in a group's own log is the truth
 //! about who votes. Numbers of nodes and replicas rise and are never given twice.
 
+mod change;
+
+pub use change::{MetaChange, MetaChanged, NODES_MAX};
+
 use crate::ids::{GroupId, NodeNumber, ReplicaId};
 
 /// The cluster as group 0 has it.

@@ -8,6 +8,7 @@
 
 mod admit;
 mod apply;
+mod budget;
 mod expiry;
 pub mod image;
 mod outbox;
@@ -15,6 +16,7 @@ mod pending;
 mod propose;
 mod reads;
 mod searches;
+mod slices;
 mod snapshots;
 mod transact;
 
@@ -25,6 +27,7 @@ use crate::consensus::group::{Append, ConsensusError, Group, Restored};
 use crate::effect::Effects;
 use crate::event::{DiskFigures, Event};
 use crate::ids::{GroupId, Millis, Sequence, Slot};
+use crate::index::Units;
 use crate::index::set::IndexSet;
 use crate::state::State;
 use crate::txn::coordinator::Coordinator;
@@ -71,6 +74,9 @@ pub struct ShardConfig {
     pub entry_commands_max: usize,
     /// Writes that store are refused while the state holds as many bytes; 0 is no bound.
     pub memory_bytes_max: u64,
+    /// Bytes of commands that may be admitted and not yet applied; from half of it on requests are left with their router,
+    /// beyond it writes are refused.
+    pub outstanding_bytes_max: usize,
     /// Keys that one page of SCAN or one slice of DELETE_PREFIX takes at most.
     pub page_keys_max: usize,
     /// Bytes of values in one page at most.
@@ -101,6 +107,7 @@ impl ShardConfig {
             entry_bytes_max: 1 << 20,
             entry_commands_max: 1024,
             memory_bytes_max: 0,
+            outstanding_bytes_max: 128 << 20,
             page_keys_max: 1000,
             page_bytes_max: 1 << 20,
             page_examined_max: 4000,
@@ -204,6 +211,8 @@ pub struct Shard {
     is_ready: bool,
     has_log_room: bool,
 
+    slices: slices::Slices,
+    budget: budget::Budget,
     gathered: Gathered,
     /// Entries that are full and wait for their turn.
     sealed: VecDeque<Gathered>,
@@ -242,6 +251,9 @@ pub struct Shard {
 
 /// Time between ticks: deadlines, resends, raft's clock.
 const TICK_MS: u64 = 50;
+
+/// Units that one step applies at most, well below a millisecond; the rest is left to [`Shard::work`].
+const STEP_UNITS: u32 = 1500;
 
 /// Size of the blocks that the log is written in.
 const LOG_BLOCK_BYTES: u64 = 4096;
@@ -283,6 +295,8 @@ impl Shard {
             stamp_applied: stamp,
             is_ready: false,
             has_log_room: true,
+            slices: slices::Slices::default(),
+            budget: budget::Budget::default(),
             gathered: Gathered::default(),
             sealed: VecDeque::new(),
             proposed: VecDeque::new(),
@@ -314,7 +328,7 @@ impl Shard {
     pub fn start(&mut self, now: Millis, effects: &mut Effects) -> Result<(), ShardFault> {
         self.now = self.now.max(now);
         self.group.campaign()?;
-        self.advance(effects)
+        self.advance(STEP_UNITS, effects)
     }
 
     /// Takes what happened, in order, and leaves what is to be done. Drains `events`.
@@ -345,7 +359,7 @@ impl Shard {
             self.last_tick = self.now;
             self.tick(effects);
         }
-        self.advance(effects)
+        self.advance(STEP_UNITS, effects)
     }
 
     /// Goes on with unfinished work for about `units` records or postings.
@@ -354,13 +368,14 @@ impl Shard {
         self.expire_some(units);
         let searching = self.search_some(effects);
         let more = self.snapshot_some(effects) || searching;
-        self.advance(effects)?;
+        self.advance(u32::try_from(units).unwrap_or(u32::MAX), effects)?;
+        let more = more || self.is_applying();
         Ok(if more { Left::More } else { Left::Nothing })
     }
 
     /// Whether [`Shard::work`] would find something to do now.
     pub fn has_work(&self) -> bool {
-        self.has_search_work()
+        self.is_applying() || self.has_search_work()
     }
 
     /// Whether nothing is under way: every request is answered, every transaction finished.
@@ -374,6 +389,7 @@ impl Shard {
             && self.coordinator.is_empty()
             && self.locks.waiting() == 0
             && self.group.in_flight() == 0
+            && !self.is_applying()
             && !self.snapshots.is_running()
     }
 
@@ -416,6 +432,7 @@ impl Shard {
         self.group.tick();
         self.give_up_late(effects);
         self.give_up_searches(effects);
+        self.measure_indexes();
         if self.is_ready {
             let mut actions = Vec::new();
             self.coordinator.tick(self.now, &mut actions);
@@ -424,18 +441,18 @@ impl Shard {
         }
     }
 
-    /// Proposes, collects and applies until nothing moves.
-    fn advance(&mut self, effects: &mut Effects) -> Result<(), ShardFault> {
+    /// Proposes, collects and applies until nothing moves or the units are spent.
+    fn advance(&mut self, units: u32, effects: &mut Effects) -> Result<(), ShardFault> {
+        let mut units = Units::new(units);
         loop {
             let proposed = self.propose_some()?;
             let mut committed = std::mem::take(&mut self.committed);
             self.group.collect(&mut self.appends, &mut committed);
             self.hand_over_appends(effects);
             let moved = proposed || !committed.is_empty();
-            for entry in committed.drain(..) {
-                self.apply_entry(&entry, effects)?;
-            }
+            self.slices.push(&mut committed);
             self.committed = committed;
+            self.apply_some(&mut units, effects)?;
             if !moved {
                 return Ok(());
             }

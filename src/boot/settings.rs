@@ -52,6 +52,7 @@ pub(super) fn shard(tuning: &Tuning, cluster: u128, number: u32, shards: u32) ->
         entry_bytes_max: wal.entry_bytes_max as usize,
         entry_commands_max: wal.entry_commands_max as usize,
         memory_bytes_max: (u64::from(tuning.memory.max_mib) << 20) / u64::from(shards),
+        outstanding_bytes_max: (tuning.memory.outstanding_mib as usize) << 20,
         snapshot_log_bytes: u64::from(snapshot.every_mib) << 20,
         snapshot_every_ms: u64::from(snapshot.every_s) * 1000,
         snapshot_bytes_per_s_max: u64::from(snapshot.mib_per_s_max) << 20,

@@ -95,11 +95,11 @@ impl Router {
     }
 
     fn write_counters(&self, out: &mut Vec<u8>) {
-        let RouterCounters { sent, answered, refused, gathers, calls, gather_timeouts } = self.counters;
+        let RouterCounters { sent, answered_alone, refused, gathers, calls, gather_timeouts } = self.counters;
         let waiting: usize = self.waiting.iter().map(std::collections::VecDeque::len).sum();
         let numbers = [
             ("sent", sent),
-            ("answered", answered),
+            ("answered_without_shard", answered_alone),
             ("refused", refused),
             ("gathers", gathers),
             ("calls", calls),

@@ -75,8 +75,8 @@ impl Default for RouterSettings {
 pub struct RouterCounters {
     /// Requests sent to a shard as they are.
     pub sent: u64,
-    /// Lines that the router answered itself, refusals included.
-    pub answered: u64,
+    /// Lines that the router answered without a shard, refusals included.
+    pub answered_alone: u64,
     /// Lines that were no request.
     pub refused: u64,
     /// Gathers begun.
@@ -203,7 +203,7 @@ impl Router {
             return Handled::Answered;
         }
         self.counters.refused += 1;
-        self.counters.answered += 1;
+        self.counters.answered_alone += 1;
         at.answer_with(ReplyKind::Error, refusal.id.unwrap_or_default(), |out| {
             reply::push_error(out, refusal.code, &refusal.message, refusal.code.retry());
             if let Some(limit) = refusal.limit {
@@ -227,7 +227,7 @@ impl Router {
         kind: ReplyKind,
         members: impl FnOnce(&mut Vec<u8>),
     ) -> Handled<'l> {
-        self.counters.answered += 1;
+        self.counters.answered_alone += 1;
         at.answer_with(kind, id, members);
         Handled::Answered
     }

@@ -168,7 +168,7 @@ impl Router {
         }
         at.set_flags(if hello.redirect { answers::CONNECTION_REDIRECT } else { 0 });
         at.set_ordered(hello.ordered);
-        self.counters.answered += 1;
+        self.counters.answered_alone += 1;
         at.answer_with(ReplyKind::Success, asked.id, |out| {
             answers::write_hello(out, &self.facts, &self.topology, &self.settings.limits);
         });

@@ -220,10 +220,13 @@ sections! {
 
     /// How much memory the data may take.
     memory: Memory {
-        /// Most that keys and values of the whole server may take, shared out evenly among the shards; above it writes that
-        /// add data answer OUT_OF_MEMORY, and reads and deletes go on. Indexes, remembered replies and connections come on
-        /// top. 0 means no bound.
+        /// Most that keys, values, indexes, remembered replies and writes on their way may take in the whole server, shared
+        /// out evenly among the shards; above it writes that add data answer OUT_OF_MEMORY, and reads and deletes go on.
+        /// Connections come on top. 0 means no bound.
         max_mib: u32 = 0, "MiB", integer(0, 16 << 20);
+        /// Bytes of requests that one shard may have taken and not yet applied. From half of it on it takes no more from
+        /// the routers, which slows clients down; beyond it writes answer OVERLOADED.
+        outstanding_mib: u32 = 128, "MiB", integer(32, 65_536);
         /// Clients whose retries one shard remembers. The one idle longest goes first.
         sessions_max: u32 = 65_536, "clients", integer(1, 10_000_000);
         /// Replies remembered for one client, for its retries; an older `seq` answers SEQ_EXPIRED.

@@ -15,6 +15,8 @@
 use super::record::{Malformed, take, take_u32};
 use crate::ids::Millis;
 
+/// Bytes in front of each command.
+pub const LENGTH_BYTES: usize = 4;
 /// Bytes before the first command.
 pub const HEAD_BYTES: usize = 16;
 /// Most commands in one entry.
@@ -84,7 +86,35 @@ pub struct Entry<'a> {
     rest: &'a [u8],
 }
 
+/// A place between two commands of an entry, kept by whoever applies it in slices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    epoch: u32,
+    stamp: Millis,
+    left: u16,
+    bytes_left: usize,
+}
+
 impl<'a> Entry<'a> {
+    /// Where the commands to come stand.
+    pub fn place(&self) -> Place {
+        Place { epoch: self.epoch, stamp: self.stamp, left: self.left, bytes_left: self.rest.len() }
+    }
+
+    /// Bytes of the commands to come.
+    pub fn bytes_left(&self) -> usize {
+        self.rest.len()
+    }
+
+    /// Goes on at a place of the same data.
+    ///
+    /// # Panics
+    /// When the data are shorter than those of the place.
+    pub fn resume(data: &'a [u8], place: Place) -> Self {
+        let Place { epoch, stamp, left, bytes_left } = place;
+        Self { epoch, stamp, left, rest: &data[data.len() - bytes_left..] }
+    }
+
     /// Reads the head; the commands come from the iterator.
     pub fn decode(data: &'a [u8]) -> Result<Self, Malformed> {
         let head = data.first_chunk::<HEAD_BYTES>().ok_or(Malformed("an entry shorter than its head"))?;
@@ -128,6 +158,8 @@ mod tests {
         let mut entry = Entry::decode(&data).unwrap();
         assert_eq!((entry.epoch, entry.stamp), (3, Millis(99)));
         assert_eq!(entry.next_record(), Ok(Some(&b"one"[..])));
+        let mut entry = Entry::resume(&data, entry.place());
+        assert_eq!((entry.epoch, entry.stamp), (3, Millis(99)));
         assert_eq!(entry.next_record(), Ok(Some(&b""[..])));
         assert_eq!(entry.next_record(), Ok(None));
         let golden =

@@ -19,6 +19,23 @@ pub fn iter(bytes: &[u8]) -> Items<'_> {
     Items { rest: bytes }
 }
 
+/// Hands the items behind the first `walked` bytes to `each` until the end or until it says that it has enough; `walked`
+/// follows. Whether the end is reached.
+pub fn walk(
+    bytes: &[u8],
+    walked: &mut usize,
+    mut each: impl FnMut(&[u8], &[u8]) -> bool,
+) -> Result<bool, Malformed> {
+    let mut rest = &bytes[*walked..];
+    let mut goes_on = true;
+    while goes_on && !rest.is_empty() {
+        let (key, value) = read(&mut rest)?;
+        goes_on = each(key, value);
+        *walked = bytes.len() - rest.len();
+    }
+    Ok(rest.is_empty())
+}
+
 /// See [`iter`].
 #[derive(Clone, Debug)]
 pub struct Items<'a> {
@@ -65,5 +82,15 @@ mod tests {
         let read: Vec<_> = iter(&bytes).map(Result::unwrap).collect();
         assert_eq!(read, [(&b"a"[..], &b"1"[..]), (b"bb", b"")]);
         assert!(iter(&bytes[..bytes.len() - 1]).any(|item| item.is_err()));
+        let (mut walked, mut seen) = (0, Vec::new());
+        let mut step = |seen: &mut Vec<Vec<u8>>| {
+            walk(&bytes, &mut walked, |key, _| {
+                seen.push(key.to_vec());
+                false
+            })
+        };
+        assert_eq!((step(&mut seen), step(&mut seen), step(&mut seen)), (Ok(false), Ok(true), Ok(true)));
+        assert_eq!(seen, [b"a".to_vec(), b"bb".to_vec()]);
+        assert!(walk(&bytes[..bytes.len() - 1], &mut 0, |_, _| true).is_err());
     }
 }

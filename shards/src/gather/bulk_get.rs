@@ -5,8 +5,9 @@
 //! snapshot. After [`UNEQUAL_ROUNDS_MAX`] unequal rounds the keys are read under the locks of a transaction, which always
 //! comes to an end. With `consistency: local` one round is all.
 
+use super::answers::{Answers, Collected, end_of};
 use super::parts::{ReadPart, take_read};
-use super::{Call, Gather, NO_PART, RESULT_BYTES_MAX, Step, text_of};
+use super::{Call, Gather, Step, text_of};
 use crate::batch::ReplyKind;
 use crate::command::encode::{self, consistency_bits};
 use crate::command::items::{self, Items};
@@ -31,7 +32,7 @@ pub struct BulkGet {
     /// The answers of the round before.
     before: Option<Vec<Vec<u8>>>,
     /// The answers of this round, by number.
-    round: Vec<Option<Vec<u8>>>,
+    round: Answers,
     unequal_rounds: u32,
     /// The transaction was asked for.
     under_locks: bool,
@@ -57,7 +58,7 @@ impl BulkGet {
         let places = request.keys.iter().map(|key| place_of(key)).collect();
         let gather = Self {
             consistency: request.consistency,
-            round: vec![None; parts.len()],
+            round: Answers::new(parts.len()),
             parts,
             places,
             before: None,
@@ -73,27 +74,17 @@ impl BulkGet {
     }
 
     pub(super) fn part(&mut self, number: u16, kind: ReplyKind, body: &[u8]) -> Result<Step, Malformed> {
-        match kind {
-            ReplyKind::Part => {}
-            ReplyKind::Error => return Ok(Step::passed_on(kind, body)),
-            _ => return Err(NO_PART),
-        }
         if self.under_locks {
-            return self.finish_locked(body);
-        }
-        let answer =
-            self.round.get_mut(usize::from(number)).ok_or(Malformed("its number was never given"))?;
-        if answer.replace(body.to_vec()).is_some() {
-            return Err(Malformed("it came twice"));
+            return match end_of(kind, body)? {
+                Some(end) => Ok(end),
+                None => self.finish_locked(body),
+            };
         }
         // A round holds the values once, the result holds them again with the keys.
-        if self.round.iter().flatten().map(Vec::len).sum::<usize>() > RESULT_BYTES_MAX {
-            return Ok(Step::too_large());
-        }
-        if self.round.iter().any(Option::is_none) {
-            return Ok(Step::Wait);
-        }
-        let round: Vec<Vec<u8>> = self.round.iter_mut().filter_map(Option::take).collect();
+        let round = match self.round.take(number, kind, body, 0)? {
+            Collected::Step(step) => return Ok(step),
+            Collected::All(round) => round,
+        };
         let alone = self.parts.len() == 1 || self.consistency == Consistency::Local;
         match self.before.replace(round) {
             None if alone => self.finish(),
@@ -112,8 +103,8 @@ impl BulkGet {
 
     pub(super) fn held_bytes(&self) -> usize {
         let keys: usize = self.parts.iter().map(|(_, items)| items.len()).sum();
-        let answers = self.before.iter().flatten().chain(self.round.iter().flatten());
-        keys + self.places.len() * 2 + answers.map(Vec::len).sum::<usize>()
+        let before: usize = self.before.iter().flatten().map(Vec::len).sum();
+        keys + self.places.len() * 2 + before + self.round.bytes()
     }
 
     fn read_all(&self) -> Step {

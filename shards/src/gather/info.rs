@@ -2,7 +2,8 @@
 //!
 //! The router gives the members that it knows itself; the shards' own objects are passed on as they came.
 
-use super::{Call, Gather, NO_PART, Step};
+use super::answers::{Answers, Collected};
+use super::{Call, Gather, Step};
 use crate::batch::ReplyKind;
 use crate::command::record::{Malformed, Op, Record};
 use crate::gather::topology::Topology;
@@ -25,7 +26,7 @@ pub struct Info {
     shape: Shape,
     head: Vec<u8>,
     node: String,
-    answers: Vec<Option<Vec<u8>>>,
+    answers: Answers,
 }
 
 /// What is read of a shard's object.
@@ -43,38 +44,30 @@ impl Info {
     pub fn start(topology: &Topology, shape: Shape, head: Vec<u8>, node: &str) -> (Gather, Step) {
         let calls = (0u16..).zip(topology.each());
         let calls = calls.map(|(number, group)| Call::new(number, group, &Record::plain(Op::Info, &[], &[])));
-        let gather = Self { shape, head, node: node.to_owned(), answers: vec![None; topology.groups()] };
+        let gather = Self { shape, head, node: node.to_owned(), answers: Answers::new(topology.groups()) };
         (Gather::Info(gather), Step::Calls(calls.collect()))
     }
 
     pub(super) fn part(&mut self, number: u16, kind: ReplyKind, body: &[u8]) -> Result<Step, Malformed> {
-        match kind {
-            ReplyKind::Part => {}
-            ReplyKind::Error => return Ok(Step::passed_on(kind, body)),
-            _ => return Err(NO_PART),
+        match self.answers.take(number, kind, body, self.head.len())? {
+            Collected::Step(step) => Ok(step),
+            Collected::All(answers) => self.finish(&answers),
         }
-        let answer =
-            self.answers.get_mut(usize::from(number)).ok_or(Malformed("its number was never given"))?;
-        if answer.replace(body.to_vec()).is_some() {
-            return Err(Malformed("it came twice"));
-        }
-        if self.answers.iter().any(Option::is_none) { Ok(Step::Wait) } else { self.finish() }
     }
 
     pub(super) fn held_bytes(&self) -> usize {
-        self.head.len() + self.answers.iter().flatten().map(Vec::len).sum::<usize>()
+        self.head.len() + self.answers.bytes()
     }
 
-    fn finish(&self) -> Result<Step, Malformed> {
-        let answers: Vec<&[u8]> = self.answers.iter().flatten().map(Vec::as_slice).collect();
-        let read = |answer: &&[u8]| serde_json::from_slice::<Figures>(answer);
+    fn finish(&self, answers: &[Vec<u8>]) -> Result<Step, Malformed> {
+        let read = |answer: &Vec<u8>| serde_json::from_slice::<Figures>(answer);
         let figures = answers.iter().map(read).collect::<Result<Vec<_>, _>>();
         let figures = figures.map_err(|_| Malformed("it is no object with a shard's figures"))?;
         let mut out = b"\"result\":{".to_vec();
         out.extend_from_slice(&self.head);
         out.push(b',');
         match self.shape {
-            Shape::Info => write_info(&mut out, &answers, &figures),
+            Shape::Info => write_info(&mut out, answers, &figures),
             Shape::Cluster => self.write_groups(&mut out, &figures),
         }
         out.push(b'}');
@@ -111,7 +104,7 @@ impl Info {
     }
 }
 
-fn write_info(out: &mut Vec<u8>, answers: &[&[u8]], figures: &[Figures]) {
+fn write_info(out: &mut Vec<u8>, answers: &[Vec<u8>], figures: &[Figures]) {
     push_member(out, "keys", figures.iter().map(|figures| figures.keys).sum());
     out.push(b',');
     push_member(out, "keys_memory_bytes", figures.iter().map(|figures| figures.memory_bytes).sum());

@@ -8,6 +8,7 @@
 //! Bounds: a result is at most [`RESULT_BYTES_MAX`]; what a gather holds is told by [`Gather::held_bytes`], so that its
 //! router can bound the sum.
 
+mod answers;
 pub mod bulk_get;
 pub mod catalog;
 pub mod cursor;

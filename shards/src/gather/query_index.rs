@@ -7,9 +7,10 @@
 //! A shard may end its page early; the merged page then ends before what that shard has not listed. It must list at
 //! least one entry, or say that nothing follows.
 
+use super::answers::{Answers, Collected};
 use super::search::{push_long, push_short, take_long, take_short};
 use super::topology::Topology;
-use super::{Call, Gather, NO_PART, Step, text_of};
+use super::{Call, Gather, Step, text_of};
 use crate::batch::ReplyKind;
 use crate::command::encode::consistency_bits;
 use crate::command::record::{Malformed, Op, Record, take_u8, take_u32};
@@ -204,7 +205,7 @@ fn read_page(mut bytes: &[u8], values: &mut Values) -> Result<Page, Malformed> {
 pub struct QueryIndex {
     request: Option<PageRequest>,
     with_values: bool,
-    answers: Vec<Option<Vec<u8>>>,
+    answers: Answers,
 }
 
 impl QueryIndex {
@@ -223,36 +224,26 @@ impl QueryIndex {
                 Step::Calls(calls.map(|(number, group)| Call::new(number, group, &record)).collect())
             }
         };
-        let answers = vec![None; topology.groups()];
+        let answers = Answers::new(topology.groups());
         let gather = Self { request: request.ok(), with_values: query.with_values, answers };
         (Gather::QueryIndex(Box::new(gather)), step)
     }
 
     pub(super) fn part(&mut self, number: u16, kind: ReplyKind, body: &[u8]) -> Result<Step, Malformed> {
-        match kind {
-            ReplyKind::Part => {}
-            ReplyKind::Error => return Ok(Step::passed_on(kind, body)),
-            _ => return Err(NO_PART),
+        match self.answers.take(number, kind, body, 0)? {
+            Collected::Step(step) => Ok(step),
+            Collected::All(answers) => self.finish(&answers),
         }
-        let answer =
-            self.answers.get_mut(usize::from(number)).ok_or(Malformed("its number was never given"))?;
-        if answer.replace(body.to_vec()).is_some() {
-            return Err(Malformed("it came twice"));
-        }
-        if self.held_bytes() > super::RESULT_BYTES_MAX {
-            return Ok(Step::too_large());
-        }
-        if self.answers.iter().any(Option::is_none) { Ok(Step::Wait) } else { self.finish() }
     }
 
     pub(super) fn held_bytes(&self) -> usize {
-        self.answers.iter().flatten().map(Vec::len).sum()
+        self.answers.bytes()
     }
 
-    fn finish(&self) -> Result<Step, Malformed> {
+    fn finish(&self, answers: &[Vec<u8>]) -> Result<Step, Malformed> {
         let request = self.request.as_ref().ok_or(Malformed("nothing was asked"))?;
         let mut values = Values::new();
-        let pages = self.answers.iter().flatten().map(|answer| read_page(answer, &mut values));
+        let pages = answers.iter().map(|answer| read_page(answer, &mut values));
         let page = merge_pages(request, pages.collect::<Result<Vec<_>, _>>()?);
         if page.entries.is_empty() && !page.is_last {
             return Err(Malformed("an empty page that is not the last"));

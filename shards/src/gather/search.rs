@@ -20,6 +20,7 @@
 //! | the same, hybrid | | | candidates of [`hybrid`](crate::index::hybrid) |
 //! | `SearchHits` | view | 2, items: keys | per key: value u32 length, snippet u32 length |
 
+use super::answers::{Answers, Collected};
 use super::catalog::{CatalogChange, Change};
 use super::topology::Topology;
 use super::{Call, Gather, NO_PART, Step, text_of};
@@ -61,7 +62,7 @@ pub struct Search {
     /// Whether missing indexes were defined already.
     has_defined: bool,
     /// This phase's answers, by group.
-    answers: Vec<Option<Vec<u8>>>,
+    answers: Answers,
     views: Vec<u64>,
     /// The merged hits, each with its group.
     hits: Vec<(SearchHit, u16)>,
@@ -80,7 +81,7 @@ impl Search {
             offset: usize::try_from(offset).unwrap_or(usize::MAX),
             top_k: usize::try_from(top_k).unwrap_or(usize::MAX),
             phase: Phase::Count,
-            answers: vec![None; topology.groups()],
+            answers: Answers::new(topology.groups()),
             views: Vec::new(),
             hits: Vec::new(),
         };
@@ -101,7 +102,7 @@ impl Search {
     fn define_next(&mut self) -> Step {
         let Some(index) = self.missing.pop() else {
             self.phase = Phase::Count;
-            self.answers = vec![None; self.topology.groups()];
+            self.answers = Answers::new(self.topology.groups());
             return self.count();
         };
         self.phase = Phase::Define;
@@ -121,23 +122,10 @@ impl Search {
                 step => step,
             });
         }
-        match kind {
-            ReplyKind::Part => {}
-            ReplyKind::Error => return Ok(Step::passed_on(kind, body)),
-            _ => return Err(NO_PART),
-        }
-        let answer =
-            self.answers.get_mut(usize::from(number)).ok_or(Malformed("its number was never given"))?;
-        if answer.replace(body.to_vec()).is_some() {
-            return Err(Malformed("it came twice"));
-        }
-        if self.held_bytes() > super::RESULT_BYTES_MAX {
-            return Ok(Step::too_large());
-        }
-        if self.answers.iter().any(Option::is_none) {
-            return Ok(Step::Wait);
-        }
-        let answers: Vec<Vec<u8>> = self.answers.iter_mut().filter_map(Option::take).collect();
+        let answers = match self.answers.take(number, kind, body, self.beside_bytes())? {
+            Collected::Step(step) => return Ok(step),
+            Collected::All(answers) => answers,
+        };
         match self.phase {
             Phase::Count if matches!(self.ask.scoring, Scoring::Vector { .. }) => self.nearest(&answers),
             Phase::Count => self.counted(&answers),
@@ -151,9 +139,13 @@ impl Search {
     }
 
     pub(super) fn held_bytes(&self) -> usize {
-        let answers: usize = self.answers.iter().flatten().map(Vec::len).sum();
+        self.answers.bytes() + self.beside_bytes()
+    }
+
+    /// Bytes held beside the answers of this phase.
+    fn beside_bytes(&self) -> usize {
         let hits: usize = self.hits.iter().map(|(hit, _)| hit.key.len() + 32).sum();
-        answers + hits + self.ask.query.len() + self.ask.filter.len()
+        hits + self.ask.query.len() + self.ask.filter.len()
     }
 
     fn counted(&mut self, answers: &[Vec<u8>]) -> Result<Step, Malformed> {

@@ -61,6 +61,13 @@ pub(crate) fn varint_at(bytes: &[u8], at: &mut usize) -> u32 {
 /// Moves `*at` past `count` varints of trusted bytes.
 #[inline]
 pub(crate) fn skip_varints(bytes: &[u8], at: &mut usize, mut count: u32) {
+    // Eight bytes hold at most eight ends, so while as many are wanted all of them may be passed.
+    while count >= 8
+        && let Some(eight) = bytes[*at..].first_chunk::<8>()
+    {
+        count -= (!u64::from_le_bytes(*eight) & 0x8080_8080_8080_8080).count_ones();
+        *at += 8;
+    }
     while count > 0 {
         count -= u32::from(bytes[*at] < 0x80);
         *at += 1;
@@ -171,6 +178,16 @@ mod tests {
         assert_eq!(Reader::new(&out).varint_u64(), Ok(u64::MAX));
         assert!(Reader::new(&out).varint().is_err(), "64 bits do not fit 32");
         assert!(Reader::new(&[0x80; 11]).varint_u64().is_err());
+        let (mut out, mut starts) = (Vec::new(), Vec::new());
+        for n in 0..100u32 {
+            starts.push(out.len());
+            put_varint(&mut out, 1 << (n * 7 % 32));
+        }
+        for (count, start) in starts.iter().enumerate() {
+            let mut at = 0;
+            skip_varints(&out, &mut at, count as u32);
+            assert_eq!(at, *start, "{count} varints are passed");
+        }
         assert!(Reader::new(&[0x80]).varint_u64().is_err());
         assert!(Reader::new(&[200, 1, 7]).bytes().is_err());
     }

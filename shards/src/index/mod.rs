@@ -8,6 +8,7 @@ pub mod filter;
 pub mod highlight;
 pub mod hybrid;
 pub mod query;
+mod sections;
 pub mod set;
 pub mod text;
 pub mod value;

@@ -136,7 +136,8 @@ impl ArchivedStartV1<'_> {
     }
 }
 
-fn encode<T>(value: &T, out: &mut PayloadBuffer)
+/// Replaces the contents of `out` with the archive of a value.
+pub(crate) fn encode<T>(value: &T, out: &mut PayloadBuffer)
 where
     T: for<'a> Serialize<
         rkyv::api::high::HighSerializer<PayloadBuffer, rkyv::ser::allocator::ArenaHandle<'a>, rancor::Error>,
@@ -148,7 +149,8 @@ where
         .expect("writing to memory fails only beyond 2 GiB, and a batch is smaller");
 }
 
-fn aligned<'a>(payload: &'a [u8], scratch: &'a mut PayloadBuffer) -> &'a [u8] {
+/// The payload where it can be read in place: itself, or a copy in `scratch` when it is not 16-aligned.
+pub(crate) fn aligned<'a>(payload: &'a [u8], scratch: &'a mut PayloadBuffer) -> &'a [u8] {
     if payload.as_ptr().addr().is_multiple_of(16) {
         return payload;
     }

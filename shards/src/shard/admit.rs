@@ -3,6 +3,7 @@
 //! What waits is bounded by what routers admit. A request that waits for a lock stands in that key's queue behind
 //! whatever came before it, so one connection's commands for one key keep their order.
 
+use super::budget::Charge;
 use super::outbox::{Ticket, Waiter, reply_failure};
 use super::{Floor, Shard};
 use crate::batch::{RequestBatch, RequestHead};
@@ -21,6 +22,17 @@ pub(super) struct Parked {
     pub(super) router: u8,
     pub(super) head: RequestHead,
     pub(super) record: Box<[u8]>,
+    /// Gives its bytes back to the shard's budget.
+    _charge: Charge,
+}
+
+/// A request as it came, with its record read.
+#[derive(Clone, Copy)]
+struct Asked<'r> {
+    router: u8,
+    head: &'r RequestHead,
+    bytes: &'r [u8],
+    record: Record<'r>,
 }
 
 /// What waits for a lock.
@@ -36,12 +48,6 @@ pub(super) enum LockWaiter {
 const READ_AHEAD: usize = 32;
 /// Memory that empty batches keep when they go back to their router.
 const KEEP_BYTES: usize = 256 << 10;
-
-impl Parked {
-    fn new(router: u8, head: &RequestHead, record: &[u8]) -> Self {
-        Self { router, head: *head, record: record.into() }
-    }
-}
 
 impl Shard {
     /// Admits every request of a batch, in order, and gives the batch back.
@@ -82,16 +88,17 @@ impl Shard {
                 return self.refuse(router, head, Failure::Internal(text), effects);
             }
         };
+        let asked = Asked { router, head, bytes, record };
         match record.op {
             Op::Set | Op::Incr | Op::Delete | Op::Expire | Op::Persist => {
-                self.admit_write(router, head, bytes, &record, effects);
+                self.admit_write(asked, effects);
             }
-            Op::BulkSet | Op::BulkDelete => self.admit_bulk(router, head, bytes, &record, effects),
-            Op::Remember => self.admit_unlocked(router, head, bytes, &record, effects),
-            Op::TxnStart => self.admit_transaction(router, head, bytes, &record, effects),
+            Op::BulkSet | Op::BulkDelete => self.admit_bulk(asked, effects),
+            Op::Remember => self.admit_unlocked(asked, effects),
+            Op::TxnStart => self.admit_transaction(asked, effects),
             Op::DeletePrefix => self.admit_scan(router, head, bytes, effects),
-            Op::Get | Op::Exists | Op::Ttl => self.admit_read(router, head, bytes, &record, effects),
-            Op::ReadMany => self.admit_read_many(router, head, bytes, &record, effects),
+            Op::Get | Op::Exists | Op::Ttl => self.admit_read(asked, effects),
+            Op::ReadMany => self.admit_read_many(asked, effects),
             Op::Scan | Op::Recall => self.admit_scan(router, head, bytes, effects),
             Op::Info => self.answer_info(router, head, effects),
             Op::Snapshot => self.admit_snapshot(router, head, effects),
@@ -112,6 +119,12 @@ impl Shard {
         }
     }
 
+    /// A request that will wait.
+    pub(super) fn parked(&self, router: u8, head: &RequestHead, record: &[u8]) -> Parked {
+        let charge = self.budget.charge(size_of::<Parked>() + record.len());
+        Parked { router, head: *head, record: record.into(), _charge: charge }
+    }
+
     /// Admits again what waited, in its order.
     pub(super) fn admit_parked(&mut self, parked: &Parked, effects: &mut Effects) {
         if parked.head.deadline <= self.now {
@@ -130,43 +143,48 @@ impl Shard {
         self.config.floor == Floor::Interval && record.has(flag::FSYNC)
     }
 
-    fn admit_write(
-        &mut self,
-        router: u8,
-        head: &RequestHead,
-        bytes: &[u8],
-        record: &Record<'_>,
-        effects: &mut Effects,
-    ) {
-        if self.locks.is_held(record.key) {
-            let waiter = LockWaiter::Request(Parked::new(router, head, bytes));
-            return self.locks.wait(record.key, waiter);
-        }
-        if let Some(failure) = self.refusal_of_write(record.op, bytes.len()) {
-            return self.refuse(router, head, failure, effects);
-        }
-        let waiter = Waiter::client(router, head, self.waits_for_sync(record));
-        self.gather(bytes, waiter, Some(hash_checked(head, record)));
+    /// A write that its key's lock lets through goes into the next entry.
+    fn admit_write(&mut self, asked: Asked<'_>, effects: &mut Effects) {
+        let key = asked.record.key;
+        let held = self.locks.is_held(key).then_some(key);
+        let hash = hash_checked(asked.head, &asked.record);
+        self.gather_unless_held(asked, held, Some(hash), effects);
     }
 
-    fn admit_bulk(
+    /// The same for a write of several keys.
+    fn admit_bulk(&mut self, asked: Asked<'_>, effects: &mut Effects) {
+        let items = asked.record.value;
+        let held = self.locks.first_held(items, None);
+        if self.gather_unless_held(asked, held, None, effects) {
+            self.mark_items(items);
+        }
+    }
+
+    /// A write that no lock stands against.
+    fn admit_unlocked(&mut self, asked: Asked<'_>, effects: &mut Effects) {
+        self.gather_unless_held(asked, None, None, effects);
+    }
+
+    /// Puts a write into the next entry, lets it wait for a key that is held, or refuses it; whether it was gathered.
+    fn gather_unless_held(
         &mut self,
-        router: u8,
-        head: &RequestHead,
-        bytes: &[u8],
-        record: &Record<'_>,
+        asked: Asked<'_>,
+        held: Option<&[u8]>,
+        hash: Option<KeyHash>,
         effects: &mut Effects,
-    ) {
-        if let Some(key) = self.locks.first_held(record.value, None) {
-            let waiter = LockWaiter::Request(Parked::new(router, head, bytes));
-            return self.locks.wait(key, waiter);
-        }
+    ) -> bool {
+        let Asked { router, head, bytes, record } = asked;
         if let Some(failure) = self.refusal_of_write(record.op, bytes.len()) {
-            return self.refuse(router, head, failure, effects);
+            self.refuse(router, head, failure, effects);
+            return false;
         }
-        let waiter = Waiter::client(router, head, self.waits_for_sync(record));
-        self.gather(bytes, waiter, None);
-        self.mark_items(record.value);
+        if let Some(key) = held {
+            self.locks.wait(key, LockWaiter::Request(self.parked(router, head, bytes)));
+            return false;
+        }
+        let waiter = Waiter::client(router, head, self.waits_for_sync(&record));
+        self.gather(bytes, waiter, hash);
+        true
     }
 
     /// Marks every key of some items as written soon.
@@ -176,30 +194,9 @@ impl Shard {
         }
     }
 
-    fn admit_unlocked(
-        &mut self,
-        router: u8,
-        head: &RequestHead,
-        bytes: &[u8],
-        record: &Record<'_>,
-        effects: &mut Effects,
-    ) {
-        if let Some(failure) = self.refusal_of_write(record.op, bytes.len()) {
-            return self.refuse(router, head, failure, effects);
-        }
-        let waiter = Waiter::client(router, head, self.waits_for_sync(record));
-        self.gather(bytes, waiter, None);
-    }
-
     /// Turns a request over several groups into an OPEN in this group's log.
-    fn admit_transaction(
-        &mut self,
-        router: u8,
-        head: &RequestHead,
-        bytes: &[u8],
-        record: &Record<'_>,
-        effects: &mut Effects,
-    ) {
+    fn admit_transaction(&mut self, asked: Asked<'_>, effects: &mut Effects) {
+        let Asked { router, head, bytes, record } = asked;
         let start = match Start::decode(record.value) {
             Ok(start) => start,
             Err(malformed) => {
@@ -217,6 +214,7 @@ impl Shard {
         let parts = start.parts.iter().map(|(group, items)| (*group, items.to_vec())).collect();
         let debug = record.has(flag::DEBUG);
         let plan = Plan { kind: start.kind, debug, parts, deadline: head.deadline };
+        self.budget.take_plan(plan.bytes());
         let mut waiter = Waiter::client(router, head, true);
         waiter.ticket = self.ticket(Ticket::Open(plan));
         let mut open = Record::plain(Op::TxnOpen, &[], &value);
@@ -227,18 +225,17 @@ impl Shard {
         self.gather(&encoded, waiter, None);
     }
 
-    fn admit_read(
-        &mut self,
-        router: u8,
-        head: &RequestHead,
-        bytes: &[u8],
-        record: &Record<'_>,
-        effects: &mut Effects,
-    ) {
-        let hash = hash_checked(head, record);
-        if !record.has(flag::LOCAL) {
+    fn admit_read(&mut self, asked: Asked<'_>, effects: &mut Effects) {
+        let Asked { router, head, bytes, record } = asked;
+        let hash = hash_checked(head, &record);
+        if record.has(flag::LOCAL) {
+            if self.slices.is_half_done() {
+                let parked = self.parked(router, head, bytes);
+                return self.slices.hold(parked);
+            }
+        } else {
             if self.locks.is_held(record.key) {
-                let waiter = LockWaiter::Request(Parked::new(router, head, bytes));
+                let waiter = LockWaiter::Request(self.parked(router, head, bytes));
                 return self.locks.wait(record.key, waiter);
             }
             if !self.is_ready || self.pending.may_have(hash) {
@@ -249,20 +246,19 @@ impl Shard {
                 return self.park_read(router, head, bytes);
             }
         }
-        self.answer_read(router, head, hash, record, effects);
+        self.answer_read(router, head, hash, &record, effects);
     }
 
-    fn admit_read_many(
-        &mut self,
-        router: u8,
-        head: &RequestHead,
-        bytes: &[u8],
-        record: &Record<'_>,
-        effects: &mut Effects,
-    ) {
-        if !record.has(flag::LOCAL) {
+    fn admit_read_many(&mut self, asked: Asked<'_>, effects: &mut Effects) {
+        let Asked { router, head, bytes, record } = asked;
+        if record.has(flag::LOCAL) {
+            if self.slices.is_half_done() {
+                let parked = self.parked(router, head, bytes);
+                return self.slices.hold(parked);
+            }
+        } else {
             if let Some(key) = self.locks.first_held(record.value, None) {
-                let waiter = LockWaiter::Request(Parked::new(router, head, bytes));
+                let waiter = LockWaiter::Request(self.parked(router, head, bytes));
                 return self.locks.wait(key, waiter);
             }
             let keys = || items::iter(record.value).map_while(Result::ok).map(|(key, _)| key);
@@ -275,7 +271,7 @@ impl Shard {
                 return self.park_read(router, head, bytes);
             }
         }
-        self.answer_read_many(router, head, record, effects);
+        self.answer_read_many(router, head, &record, effects);
     }
 
     /// A command that looks at many keys: it waits for everything admitted and for the locks held when it came.
@@ -284,7 +280,7 @@ impl Shard {
         if self.is_ready && index <= self.applied && self.locks.are_gone_before(locks) {
             return self.answer_scan(router, head, bytes, effects);
         }
-        self.scans.push_back((index, locks, Parked::new(router, head, bytes)));
+        self.scans.push_back((index, locks, self.parked(router, head, bytes)));
     }
 
     /// Lets a read wait until exactly what was admitted before it is applied: the commands up to a place in an entry.
@@ -292,7 +288,7 @@ impl Shard {
     fn park_read(&mut self, router: u8, head: &RequestHead, bytes: &[u8]) {
         let index = self.horizon();
         let position = self.next_position();
-        self.reads.push_back((index, position, Parked::new(router, head, bytes)));
+        self.reads.push_back((index, position, self.parked(router, head, bytes)));
     }
 
     /// Answers the reads that came before the command at `position` of the entry that is being applied.
@@ -335,7 +331,7 @@ impl Shard {
         self.answer_read(router, head, head.hash, &record, effects);
     }
 
-    fn release_scans(&mut self, effects: &mut Effects) {
+    pub(super) fn release_scans(&mut self, effects: &mut Effects) {
         for _ in 0..self.scans.len() {
             let Some((index, locks, parked)) = self.scans.pop_front() else { break };
             if index <= self.applied && self.locks.are_gone_before(locks) {
@@ -346,20 +342,17 @@ impl Shard {
         }
     }
 
-    /// Admits again what waited for the locks of a transaction.
-    pub(super) fn release_locks(&mut self, txn: crate::txn::TxnId, effects: &mut Effects) {
-        for waiter in self.locks.release(txn) {
-            match waiter {
-                LockWaiter::Request(parked) => self.admit_parked(&parked, effects),
-                LockWaiter::Prepare(message) => {
-                    if let Message::Prepare { txn, attempt, .. } = &message.body {
-                        self.waiting_prepares.remove(&(*txn, *attempt));
-                    }
-                    self.hear(message, effects);
+    /// Admits again what waited for a lock.
+    pub(super) fn admit_freed(&mut self, waiter: LockWaiter, effects: &mut Effects) {
+        match waiter {
+            LockWaiter::Request(parked) => self.admit_parked(&parked, effects),
+            LockWaiter::Prepare(message) => {
+                if let Message::Prepare { txn, attempt, .. } = &message.body {
+                    self.waiting_prepares.remove(&(*txn, *attempt));
                 }
+                self.hear(message, effects);
             }
         }
-        self.release_scans(effects);
     }
 
     /// Answers the waiting requests whose clients have stopped waiting; none of them was proposed.
@@ -369,6 +362,7 @@ impl Shard {
         let mut late: Vec<(u8, crate::ids::Token)> = Vec::new();
         self.reads.retain(|(_, _, parked)| keep_or_note(parked, now, &mut late));
         self.scans.retain(|(_, _, parked)| keep_or_note(parked, now, &mut late));
+        self.slices.held().retain(|parked| keep_or_note(parked, now, &mut late));
         let taken = self.locks.take_waiting(|waiter| match waiter {
             LockWaiter::Request(parked) => is_over(parked.head.deadline),
             LockWaiter::Prepare(message) => {
@@ -390,12 +384,36 @@ impl Shard {
         if !self.has_log_room {
             return Some(Failure::DiskFull);
         }
+        let outstanding = self.outstanding_bytes();
+        if outstanding + bytes > self.config.outstanding_bytes_max && outstanding > 0 {
+            let text = "this shard holds as many bytes of writes as it may that are not applied yet; send more slowly";
+            return Some(Failure::Overloaded(text));
+        }
         let stores = matches!(op, Op::Set | Op::Incr | Op::BulkSet | Op::TxnStart);
         let bound = self.config.memory_bytes_max;
-        if stores && bound > 0 && self.state.keys.bytes() as u64 + bytes as u64 > bound {
+        if stores && bound > 0 && self.memory_bytes() + bytes as u64 > bound {
             return Some(Failure::OutOfMemory);
         }
         None
+    }
+
+    /// Bytes of commands that are admitted and not yet applied, transactions under way included.
+    pub(super) fn outstanding_bytes(&self) -> usize {
+        self.budget.bytes() + self.coordinator.bytes() + self.txns.intent_bytes()
+    }
+
+    /// What `memory.max_mib` bounds: records, remembered replies, indexes, what is on its way, and what a snapshot holds.
+    /// The indexes are measured every tick.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        let state = &self.state;
+        let held = state.keys.bytes() + state.sessions.bytes() + state.keys.cut_pending_bytes();
+        held as u64 + self.searches.bytes + self.outstanding_bytes() as u64
+    }
+
+    /// Whether more requests should be brought: a driver that stops when there is no room slows the clients down before
+    /// writes must be refused.
+    pub fn has_room(&self) -> bool {
+        self.outstanding_bytes() < self.config.outstanding_bytes_max / 2
     }
 }
 

@@ -1,22 +1,26 @@
 //! Applies committed entries: the only place where state changes.
 //!
 //! What changes depends on the entry alone, so every replica and every replay agrees. Who is answered depends on this
-//! leader's own proposals. After each entry, before the next, the reads that waited for it are answered.
+//! leader's own proposals. After each entry, before the next, the reads that waited for it are answered. Entries are
+//! applied in slices ([`super::slices`]); what must not be seen in between stands there.
 
 use super::outbox::{NO_TICKET, Ticket, Waiter};
+use super::slices::{Current, Frame, Inside, cost_of};
 use super::{Shard, ShardFault, reads};
 use crate::batch::ReplyKind;
 use crate::command::answer::{self, Failure, Outcome};
 use crate::command::context::{Context, Observer};
-use crate::command::entry::Entry as EntryData;
-use crate::command::record::{Malformed, Op, Record, fingerprint, key_of};
+use crate::command::entry::{Entry as EntryData, HEAD_BYTES};
+use crate::command::record::{Malformed, Op, Record, Session, fingerprint, key_of};
 use crate::command::{bulk, incr, items, write};
 use crate::effect::Effects;
 use crate::ids::{KeyHash, Millis, Sequence, Version, hash_of};
+use crate::index::Units;
 use crate::index::set::IndexSet;
 use crate::state::{Check, State};
 use raft::prelude::{Entry, EntryType};
 use smallvec::SmallVec;
+use std::ops::Range;
 
 /// Commands whose records are read ahead together.
 const READ_AHEAD: usize = 32;
@@ -34,20 +38,52 @@ impl Observer for IndexSet {
 }
 
 impl Shard {
-    /// Applies one entry and answers who waited for it.
-    pub(super) fn apply_entry(&mut self, entry: &Entry, effects: &mut Effects) -> Result<(), ShardFault> {
+    /// Applies committed entries, in order, while units are left, and answers who waited for them.
+    pub(super) fn apply_some(&mut self, units: &mut Units, effects: &mut Effects) -> Result<(), ShardFault> {
+        while units.left() && !self.slices.is_empty() {
+            let mut current = match self.slices.current.take() {
+                Some(current) => current,
+                None => match self.slices.pop() {
+                    Some(entry) => self.begin_entry(entry)?,
+                    None => return Ok(()),
+                },
+            };
+            if self.apply_commands(&mut current, units, effects)? {
+                self.end_entry(&current, effects);
+            } else {
+                self.slices.current = Some(current);
+            }
+            self.release_held(effects);
+        }
+        Ok(())
+    }
+
+    fn begin_entry(&mut self, entry: Entry) -> Result<Current, ShardFault> {
         assert_eq!(entry.index, self.applied + 1, "entries are applied in order, each once");
         self.applying = entry.index;
-        let waiters = self.waiters_of(entry);
-        let is_own = waiters.is_some();
+        let waiters = self.waiters_of(&entry);
+        let mut place = None;
         if !entry.data.is_empty() {
             if entry.entry_type != EntryType::EntryNormal {
                 return Err(Malformed("a change of members in a group of one").into());
             }
-            self.apply_commands(entry, waiters.as_deref(), effects)?;
+            let commands = EntryData::decode(&entry.data)?;
+            if commands.stamp < self.stamp_applied {
+                return Err(Malformed("an entry's stamp goes back").into());
+            }
+            self.stamp = self.stamp.max(commands.stamp);
+            self.stamp_applied = self.stamp_applied.max(commands.stamp);
+            place = Some(commands.place());
         }
-        if is_own {
-            self.counters.commands += waiters.map_or(0, |waiters| waiters.len() as u64);
+        let needed = self.sequence_of(entry.index);
+        Ok(Current { entry, waiters, needed, place, position: 0, inside: None })
+    }
+
+    fn end_entry(&mut self, current: &Current, effects: &mut Effects) {
+        let entry = &current.entry;
+        if let Some(waiters) = &current.waiters {
+            self.counters.commands += waiters.len() as u64;
+            self.budget.release(entry.data.len() - HEAD_BYTES);
         }
         self.applied = entry.index;
         self.applied_term = entry.term;
@@ -59,7 +95,6 @@ impl Shard {
             self.perform(actions, effects);
         }
         self.release_reads(effects);
-        Ok(())
     }
 
     /// The waiters of an entry that this leader proposed.
@@ -74,59 +109,78 @@ impl Shard {
         Some(proposed.waiters)
     }
 
+    /// Goes on with the commands of an entry while units are left; whether all of them are applied.
     fn apply_commands(
         &mut self,
-        entry: &Entry,
-        waiters: Option<&[Waiter]>,
+        current: &mut Current,
+        units: &mut Units,
         effects: &mut Effects,
-    ) -> Result<(), ShardFault> {
-        let data = entry.data.clone();
-        let mut commands = EntryData::decode(&data)?;
-        let (epoch, stamp) = (commands.epoch, commands.stamp);
-        if stamp < self.stamp_applied {
-            return Err(Malformed("an entry's stamp goes back").into());
+    ) -> Result<bool, ShardFault> {
+        let Some(place) = current.place else { return Ok(true) };
+        let data = current.entry.data.clone();
+        if let Some(mut inside) = current.inside.take()
+            && !self.go_on(&mut inside, &data, units, effects)?
+        {
+            current.inside = Some(inside);
+            return Ok(false);
         }
-        self.stamp = self.stamp.max(stamp);
-        self.stamp_applied = self.stamp_applied.max(stamp);
-        let needed = self.sequence_of(entry.index);
-        let mut position = 0u16;
-        while let Some(bytes) = commands.next_record()? {
-            let version = Version::new(epoch, entry.index, position);
+        let mut commands = EntryData::resume(&data, place);
+        let (stamp, needed) = (commands.stamp, current.needed);
+        loop {
+            if !units.left() {
+                current.place = Some(commands.place());
+                return Ok(false);
+            }
+            let Some(bytes) = commands.next_record()? else { break };
+            let position = current.position;
+            let version = Version::new(commands.epoch, current.entry.index, position);
             if usize::from(position) % READ_AHEAD == 0 {
                 read_ahead(&self.state, bytes, commands.clone());
             }
-            let waiter = waiters.map(|waiters| waiters[usize::from(position)]);
+            let waiter = current.waiters.as_ref().map(|waiters| waiters[usize::from(position)]);
             if waiter.is_some() {
                 self.release_reads_before(position, effects);
             }
-            self.apply_command(bytes, version, stamp, waiter, needed, effects)?;
-            position += 1;
+            current.position += 1;
+            let is_own = waiter.is_some();
+            let waiter = waiter.unwrap_or_else(Waiter::nobody);
+            let frame = Frame { version, stamp, needed, waiter, is_own };
+            let end = data.len() - commands.bytes_left();
+            let at = end - bytes.len()..end;
+            let Some(mut inside) = self.apply_command(bytes, at, &frame, units, effects)? else { continue };
+            if !self.go_on(&mut inside, &data, units, effects)? {
+                current.place = Some(commands.place());
+                current.inside = Some(inside);
+                return Ok(false);
+            }
         }
         self.state.sessions.expire(stamp, SESSIONS_EXPIRED_PER_ENTRY);
-        Ok(())
+        Ok(true)
     }
 
+    /// Applies a command, or begins one over many keys.
     fn apply_command(
         &mut self,
         bytes: &[u8],
-        version: Version,
-        stamp: Millis,
-        waiter: Option<Waiter>,
-        needed: Sequence,
+        at: Range<usize>,
+        frame: &Frame,
+        units: &mut Units,
         effects: &mut Effects,
-    ) -> Result<(), ShardFault> {
+    ) -> Result<Option<Inside>, ShardFault> {
         let record = Record::decode(bytes)?;
-        let is_own = waiter.is_some();
-        let waiter = waiter.unwrap_or_else(Waiter::nobody);
+        let Frame { version, stamp, waiter, is_own, .. } = *frame;
+        units.spend(1);
         let outcome = match record.op {
             Op::Set | Op::Delete | Op::Incr | Op::Expire | Op::Persist => {
+                units.spend(cost_of(bytes.len()) - 1);
                 let hash = hash_of(record.key);
                 if is_own {
                     self.pending.remove(hash);
                 }
                 if self.txns.lock_of(record.key).is_some() {
                     // The leader lets nothing through to a held key, so only a change of leader brings this about.
-                    return self.requeue(bytes, waiter, effects);
+                    self.requeue(bytes, waiter, effects)?;
+                    return Ok(None);
                 }
                 self.once(bytes, &record, version, stamp, |context| {
                     Ok(match record.op {
@@ -138,18 +192,9 @@ impl Shard {
                     })
                 })?
             }
-            Op::BulkSet | Op::BulkDelete => {
-                if is_own {
-                    self.unmark_items(record.value);
-                }
-                if self.is_any_locked(record.value) {
-                    return self.requeue(bytes, waiter, effects);
-                }
-                self.once(bytes, &record, version, stamp, |context| match record.op {
-                    Op::BulkSet => bulk::set(context, &record),
-                    _ => bulk::delete(context, &record),
-                })?
-            }
+            Op::BulkSet | Op::BulkDelete => return Ok(Some(Inside::bulk(*frame, at))),
+            Op::TxnPrepare => return Ok(Some(Inside::prepare(*frame, at))),
+            Op::TxnFinish => return self.begin_finish(&record, frame, at, effects),
             Op::Expired => {
                 if is_own {
                     self.unmark_items(record.value);
@@ -157,11 +202,18 @@ impl Shard {
                 self.apply_expired(&record, version, stamp)
             }
             Op::Remember => self.apply_remember(&record, stamp)?,
-            Op::TxnOpen => return self.apply_open(&record, version, stamp, waiter, effects),
-            Op::TxnPrepare => return self.apply_prepare(&record, version, stamp, is_own, effects),
-            Op::TxnDecide => return self.apply_decide(&record, stamp, effects),
-            Op::TxnFinish => return self.apply_finish(&record, version, stamp, effects),
-            Op::TxnForget => return self.apply_forget(&record),
+            Op::TxnOpen => {
+                self.apply_open(&record, version, waiter, effects)?;
+                return Ok(None);
+            }
+            Op::TxnDecide => {
+                self.apply_decide(&record, stamp, effects)?;
+                return Ok(None);
+            }
+            Op::TxnForget => {
+                self.apply_forget(&record)?;
+                return Ok(None);
+            }
             Op::Catalog => {
                 if is_own {
                     self.searches.edits_in_flight -= 1;
@@ -170,11 +222,16 @@ impl Shard {
             }
             _ => return Err(Malformed("an operation that is never logged").into()),
         };
-        if waiter.ticket != NO_TICKET {
-            return self.answer_slice(&waiter, &outcome, needed, effects);
+        self.answer_applied(frame, &outcome, effects);
+        Ok(None)
+    }
+
+    /// Answers who waited for a command, or goes on with what it was a part of.
+    pub(super) fn answer_applied(&mut self, frame: &Frame, outcome: &Outcome, effects: &mut Effects) {
+        if frame.waiter.ticket != NO_TICKET {
+            return self.answer_slice(&frame.waiter, outcome, frame.needed, effects);
         }
-        self.answer(&waiter, needed, &outcome, effects);
-        Ok(())
+        self.answer(&frame.waiter, frame.needed, outcome, effects);
     }
 
     /// Runs a command unless its session has seen it; remembers what it came to.
@@ -197,7 +254,7 @@ impl Shard {
         }
         let mut context = Context { keys: &mut self.state.keys, observer, stamp, version };
         let outcome = run(&mut context)?;
-        remember(&mut self.state, session.client, session.seq, session.acked, print, stamp, &outcome);
+        remember(&mut self.state, &session, print, stamp, &outcome);
         Ok(outcome)
     }
 
@@ -228,17 +285,11 @@ impl Shard {
             record.value.split_first().ok_or(Malformed("a reply to remember without a kind"))?;
         let kind = if *kind == 0 { ReplyKind::Success } else { ReplyKind::Error };
         let outcome = Outcome::Members(kind, body.to_vec());
-        remember(&mut self.state, session.client, session.seq, session.acked, print, stamp, &outcome);
+        remember(&mut self.state, &session, print, stamp, &outcome);
         Ok(outcome)
     }
 
-    fn answer_slice(
-        &mut self,
-        waiter: &Waiter,
-        outcome: &Outcome,
-        needed: Sequence,
-        effects: &mut Effects,
-    ) -> Result<(), ShardFault> {
+    fn answer_slice(&mut self, waiter: &Waiter, outcome: &Outcome, needed: Sequence, effects: &mut Effects) {
         let ticket = self.tickets.remove(&waiter.ticket);
         let (Some(Ticket::Slice(cursor)), Outcome::Integer(count)) = (ticket, outcome) else {
             unreachable!("only a slice of DELETE_PREFIX is answered by its ticket");
@@ -246,11 +297,15 @@ impl Shard {
         let mut body = Vec::new();
         reads::write_slice(&mut body, &cursor, *count as u64);
         self.answer(waiter, needed, &Outcome::Members(ReplyKind::Part, body), effects);
-        Ok(())
     }
 
     /// A key is locked by an intent: nothing changes, and whoever waits is put into the key's queue.
-    fn requeue(&mut self, bytes: &[u8], waiter: Waiter, effects: &mut Effects) -> Result<(), ShardFault> {
+    pub(super) fn requeue(
+        &mut self,
+        bytes: &[u8],
+        waiter: Waiter,
+        effects: &mut Effects,
+    ) -> Result<(), ShardFault> {
         if !waiter.is_silent {
             let record = Record::decode(bytes)?;
             let (start, length) = (0, bytes.len() as u32);
@@ -272,11 +327,6 @@ impl Shard {
             self.pending.remove(hash_of(key));
         }
     }
-
-    fn is_any_locked(&self, bytes: &[u8]) -> bool {
-        let keys = || items::iter(bytes).map_while(Result::ok).map(|(key, _)| key);
-        !self.txns.is_idle() && keys().any(|key| self.txns.lock_of(key).is_some())
-    }
 }
 
 /// What a session already knows of a request; `None` when it is fresh.
@@ -296,18 +346,16 @@ pub(super) fn known(state: &State, client: &[u8], seq: u64, print: u64) -> Optio
 /// Remembers what a request came to.
 pub(super) fn remember(
     state: &mut State,
-    client: &[u8],
-    seq: u64,
-    acked: u64,
+    session: &Session<'_>,
     print: u64,
     stamp: Millis,
     outcome: &Outcome,
 ) {
     let mut body = Vec::new();
     let kind = answer::write(outcome, &mut body);
-    state.sessions.record(client, seq, print, kind, &body, stamp);
-    if acked > 0 {
-        state.sessions.acked(client, acked, stamp);
+    state.sessions.record(session.client, session.seq, print, kind, &body, stamp);
+    if session.acked > 0 {
+        state.sessions.acked(session.client, session.acked, stamp);
     }
 }
 
@@ -327,21 +375,5 @@ fn read_ahead(state: &State, first: &[u8], mut next: EntryData<'_>) {
     }
     if hashes.len() > 1 {
         state.keys.touch_many(&hashes);
-    }
-}
-
-/// Used by the transaction room: a context over the parts of the state.
-pub(super) fn finish_intent(
-    state: &mut State,
-    observer: &mut IndexSet,
-    intent: &crate::txn::state::Intent,
-    version: Version,
-    stamp: Millis,
-) -> Result<(), Malformed> {
-    let mut context = Context { keys: &mut state.keys, observer, stamp, version };
-    match intent.kind {
-        crate::txn::Kind::Set => bulk::set_items(&mut context, &intent.items, intent.debug).map(drop),
-        crate::txn::Kind::Delete => bulk::delete_items(&mut context, &intent.items).map(drop),
-        crate::txn::Kind::Read => Ok(()),
     }
 }

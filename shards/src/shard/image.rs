@@ -11,8 +11,8 @@ use crate::ids::{GroupId, Millis, Sequence};
 use crate::index::set::{IndexSet, SetLoader};
 use crate::log::header::BatchKind;
 use crate::log::payload::{
-    ArchivedRecordV1, ArchivedStartV1, ConfigurationV1, EntryV1, GroupStartV1, HardStateV1, PayloadBuffer,
-    RecordV1, StartV1,
+    ArchivedConfigurationV1, ArchivedRecordV1, ArchivedStartV1, ConfigurationV1, EntryV1, GroupStartV1,
+    HardStateV1, PayloadBuffer, RecordV1, StartV1,
 };
 use crate::log::replay::ReplayedBatch;
 use crate::snapshot::{SnapshotError, SnapshotLoader};
@@ -293,17 +293,8 @@ impl ImageBuilder {
                 commit: hard_state.commit.to_native(),
                 ..HardState::default()
             };
-            let ids = |list: &[rkyv::rend::u64_le]| list.iter().map(|id| id.to_native()).collect::<Vec<_>>();
-            let configuration = &group.configuration;
-            if !configuration.voters.is_empty() {
-                self.restored.conf_state = ConfState {
-                    voters: ids(&configuration.voters),
-                    learners: ids(&configuration.learners),
-                    voters_outgoing: ids(&configuration.voters_outgoing),
-                    learners_next: ids(&configuration.learners_next),
-                    auto_leave: configuration.auto_leave,
-                    ..ConfState::default()
-                };
+            if !group.configuration.voters.is_empty() {
+                self.restored.conf_state = conf_state(&group.configuration);
             }
             self.epoch = self.epoch.max(group.epoch.to_native());
         }
@@ -364,17 +355,34 @@ pub fn encode_append(append: &Append, out: &mut PayloadBuffer) {
 /// Replaces the contents of `out` with the payload of a segment start.
 pub fn encode_start(shard: &Shard, out: &mut PayloadBuffer) {
     let HardState { term, vote, commit, .. } = *shard.group().hard_state();
-    let conf_state = shard.group().conf_state();
-    let configuration = ConfigurationV1 {
+    let configuration = configuration(shard.group().conf_state());
+    let hard_state = HardStateV1 { term, vote, commit };
+    let group = GroupStartV1 { group: shard.config.group.0, epoch: shard.epoch, hard_state, configuration };
+    StartV1 { groups: &[group] }.encode(out);
+}
+
+/// A configuration in the words of the log.
+pub(crate) fn configuration(conf_state: &ConfState) -> ConfigurationV1<'_> {
+    ConfigurationV1 {
         voters: &conf_state.voters,
         learners: &conf_state.learners,
         voters_outgoing: &conf_state.voters_outgoing,
         learners_next: &conf_state.learners_next,
         auto_leave: conf_state.auto_leave,
-    };
-    let hard_state = HardStateV1 { term, vote, commit };
-    let group = GroupStartV1 { group: shard.config.group.0, epoch: shard.epoch, hard_state, configuration };
-    StartV1 { groups: &[group] }.encode(out);
+    }
+}
+
+/// A configuration in the words of raft-rs.
+pub(crate) fn conf_state(configuration: &ArchivedConfigurationV1<'_>) -> ConfState {
+    let ids = |list: &[rkyv::rend::u64_le]| list.iter().map(|id| id.to_native()).collect::<Vec<_>>();
+    ConfState {
+        voters: ids(&configuration.voters),
+        learners: ids(&configuration.learners),
+        voters_outgoing: ids(&configuration.voters_outgoing),
+        learners_next: ids(&configuration.learners_next),
+        auto_leave: configuration.auto_leave,
+        ..ConfState::default()
+    }
 }
 
 /// The number of an entry's type in the log.
@@ -386,7 +394,8 @@ pub fn entry_kind(entry_type: EntryType) -> u8 {
     }
 }
 
-fn entry_type(kind: u8) -> Result<EntryType, String> {
+/// The entry type with a number in the log.
+pub(crate) fn entry_type(kind: u8) -> Result<EntryType, String> {
     match kind {
         0 => Ok(EntryType::EntryNormal),
         1 => Ok(EntryType::EntryConfChange),

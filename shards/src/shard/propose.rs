@@ -5,7 +5,7 @@
 
 use super::outbox::Waiter;
 use super::{Floor, Shard, ShardFault};
-use crate::command::entry::EntryBuilder;
+use crate::command::entry::{EntryBuilder, LENGTH_BYTES};
 use crate::ids::KeyHash;
 
 /// Commands that will be one entry, with who waits for each.
@@ -26,7 +26,18 @@ pub(super) struct Proposed {
     pub(super) waiters: Vec<Waiter>,
 }
 
+/// Memory that the next entry takes at once, at most; what is rarely as large grows as it comes.
+const ROOM_BYTES_MAX: usize = 256 << 10;
+
 impl Gathered {
+    /// Hands over what has gathered and begins anew with room for as much again, so that a busy shard takes the memory of
+    /// an entry once and not in ever larger pieces.
+    fn take(&mut self) -> Self {
+        let entry = EntryBuilder::new(self.entry.length().min(ROOM_BYTES_MAX));
+        let next = Self { entry, waiters: Vec::with_capacity(self.waiters.len()) };
+        std::mem::replace(self, next)
+    }
+
     /// Whether nothing has gathered.
     pub(super) fn is_empty(&self) -> bool {
         self.waiters.is_empty()
@@ -40,9 +51,10 @@ impl Shard {
         let is_full = entry.count() >= self.config.entry_commands_max
             || entry.length() + record.len() > self.config.entry_bytes_max;
         if is_full && !self.gathered.is_empty() {
-            self.sealed.push_back(std::mem::take(&mut self.gathered));
+            self.sealed.push_back(self.gathered.take());
         }
         self.gathered.entry.push(record);
+        self.budget.take(record.len() + LENGTH_BYTES);
         self.gathered.waiters.push(waiter);
         if let Some(hash) = hash {
             self.pending.add(hash);
@@ -68,7 +80,7 @@ impl Shard {
     pub(super) fn propose_some(&mut self) -> Result<bool, ShardFault> {
         let mut any = false;
         while self.may_propose() {
-            let gathered = self.sealed.pop_front().unwrap_or_else(|| std::mem::take(&mut self.gathered));
+            let gathered = self.sealed.pop_front().unwrap_or_else(|| self.gathered.take());
             self.stamp = self.stamp.max(self.now);
             let Gathered { entry, waiters } = gathered;
             let data = entry.finish(self.epoch, self.stamp);
@@ -84,7 +96,7 @@ impl Shard {
         if !self.is_ready || (self.sealed.is_empty() && self.gathered.is_empty()) {
             return false;
         }
-        if self.snapshot_is_behind() || self.indexing_is_behind() {
+        if self.snapshot_is_behind() || self.indexing_is_behind() || self.slices.is_behind() {
             return false;
         }
         if self.config.floor != Floor::Always {

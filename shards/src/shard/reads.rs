@@ -177,7 +177,7 @@ impl Shard {
         if let Some(key) = self.locks.first_held(&found, None) {
             let mut bytes = Vec::new();
             record.encode(&mut bytes);
-            let parked = super::Parked { router, head: *head, record: bytes.into() };
+            let parked = self.parked(router, head, &bytes);
             return self.locks.wait(key, super::admit::LockWaiter::Request(parked));
         }
         let mut bytes = Vec::new();
@@ -220,14 +220,16 @@ impl Shard {
             concat!(
                 "{{\"shard\":{},\"keys\":{},\"memory_bytes\":{},\"term\":{},\"commit_index\":{},\"applied_index\":{},",
                 "\"requests\":{},\"entries\":{},\"commands\":{},\"expired\":{},\"transactions\":{},\"log_bytes\":{},",
-                "\"gathered\":{},\"in_flight\":{},\"waiting_reads\":{},\"waiting_for_locks\":{},\"locked_keys\":{},",
-                "\"sessions\":{},\"wal\":{{\"batches\":{},\"writes\":{},\"syncs\":{},\"bytes\":{},\"segments\":{},",
-                "\"live_bytes\":{}}},\"snapshots\":{{\"kept\":{},\"refused\":{},\"failed\":{},\"last_bytes\":{},",
+                "\"outstanding_bytes\":{},\"index_bytes\":{},\"sessions\":{},",
+                "\"queues\":{{\"gathered\":{},\"in_flight\":{},\"unapplied\":{},\"waiting_reads\":{},",
+                "\"waiting_for_locks\":{},\"locked_keys\":{},\"index_backlog\":{},\"searches\":{}}},",
+                "\"wal\":{{\"batches\":{},\"writes\":{},\"syncs\":{},\"bytes\":{},\"segments\":{},\"live_bytes\":{},",
+                "\"commit_p50_us\":{},\"commit_p99_us\":{},\"commits_measured\":{}}},\"snapshots\":{{\"kept\":{},\"refused\":{},\"failed\":{},\"last_bytes\":{},",
                 "\"last_index\":{},\"running\":{}}}}}"
             ),
             self.config.group,
             keys.len(),
-            keys.bytes() + self.state.sessions.bytes(),
+            self.memory_bytes(),
             self.group.term(),
             self.group.commit_index(),
             self.applied,
@@ -237,18 +239,27 @@ impl Shard {
             counters.expired,
             counters.transactions,
             counters.log_bytes,
-            self.gathered.waiters.len() + self.sealed.len(),
+            self.outstanding_bytes(),
+            self.searches.bytes,
+            self.state.sessions.clients(),
+            self.gathered.waiters.len()
+                + self.sealed.iter().map(|gathered| gathered.waiters.len()).sum::<usize>(),
             self.group.in_flight(),
+            self.slices.len(),
             self.reads.len() + self.scans.len(),
             self.locks.waiting(),
             self.locks.len(),
-            self.state.sessions.clients(),
+            self.index_backlog(),
+            self.searches_waiting(),
             disk.batches,
             disk.writes,
             disk.syncs,
             disk.bytes,
             disk.segments,
             disk.live_bytes,
+            disk.commit_p50_us,
+            disk.commit_p99_us,
+            disk.commits_measured,
             snapshots.kept,
             snapshots.refused,
             snapshots.failed,

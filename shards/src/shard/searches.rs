@@ -46,8 +46,12 @@ const QUERY_UNITS: u32 = 100_000;
 pub(super) struct Searches {
     pub(super) indexes: IndexSet,
     pub(super) catalog: Catalog,
-    /// Searches that wait until everything up to a position is indexed.
+    /// Searches that wait until everything up to a position is indexed, in the order of both.
     waiting: VecDeque<(u64, Parked)>,
+    /// Searches whose changes are indexed, but that need an index which is not there or not built yet.
+    stalled: VecDeque<(u64, Parked)>,
+    /// The generation of the indexes at which the stalled searches were last looked at.
+    stalled_at: u64,
     views: BTreeMap<u64, Pinned>,
     next_view: u64,
     running: VecDeque<Running>,
@@ -55,6 +59,8 @@ pub(super) struct Searches {
     pub(super) edits_in_flight: usize,
     /// Changes of the catalogue that wait for the end of a snapshot.
     held_edits: VecDeque<Parked>,
+    /// Memory of the indexes at the last tick.
+    pub(super) bytes: u64,
 }
 
 impl Searches {
@@ -94,29 +100,32 @@ impl Shard {
         bytes: &[u8],
         effects: &mut Effects,
     ) {
-        if self.searches.waiting.len() + self.searches.running.len() >= TASKS_MAX {
+        if self.searches_waiting() >= TASKS_MAX {
             let failure = Failure::Overloaded("too many searches wait in this shard; try again later");
             return reply_failure(effects, router, head.token, failure);
         }
         let position = self.searches.indexes.position();
-        self.searches.waiting.push_back((position, Parked { router, head: *head, record: bytes.into() }));
-        self.answer_waiting_searches(effects);
+        self.try_search(position, self.parked(router, head, bytes), effects);
     }
 
     /// Goes on with searches and indexing; whether more can be done now.
     pub(super) fn search_some(&mut self, effects: &mut Effects) -> bool {
+        if self.slices.is_half_done() {
+            // What a search reads belongs to one point of the log.
+            return self.has_search_work();
+        }
         self.run_searches(effects);
         if self.searches.indexes.has_work() {
             let mut units = Units::new(INDEX_UNITS);
             self.searches.indexes.work(&mut units, &Documents(&self.state.keys));
-            self.answer_waiting_searches(effects);
         }
+        self.answer_waiting_searches(effects);
         self.has_search_work()
     }
 
     /// Whether searches or indexing want a slice.
     pub(super) fn has_search_work(&self) -> bool {
-        !self.searches.running.is_empty() || self.searches.indexes.has_work()
+        !self.searches.running.is_empty() || self.searches.indexes.has_work() || self.stalled_may_go_on()
     }
 
     /// Whether writes must wait for indexing: the backlog is full, or a snapshot drains it.
@@ -130,6 +139,21 @@ impl Shard {
         self.searches.indexes.backlog_len() <= BACKLOG_AT_SNAPSHOT_MAX
     }
 
+    /// Measures the memory of the indexes.
+    pub(super) fn measure_indexes(&mut self) {
+        self.searches.bytes = self.searches.indexes.list().iter().map(|info| info.bytes).sum();
+    }
+
+    /// Keys that wait to be indexed.
+    pub(super) fn index_backlog(&self) -> usize {
+        self.searches.indexes.backlog_len()
+    }
+
+    /// Searches that wait for indexing or run.
+    pub(super) fn searches_waiting(&self) -> usize {
+        self.searches.waiting.len() + self.searches.stalled.len() + self.searches.running.len()
+    }
+
     /// Gives up what is past its deadline.
     pub(super) fn give_up_searches(&mut self, effects: &mut Effects) {
         let now = self.now;
@@ -137,6 +161,7 @@ impl Shard {
         let searches = &mut self.searches;
         let mut keep = |parked: &Parked| super::admit::keep_or_note(parked, now, &mut late);
         searches.waiting.retain(|(_, parked)| keep(parked));
+        searches.stalled.retain(|(_, parked)| keep(parked));
         searches.held_edits.retain(|parked| keep(parked));
         searches.views.retain(|_, pinned| pinned.deadline > now);
         searches.running.retain(|running| {
@@ -156,7 +181,7 @@ impl Shard {
         let mut bytes = Vec::new();
         Record::plain(Op::Catalog, &[], record.value).encode(&mut bytes);
         if self.snapshot_runs() {
-            let parked = Parked { router, head: *head, record: bytes.into() };
+            let parked = self.parked(router, head, &bytes);
             return self.searches.held_edits.push_back(parked);
         }
         self.gather_catalog(router, head, &bytes);
@@ -256,12 +281,48 @@ impl Shard {
         }
     }
 
+    /// Answers the searches that waited for what is indexed now. Costs what is ready, not what waits.
     fn answer_waiting_searches(&mut self, effects: &mut Effects) {
-        for _ in 0..self.searches.waiting.len() {
+        if self.slices.is_half_done() {
+            return;
+        }
+        let indexed_before = self.searches.indexes.indexed_before();
+        while self.searches.waiting.front().is_some_and(|(position, _)| *position < indexed_before) {
             let Some((position, parked)) = self.searches.waiting.pop_front() else { return };
-            if !self.answer_waiting(position, &parked, effects) {
-                self.searches.waiting.push_back((position, parked));
+            self.try_search(position, parked, effects);
+        }
+        if !self.stalled_may_go_on() {
+            return;
+        }
+        self.searches.stalled_at = self.searches.indexes.generation();
+        for (position, parked) in std::mem::take(&mut self.searches.stalled) {
+            self.try_search(position, parked, effects);
+        }
+    }
+
+    /// Whether an index has come, gone or become ready since the stalled searches were last looked at.
+    fn stalled_may_go_on(&self) -> bool {
+        let searches = &self.searches;
+        !searches.stalled.is_empty() && searches.stalled_at != searches.indexes.generation()
+    }
+
+    /// Answers a search, or puts it where it waits for what it lacks: its changes to be indexed, or else an index.
+    fn try_search(&mut self, position: u64, parked: Parked, effects: &mut Effects) {
+        // In the middle of a large command a search would see half of it.
+        let is_half_done = self.slices.is_half_done();
+        if !is_half_done && self.answer_waiting(position, &parked, effects) {
+            return;
+        }
+        let searches = &mut self.searches;
+        if is_half_done || position >= searches.indexes.indexed_before() {
+            let rises = searches.waiting.back().is_none_or(|(last, _)| *last <= position);
+            assert!(rises, "positions never go back");
+            searches.waiting.push_back((position, parked));
+        } else {
+            if searches.stalled.is_empty() {
+                searches.stalled_at = searches.indexes.generation();
             }
+            searches.stalled.push_back((position, parked));
         }
     }
 

@@ -218,6 +218,7 @@ impl Shard {
         is_wanted
             && may_drain
             && self.is_ready
+            && self.slices.current.is_none()
             && self.config.floor != Floor::Off
             && self.now >= snapshots.not_before
     }

@@ -17,6 +17,8 @@ use crate::txn::Kind;
 use crate::txn::message::{GroupMessage, Start};
 use std::collections::BTreeMap;
 
+mod slices;
+
 /// One shard with its disk.
 struct Strand {
     shard: Shard,
@@ -526,32 +528,6 @@ fn a_crash_at_any_step_leaves_a_whole_batch() {
 }
 
 #[test]
-fn a_prefix_goes_in_slices() {
-    let mut world = World::new(1, Floor::Always);
-    world.strands[0].shard.config.page_keys_max = 7;
-    for number in 0..30 {
-        world.ask(0, &set(&format!("p{number}"), "1"));
-    }
-    world.ask(0, &set("q", "1"));
-    let mut cursor = Vec::new();
-    let mut rounds = 0;
-    loop {
-        let token = world.send(0, &Record::plain(Op::DeletePrefix, b"p", &cursor));
-        world.settle();
-        let (kind, text) = &world.strands[0].replies[&token];
-        assert_eq!(*kind, ReplyKind::Part);
-        let body: Vec<u8> = text.trim_matches(['[', ']']).split(", ").map(|n| n.parse().unwrap()).collect();
-        rounds += 1;
-        cursor = body[8..].to_vec();
-        if cursor == [0] {
-            break;
-        }
-    }
-    assert!(rounds >= 5);
-    assert_eq!(world.strands[0].shard.state().keys.len(), 1);
-}
-
-#[test]
 fn nobody_waits_for_ever() {
     let mut world = World::new(1, Floor::Always);
     let write = world.send(0, &set("a", "1"));
@@ -563,20 +539,6 @@ fn nobody_waits_for_ever() {
     assert!(world.reply(0, read).unwrap().contains("TIMEOUT"));
     world.settle();
     assert_eq!(world.get(0, "a"), "\"result\":1", "it applied all the same");
-}
-
-#[test]
-fn bounds_refuse_writes_and_not_reads() {
-    let mut world = World::new(1, Floor::Always);
-    world.ask(0, &set("a", "1"));
-    world.strands[0].shard.config.memory_bytes_max = 1;
-    assert!(world.ask(0, &set("b", "1")).contains("OUT_OF_MEMORY"));
-    world.strands[0].shard.config.memory_bytes_max = 0;
-    world.step(0, Some(Event::LogRoom(false)));
-    assert!(world.ask(0, &set("b", "1")).contains("DISK_FULL"));
-    assert_eq!(world.get(0, "a"), "\"result\":1");
-    world.step(0, Some(Event::LogRoom(true)));
-    assert_eq!(world.ask(0, &set("b", "1")), "");
 }
 
 #[test]

@@ -1,20 +1,22 @@
 //! Transactions as seen by a shard: its part as a participant, and the ways between its coordinator and its log.
 
 use super::admit::LockWaiter;
-use super::apply::{finish_intent, known, remember};
+use super::apply::{known, remember};
 use super::outbox::{NO_TICKET, Ticket, Waiter, reply};
+use super::slices::{Frame, Inside};
 use super::{Shard, ShardFault};
 use crate::batch::ReplyKind;
 use crate::command::answer::{Failure, Outcome};
 use crate::command::context::is_over;
 use crate::command::items;
-use crate::command::record::{Malformed, Op, Record, flag};
+use crate::command::record::{Malformed, Op, Record, Session, flag};
 use crate::effect::Effects;
 use crate::ids::{GroupId, Millis, Version, hash_of};
 use crate::txn::coordinator::Action;
 use crate::txn::message::{Decide, Finish, GroupMessage, Message, Open, Prepare};
-use crate::txn::state::{Intent, Origin, PrepareOutcome};
+use crate::txn::state::{Intent, Origin};
 use crate::txn::{Kind, TxnId};
+use std::ops::Range;
 
 /// An intent that has waited so long makes its participant ask, in ms.
 const ASK_AFTER_MS: u64 = 1000;
@@ -93,7 +95,7 @@ impl Shard {
         }
     }
 
-    fn tell(&mut self, to: GroupId, body: Message, effects: &mut Effects) {
+    pub(super) fn tell(&mut self, to: GroupId, body: Message, effects: &mut Effects) {
         let message = GroupMessage { from: self.config.group, to, body };
         self.send_behind_sync(message, effects);
     }
@@ -173,7 +175,6 @@ impl Shard {
         &mut self,
         record: &Record<'_>,
         version: Version,
-        _stamp: Millis,
         waiter: Waiter,
         effects: &mut Effects,
     ) -> Result<(), ShardFault> {
@@ -182,6 +183,9 @@ impl Shard {
             NO_TICKET => None,
             number => self.tickets.remove(&number),
         };
+        if let Some(Ticket::Open(plan)) = &plan {
+            self.budget.release_plan(plan.bytes());
+        }
         let needed = self.sequence_of(self.applying);
         if let Some(session) = record.session {
             if let Some(outcome) = known(&self.state, session.client, session.seq, open.fingerprint) {
@@ -212,34 +216,6 @@ impl Shard {
         Ok(())
     }
 
-    pub(super) fn apply_prepare(
-        &mut self,
-        record: &Record<'_>,
-        version: Version,
-        stamp: Millis,
-        is_own: bool,
-        effects: &mut Effects,
-    ) -> Result<(), ShardFault> {
-        let prepare = Prepare::decode(record.value)?;
-        let (txn, attempt) = (prepare.txn, prepare.attempt);
-        let outcome = self.txns.prepare(version, stamp, &prepare, record.has(flag::DEBUG))?;
-        match outcome {
-            PrepareOutcome::Installed => {
-                self.locks.hold(txn, prepare.items);
-                if is_own {
-                    let intent = self.txns.intent(txn).expect("just installed").clone();
-                    let answer = self.prepared(txn, attempt, &intent);
-                    self.tell(txn.group, answer, effects);
-                }
-            }
-            PrepareOutcome::Locked if is_own => {
-                unreachable!("a leader proposes a PREPARE only when it has reserved its keys")
-            }
-            PrepareOutcome::Locked => {}
-        }
-        Ok(())
-    }
-
     pub(super) fn apply_decide(
         &mut self,
         record: &Record<'_>,
@@ -256,7 +232,8 @@ impl Shard {
             Outcome::Failed(Failure::Timeout { unknown: false })
         };
         if let (Some(origin), true) = (origin, decide.commit) {
-            remember(&mut self.state, &origin.client, origin.seq, origin.acked, fingerprint, stamp, &outcome);
+            let session = Session { client: &origin.client, seq: origin.seq, acked: origin.acked };
+            remember(&mut self.state, &session, fingerprint, stamp, &outcome);
         }
         let needed = self.sequence_of(self.applying);
         for waiter in self.txn_waiters.remove(&opened).unwrap_or_default() {
@@ -268,22 +245,34 @@ impl Shard {
         Ok(())
     }
 
-    pub(super) fn apply_finish(
+    /// Begins a FINISH: takes the intent out. Without one (the FINISH was said twice) there is nothing to do but to say so;
+    /// a PREPARE of a later try may be on its way, so no lock is touched.
+    pub(super) fn begin_finish(
         &mut self,
         record: &Record<'_>,
-        version: Version,
-        stamp: Millis,
+        frame: &Frame,
+        at: Range<usize>,
         effects: &mut Effects,
-    ) -> Result<(), ShardFault> {
+    ) -> Result<Option<Inside>, ShardFault> {
         let finish = Finish::decode(record.value)?;
-        if let Some(intent) = self.txns.finish(&finish) {
-            finish_intent(&mut self.state, &mut self.searches.indexes, &intent, version, stamp)?;
-        }
-        self.release_locks(finish.txn, effects);
+        let Some((intent, is_applied)) = self.txns.finish(&finish) else {
+            self.tell_finished(finish.txn, effects);
+            return Ok(None);
+        };
+        Ok(Some(Inside::finish(*frame, at, finish.txn, intent, is_applied)))
+    }
+
+    /// A FINISH is applied and all of its keys are free.
+    pub(super) fn end_finish(&mut self, txn: TxnId, effects: &mut Effects) {
+        self.locks.end(txn);
+        self.release_scans(effects);
+        self.tell_finished(txn, effects);
+    }
+
+    fn tell_finished(&mut self, txn: TxnId, effects: &mut Effects) {
         if self.is_ready {
-            self.tell(finish.txn.group, Message::Finished { txn: finish.txn }, effects);
+            self.tell(txn.group, Message::Finished { txn }, effects);
         }
-        Ok(())
     }
 
     pub(super) fn apply_forget(&mut self, record: &Record<'_>) -> Result<(), ShardFault> {

@@ -76,12 +76,21 @@ const RESEND_AFTER_MS: u64 = 500;
 pub struct Coordinator {
     group: GroupId,
     drives: BTreeMap<Version, Drive>,
+    /// Bytes of the items in the plans.
+    bytes: usize,
+}
+
+impl Plan {
+    /// Bytes of its items.
+    pub fn bytes(&self) -> usize {
+        self.parts.iter().map(|(_, items)| items.len()).sum()
+    }
 }
 
 impl Coordinator {
     /// Drives nothing yet.
     pub fn new(group: GroupId) -> Self {
-        Self { group, drives: BTreeMap::new() }
+        Self { group, drives: BTreeMap::new(), bytes: 0 }
     }
 
     /// Number of transactions under way.
@@ -92,6 +101,11 @@ impl Coordinator {
     /// Whether nothing is under way.
     pub fn is_empty(&self) -> bool {
         self.drives.is_empty()
+    }
+
+    /// Bytes of the items that undecided transactions hold.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Begins where an earlier leader left: aborts what is pending, finishes what is decided.
@@ -128,6 +142,7 @@ impl Coordinator {
         for number in 0..drive.plan.parts.len() {
             actions.push(drive.prepare(txn, number));
         }
+        self.bytes += drive.plan.bytes();
         assert!(self.drives.insert(opened, drive).is_none(), "a version opens one transaction");
     }
 
@@ -157,6 +172,7 @@ impl Coordinator {
         drive.sent_at = now;
         drive.send_finishes(txn, actions);
         // The values are in the participants' intents now.
+        self.bytes -= drive.plan.bytes();
         for (_, items) in &mut drive.plan.parts {
             *items = Vec::new();
         }

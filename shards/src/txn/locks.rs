@@ -66,18 +66,33 @@ impl<W> Locks<W> {
         keys.into_iter().find(|key| self.held.get(*key).is_some_and(|held| Some(held.txn) != except))
     }
 
+    /// A transaction begins to hold keys, unless it has begun before.
+    pub fn begin(&mut self, txn: TxnId) {
+        let number = self.next_number;
+        self.holders.entry(txn).or_insert(number);
+        self.next_number += 1;
+    }
+
+    /// Holds a key for a transaction that has begun.
+    ///
+    /// # Panics
+    /// When another transaction holds it.
+    pub fn hold_key(&mut self, txn: TxnId, key: &[u8]) {
+        if let Some(held) = self.held.get(key) {
+            return assert_eq!(held.txn, txn, "a key has one holder");
+        }
+        self.held.insert(key.into(), Held { txn, queue: VecDeque::new() });
+    }
+
     /// Holds every key of these items for a transaction.
     ///
     /// # Panics
     /// When another transaction holds one of them.
     pub fn hold(&mut self, txn: TxnId, bytes: &[u8]) {
+        self.begin(txn);
         for (key, _) in items::iter(bytes).map_while(Result::ok) {
-            let held = self.held.entry(key.into()).or_insert_with(|| Held { txn, queue: VecDeque::new() });
-            assert_eq!(held.txn, txn, "a key has one holder");
+            self.hold_key(txn, key);
         }
-        let number = self.next_number;
-        self.holders.entry(txn).or_insert(number);
-        self.next_number += 1;
     }
 
     /// Lets something wait for a held key.
@@ -87,20 +102,18 @@ impl<W> Locks<W> {
         self.waiting += 1;
     }
 
-    /// Releases every key of a transaction; returns what waited for them, each key's waiters in their order.
-    pub fn release(&mut self, txn: TxnId) -> Vec<W> {
-        if self.holders.remove(&txn).is_none() {
-            return Vec::new();
-        }
-        let mut freed = Vec::new();
-        self.held.retain(|_, held| {
-            if held.txn == txn {
-                freed.extend(held.queue.drain(..));
-            }
-            held.txn != txn
-        });
-        self.waiting -= freed.len();
-        freed
+    /// Releases one key of a transaction; hands over what waited for it, in its order. Whoever releases all of them ends
+    /// with [`Locks::end`].
+    pub fn release_key(&mut self, txn: TxnId, key: &[u8], freed: &mut Vec<W>) {
+        let Some(held) = self.held.remove(key) else { return };
+        assert_eq!(held.txn, txn, "a key is released by its holder");
+        self.waiting -= held.queue.len();
+        freed.extend(held.queue);
+    }
+
+    /// A transaction has released all of its keys.
+    pub fn end(&mut self, txn: TxnId) {
+        self.holders.remove(&txn);
     }
 
     /// Takes out the waiters that `is_over` names.
@@ -155,8 +168,13 @@ mod tests {
         locks.wait(b"a", 3);
         assert_eq!(locks.take_waiting(|w| *w == 2), [2]);
         assert!(!locks.are_gone_before(horizon));
-        assert_eq!(locks.release(txn(1)), [1, 3]);
-        assert!(locks.are_gone_before(horizon) && locks.is_empty());
-        assert_eq!(locks.release(txn(1)), Vec::<i32>::new());
+        let mut freed = Vec::new();
+        locks.release_key(txn(1), b"b", &mut freed);
+        assert!(freed.is_empty() && !locks.is_held(b"b") && locks.is_held(b"a"));
+        locks.release_key(txn(1), b"a", &mut freed);
+        assert_eq!(freed, [1, 3]);
+        assert!(locks.holds(txn(1)), "until it ends");
+        locks.end(txn(1));
+        assert!(locks.are_gone_before(horizon) && locks.is_empty() && locks.waiting() == 0);
     }
 }

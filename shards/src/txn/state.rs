@@ -71,6 +71,8 @@ pub struct TxnState {
     /// Looked up for every write while anything is locked; never walked.
     locked: Map<Box<[u8]>, TxnId>,
     records: BTreeMap<Version, Record>,
+    /// Bytes of the intents' items.
+    intent_bytes: usize,
 }
 
 /// What applying a PREPARE came to.
@@ -103,6 +105,11 @@ impl TxnState {
         self.intents.iter().map(|(txn, intent)| (*txn, intent))
     }
 
+    /// Bytes of the intents' items.
+    pub fn intent_bytes(&self) -> usize {
+        self.intent_bytes
+    }
+
     /// The record of a transaction that this group coordinates.
     pub fn record(&self, opened: Version) -> Option<&Record> {
         self.records.get(&opened)
@@ -129,7 +136,7 @@ impl TxnState {
         assert!(self.records.insert(opened, record).is_none(), "a version opens one transaction");
     }
 
-    /// Applies PREPARE: all of its locks or none.
+    /// Applies PREPARE in one go: all of its locks or none.
     pub fn prepare(
         &mut self,
         place: Version,
@@ -140,20 +147,38 @@ impl TxnState {
         let txn = prepare.txn;
         for item in items::iter(prepare.items) {
             let (key, _) = item?;
-            if self.locked.get(key).is_some_and(|holder| *holder != txn) {
+            if self.is_locked_for(key, txn) {
                 return Ok(PrepareOutcome::Locked);
             }
         }
-        // A later try replaces an earlier one's intent; the decision names the PREPARE that counts.
         self.drop_intent(txn);
         for item in items::iter(prepare.items) {
             let (key, _) = item?;
-            self.locked.insert(key.into(), txn);
+            self.lock(key, txn);
         }
+        self.install(place, since, prepare, debug);
+        Ok(PrepareOutcome::Installed)
+    }
+
+    /// Whether another transaction than this one has locked a key.
+    pub fn is_locked_for(&self, key: &[u8], txn: TxnId) -> bool {
+        self.lock_of(key).is_some_and(|holder| holder != txn)
+    }
+
+    /// Locks a key: a part of a PREPARE that is applied in slices, after no key was found locked, before
+    /// [`TxnState::install`].
+    pub fn lock(&mut self, key: &[u8], txn: TxnId) {
+        let holder = self.locked.insert(key.into(), txn);
+        assert!(holder.is_none_or(|holder| holder == txn), "a locked key is not locked again");
+    }
+
+    /// Installs the intent of a PREPARE whose keys are locked.
+    pub fn install(&mut self, place: Version, since: Millis, prepare: &Prepare<'_>, debug: bool) {
         let items = prepare.items.to_vec();
         let intent = Intent { place, attempt: prepare.attempt, kind: prepare.kind, debug, items, since };
-        self.intents.insert(txn, intent);
-        Ok(PrepareOutcome::Installed)
+        self.intent_bytes += intent.items.len();
+        let before = self.intents.insert(prepare.txn, intent);
+        assert!(before.is_none(), "an earlier intent was dropped before");
     }
 
     /// Applies DECIDE; tells the record if the decision is this one's, `None` where the record is gone or decided.
@@ -167,10 +192,19 @@ impl TxnState {
         Some(record)
     }
 
-    /// Applies FINISH: takes the intent out and returns it if it is to be applied.
-    pub fn finish(&mut self, finish: &Finish) -> Option<Intent> {
-        let intent = self.drop_intent(finish.txn)?;
-        finish.commit.is_some_and(|place| place == intent.place).then_some(intent)
+    /// Applies FINISH: takes the intent out, and tells whether it is to be applied. Its keys stay locked: whoever has applied
+    /// it gives back each with [`TxnState::unlock`].
+    pub fn finish(&mut self, finish: &Finish) -> Option<(Intent, bool)> {
+        let intent = self.intents.remove(&finish.txn)?;
+        self.intent_bytes -= intent.items.len();
+        let is_applied = finish.commit.is_some_and(|place| place == intent.place);
+        Some((intent, is_applied))
+    }
+
+    /// Gives a key back whose intent was taken out.
+    pub fn unlock(&mut self, key: &[u8], txn: TxnId) {
+        let holder = self.locked.remove(key);
+        assert_eq!(holder, Some(txn), "an intent holds the locks of its keys");
     }
 
     /// Applies FORGET.
@@ -178,14 +212,14 @@ impl TxnState {
         self.records.remove(&opened);
     }
 
-    fn drop_intent(&mut self, txn: TxnId) -> Option<Intent> {
-        let intent = self.intents.remove(&txn)?;
+    /// Drops an intent that a later try replaces: the decision names the PREPARE that counts.
+    pub fn drop_intent(&mut self, txn: TxnId) {
+        let Some(intent) = self.intents.remove(&txn) else { return };
+        self.intent_bytes -= intent.items.len();
         for item in items::iter(&intent.items) {
             let (key, _) = item.expect("an installed intent was read before");
-            let holder = self.locked.remove(key);
-            assert_eq!(holder, Some(txn), "an intent holds the locks of its keys");
+            self.unlock(key, txn);
         }
-        Some(intent)
     }
 
     /// Appends all of it for a snapshot: intents, then records, each list with its count.
@@ -326,11 +360,18 @@ mod tests {
         assert_eq!(state.prepare(place, Millis(1), &second, false), Ok(PrepareOutcome::Locked));
         assert_eq!(state.lock_of(b"c"), None);
         let other = Finish { txn: txn(1), commit: Some(Version::new(0, 9, 0)) };
-        assert_eq!(state.finish(&other), None, "an intent at another place is dropped");
-        assert_eq!(state.lock_of(b"a"), None);
+        let (intent, is_applied) = state.finish(&other).unwrap();
+        assert!(!is_applied, "an intent at another place is dropped");
+        assert_eq!(state.lock_of(b"a"), Some(txn(1)), "until its keys are given back");
+        for item in items::iter(&intent.items) {
+            state.unlock(item.unwrap().0, txn(1));
+        }
+        assert_eq!((state.lock_of(b"a"), state.finish(&other)), (None, None));
         assert_eq!(state.prepare(place, Millis(1), &second, false), Ok(PrepareOutcome::Installed));
         let finish = Finish { txn: txn(2), commit: Some(place) };
-        assert_eq!(state.finish(&finish).map(|intent| intent.items), Some(bc));
+        assert_eq!(state.finish(&finish).map(|(intent, applied)| (intent.items, applied)), Some((bc, true)));
+        state.unlock(b"b", txn(2));
+        state.unlock(b"c", txn(2));
         assert!(state.is_idle());
     }
 

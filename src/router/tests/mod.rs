@@ -1,5 +1,6 @@
 //! From a JSON line to a JSON reply, over real sockets, links and shards.
 
+mod allocations;
 mod world;
 
 use super::RouterSettings;

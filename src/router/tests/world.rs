@@ -142,6 +142,17 @@ impl World {
             if !events.is_empty() || strand.last_step.0 + 50 <= self.clock.get() {
                 self.step(number, events);
             }
+            self.work(number);
+        }
+    }
+
+    /// A large command is applied in slices: the next one.
+    fn work(&mut self, number: usize) {
+        if self.strands[number].shard.is_applying() {
+            let mut effects = Effects::default();
+            let now = Millis(self.clock.get());
+            self.strands[number].shard.work(now, 256, &mut effects).unwrap();
+            self.take(number, effects);
         }
     }
 
@@ -221,6 +232,23 @@ impl Client {
         let mut bytes = line.as_bytes().to_vec();
         bytes.push(b'\n');
         self.socket.write_all(&bytes).unwrap();
+    }
+
+    /// Sends bytes as they are.
+    pub(super) fn send_bytes(&mut self, bytes: &[u8]) {
+        self.socket.write_all(bytes).unwrap();
+    }
+
+    /// Takes what has come and forgets it; the ends of lines in it.
+    pub(super) fn lines_passed(&mut self) -> usize {
+        let mut buffer = [0; 65536];
+        match self.socket.read(&mut buffer) {
+            Ok(count) => memchr::memchr_iter(b'\n', &buffer[..count]).count(),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::WouldBlock);
+                0
+            }
+        }
     }
 
     /// A whole line that has come.

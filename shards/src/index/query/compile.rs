@@ -203,7 +203,7 @@ impl<'a> Compiler<'a> {
             for term in &mut terms {
                 term.1 -= first;
             }
-            terms.retain(|term| term.1 < crate::index::text::boolean::PHRASE_MAX);
+            terms.retain(|term| term.1 < crate::index::text::phrase::PHRASE_MAX);
             alternatives.push(match terms[..] {
                 [] => Clause::Nothing,
                 [(leaf, _)] => Clause::Term { leaf, boost },

@@ -236,7 +236,7 @@ impl<'a> Parser<'a> {
         let after = self.rest();
         if after.starts_with('*') && has_letters {
             self.at += 1;
-            return Some(Ast::Prefix(word.to_owned()));
+            return Some(beside_names(word, |word| Ast::Prefix(word.to_owned())));
         }
         if after.starts_with('~') && has_letters {
             let edits = self.number('~').unwrap_or_else(|| {
@@ -245,11 +245,11 @@ impl<'a> Parser<'a> {
             });
             let edits = edits.clamp(0.0, 2.0) as u8;
             return Some(match edits {
-                0 => Ast::Words(word.to_owned()),
-                _ => Ast::Fuzzy { word: word.to_owned(), edits },
+                0 => Ast::Words(with_names_apart(word)),
+                _ => beside_names(word, |word| Ast::Fuzzy { word: word.to_owned(), edits }),
             });
         }
-        Some(Ast::Words(word.to_owned()))
+        Some(Ast::Words(with_names_apart(word)))
     }
 
     /// Takes `mark` and the decimal number after it, if both are here.
@@ -261,6 +261,29 @@ impl<'a> Parser<'a> {
         self.at += mark.len_utf8() + length;
         Some(number)
     }
+}
+
+/// Where the last colon between two letters stands. Unicode's words keep such a colon: `title:bear` is one.
+fn last_joint(word: &str) -> Option<usize> {
+    word.rmatch_indices(':').map(|(at, _)| at).find(|at| {
+        let (before, after) = (&word[..*at], &word[at + 1..]);
+        before.ends_with(char::is_alphabetic) && after.starts_with(char::is_alphabetic)
+    })
+}
+
+/// A word with a name before a colon that is no field: the word as it stands, as a text may have it, and its parts.
+fn with_names_apart(word: &str) -> String {
+    match last_joint(word) {
+        Some(_) => format!("{word} {}", word.replace(':', " ")),
+        None => word.to_owned(),
+    }
+}
+
+/// What `node` makes of the part after the last name that is no field, and the names beside it as words.
+fn beside_names(word: &str, node: impl Fn(&str) -> Ast) -> Ast {
+    let Some(at) = last_joint(word) else { return node(word) };
+    let names = Ast::Words(with_names_apart(&word[..at]));
+    Ast::Bool { must: Vec::new(), should: vec![names, node(&word[at + 1..])], must_not: Vec::new() }
 }
 
 #[cfg(test)]
@@ -294,7 +317,8 @@ mod tests {
             ("+must -not maybe", "(+must, maybe, -not)"),
             ("a AND b OR c", "(c, (+a, +b))"),
             ("a AND (b OR c) AND NOT d", "(+a, +b c, -d)"),
-            ("title:word title: word x:y", "(title: word x:y, title:word)"),
+            ("title:word title: word x:y", "(title: word x:y x y, title:word)"),
+            ("a:b:c 1:2 http://y x:pre* x:word~1", "(a:b:c a b c 1:2 http://y, (x, pre*), (x, word~1))"),
             ("title:\"a b\" title:(c d)", "(title:\"a b\"~0, title:c d)"),
             ("pre* word~1 other~ word^2.5", "(pre*, word~1, other~2, word^2.5)"),
             ("AND or OR", "AND or OR"),

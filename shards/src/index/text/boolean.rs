@@ -8,6 +8,7 @@ use super::cursor::{Cursor, END};
 use super::dictionary::FieldId;
 use super::maxscore::{TermPlan, contribution};
 use super::part::{Lengths, Open};
+use super::phrase::Occurrences;
 use super::score::{Weigher, to_fixed};
 
 /// What to look for on this shard.
@@ -35,6 +36,22 @@ pub(crate) enum Plan {
     },
 }
 
+impl Plan {
+    /// Postings of all its terms in a part, about: what going through it costs.
+    pub(crate) fn postings(&self, open: &Open<'_>) -> u64 {
+        let count = |id: &u32| u64::from(open.count(*id));
+        match self {
+            Self::Nothing => 0,
+            Self::Term(term) => count(&term.id),
+            Self::Phrase { terms, .. } => terms.iter().map(|(id, _)| count(id)).sum(),
+            Self::Constant { ids, .. } => ids.iter().map(count).sum(),
+            Self::Bool { must, should, must_not } => {
+                must.iter().chain(should).chain(must_not).map(|plan| plan.postings(open)).sum()
+            }
+        }
+    }
+}
+
 /// A plan opened on one part. Stands on a matching document, or at [`END`].
 pub(crate) enum Scorer<'a> {
     Nothing,
@@ -46,8 +63,7 @@ pub(crate) enum Scorer<'a> {
 
 pub(crate) struct Phrase<'a> {
     cursors: Vec<(Cursor<'a>, u32)>,
-    /// Positions in use, less the offset in the phrase; kept to be used again.
-    positions: Vec<Vec<u32>>,
+    occurrences: Occurrences,
     slop: u32,
     weigher: Weigher,
     lengths: Lengths<'a>,
@@ -84,11 +100,11 @@ impl<'a> Scorer<'a> {
                 let cursors = terms.iter().map(|(id, offset)| Some((open.cursor(*id, true)?, *offset)));
                 match cursors.collect::<Option<Vec<_>>>() {
                     Some(cursors) => {
-                        let positions = vec![Vec::new(); cursors.len()];
+                        let occurrences = Occurrences::new(cursors.len());
                         let lengths = open.lengths(*field);
                         let mut phrase = Phrase {
                             cursors,
-                            positions,
+                            occurrences,
                             slop: *slop,
                             weigher: *weigher,
                             lengths,
@@ -148,7 +164,8 @@ impl<'a> Scorer<'a> {
         match self {
             Self::Nothing => 0,
             Self::Term { cursor, weigher, lengths, norms } => {
-                contribution(*weigher, *lengths, norms, cursor.document(), cursor.frequency())
+                let frequency = cursor.frequency();
+                contribution(*weigher, *lengths, norms, cursor.document(), frequency)
             }
             Self::Phrase(phrase) => {
                 phrase.weigher.by_length(phrase.frequency, phrase.lengths.get(phrase.cursors[0].0.document()))
@@ -272,41 +289,11 @@ impl Phrase<'_> {
         }
     }
 
-    /// The phrase's frequency in the document that all cursors stand on: 1 / (1 + distance) for each match.
-    ///
-    /// Terms match when their positions, less their places in the phrase, lie within `slop` of one another.
+    /// The phrase's frequency in the document that all cursors stand on.
     fn count(&mut self) -> f64 {
-        for ((cursor, offset), positions) in self.cursors.iter_mut().zip(&mut self.positions) {
-            cursor.positions(positions);
-            for position in positions {
-                // A position before its place in the phrase cannot underflow: all are moved up alike.
-                *position = position.saturating_add(PHRASE_MAX - *offset);
-            }
+        for (n, (cursor, offset)) in self.cursors.iter_mut().enumerate() {
+            self.occurrences.read(n, cursor, *offset);
         }
-        let mut at = vec![0usize; self.positions.len()];
-        let mut frequency = 0.0;
-        loop {
-            let (mut low, mut high, mut lowest) = (u32::MAX, 0, 0);
-            for (n, positions) in self.positions.iter().enumerate() {
-                let Some(position) = positions.get(at[n]).copied() else { return frequency };
-                if position < low {
-                    (low, lowest) = (position, n);
-                }
-                high = high.max(position);
-            }
-            if high - low <= self.slop && (self.slop == 0 || self.is_distinct(&at)) {
-                frequency += 1.0 / f64::from(1 + high - low);
-            }
-            at[lowest] += 1;
-        }
-    }
-
-    /// Whether no two terms of the phrase stand on one and the same word of the document.
-    fn is_distinct(&self, at: &[usize]) -> bool {
-        let place = |n: usize| self.positions[n][at[n]] - (PHRASE_MAX - self.cursors[n].1);
-        (0..at.len()).all(|left| (left + 1..at.len()).all(|right| place(left) != place(right)))
+        self.occurrences.frequency(self.slop)
     }
 }
-
-/// More than any offset in a phrase.
-pub(crate) const PHRASE_MAX: u32 = 1 << 16;

@@ -1,7 +1,8 @@
 //! A cursor over one term's postings in one part, block by block, for sealed segments and tails alike.
 
 use super::super::codec::{put_varint, skip_varints, varint_at};
-use super::segment::{ANY_BOUNDS, BLOCK, Bounds, NO_BOUNDS, SealedList};
+use super::bounds::{ANY_BOUNDS, Bounds, NO_BOUNDS};
+use super::segment::{BLOCK, PackedFrequencies, SealedList};
 use super::tail::TailReader;
 use bitpacking::{BitPacker, BitPacker4x};
 
@@ -14,6 +15,8 @@ pub(crate) struct Cursor<'a> {
     frequencies: [u32; BLOCK],
     at: usize,
     length: usize,
+    /// Where the packed frequencies of a sealed block stand, until somebody asks for one.
+    packed: Option<PackedFrequencies>,
     source: Source<'a>,
 }
 
@@ -38,6 +41,7 @@ struct TailSource<'a> {
     reader: TailReader<'a>,
     /// Documents from here on came after the view.
     documents_end: u32,
+    count: u32,
     /// Positions of the block, of all postings, one after another.
     positions: Vec<u32>,
     starts: Vec<u32>,
@@ -58,13 +62,15 @@ impl<'a> Cursor<'a> {
     }
 
     pub(crate) fn tail(reader: TailReader<'a>, documents_end: u32, wants_positions: bool) -> Self {
-        let tail =
-            TailSource { reader, documents_end, positions: Vec::new(), starts: Vec::new(), wants_positions };
+        let count = reader.left();
+        let (positions, starts) = (Vec::new(), Vec::new());
+        let tail = TailSource { reader, documents_end, count, positions, starts, wants_positions };
         Self::new(Source::Tail(tail))
     }
 
     fn new(source: Source<'a>) -> Self {
-        let mut cursor = Self { documents: [0; BLOCK], frequencies: [0; BLOCK], at: 0, length: 0, source };
+        let (documents, frequencies) = ([0; BLOCK], [0; BLOCK]);
+        let mut cursor = Self { documents, frequencies, at: 0, length: 0, packed: None, source };
         match &mut cursor.source {
             Source::Sealed(_) => cursor.load(0),
             Source::Tail(_) => cursor.load_tail(),
@@ -78,8 +84,10 @@ impl<'a> Cursor<'a> {
         sealed.block = block;
         self.at = 0;
         self.length = if block > sealed.list.blocks { 0 } else { sealed.list.block_length(block) };
+        self.packed = None;
         if self.length > 0 {
-            sealed.list.read_block(sealed.packer, block, &mut self.documents, &mut self.frequencies);
+            self.packed =
+                sealed.list.read_block(sealed.packer, block, &mut self.documents, &mut self.frequencies);
             sealed.position_at = sealed.list.positions_of(block);
             sealed.position_index = 0;
         }
@@ -127,8 +135,27 @@ impl<'a> Cursor<'a> {
 
     /// How often the term stands in the document.
     #[inline]
-    pub(crate) fn frequency(&self) -> u32 {
+    pub(crate) fn frequency(&mut self) -> u32 {
+        self.unpack_frequencies();
         self.frequencies[self.at]
+    }
+
+    /// Whoever only looks for documents never pays for the frequencies of a block.
+    #[inline]
+    fn unpack_frequencies(&mut self) {
+        if let Some(packed) = self.packed.take()
+            && let Source::Sealed(sealed) = &self.source
+        {
+            sealed.list.read_frequencies(sealed.packer, packed, &mut self.frequencies);
+        }
+    }
+
+    /// How many postings the list has in all, those after the view included.
+    pub(crate) fn count(&self) -> u32 {
+        match &self.source {
+            Source::Sealed(sealed) => sealed.list.count,
+            Source::Tail(tail) => tail.count,
+        }
     }
 
     /// Moves to the next posting.
@@ -148,12 +175,16 @@ impl<'a> Cursor<'a> {
         }
         if self.documents[self.length - 1] < document {
             self.load_containing(document);
-            if self.length == 0 {
+            if self.document() >= document {
                 return;
             }
         }
-        let rest = &self.documents[self.at..self.length];
-        self.at += rest.partition_point(|other| *other < document);
+        // Lists of like density move a posting or two at a time.
+        self.at += 1;
+        if self.documents[self.at..self.length].first().is_some_and(|next| *next < document) {
+            let rest = &self.documents[self.at..self.length];
+            self.at += rest.partition_point(|other| *other < document);
+        }
         if self.at >= self.length {
             self.load_next();
         }
@@ -186,6 +217,7 @@ impl<'a> Cursor<'a> {
     /// cursor stands at or beyond `end`.
     #[inline]
     pub(crate) fn take_below(&mut self, end: u32) -> Taken {
+        self.unpack_frequencies();
         let rest = &self.documents[self.at..self.length];
         let count = if rest.last().is_some_and(|last| *last < end) {
             rest.len()
@@ -233,7 +265,7 @@ impl<'a> Cursor<'a> {
                 loop {
                     if block == list.blocks {
                         if list.block_length(block) > 0 {
-                            bounds.widen(ANY_BOUNDS);
+                            bounds.widen(list.bounds(block));
                         }
                         break;
                     }
@@ -249,10 +281,27 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// The last document of the block that `document` would be in, and bounds over that block; for rising calls.
+    pub(crate) fn block_bounds(&mut self, document: u32) -> (u32, Bounds) {
+        match &mut self.source {
+            Source::Sealed(sealed) => {
+                let list = &sealed.list;
+                let mut block = sealed.bound_block.max(sealed.block);
+                while block < list.blocks && list.last_document(block) < document {
+                    block += 1;
+                }
+                sealed.bound_block = block;
+                let last = if block < list.blocks { list.last_document(block) } else { END - 1 };
+                (last, list.bounds(block))
+            }
+            Source::Tail(_) => (END - 1, ANY_BOUNDS),
+        }
+    }
+
     /// Reads the term's positions in the document.
     pub(crate) fn positions(&mut self, out: &mut Vec<u32>) {
         out.clear();
-        let frequency = self.frequencies[self.at];
+        let frequency = self.frequency();
         match &mut self.source {
             Source::Sealed(sealed) => {
                 sealed.seek_positions(self.at, &self.frequencies);
@@ -274,7 +323,7 @@ impl<'a> Cursor<'a> {
 
     /// Appends the term's positions in the document as varint distances.
     pub(crate) fn copy_positions(&mut self, out: &mut Vec<u8>) {
-        let frequency = self.frequencies[self.at];
+        let frequency = self.frequency();
         match &mut self.source {
             Source::Sealed(sealed) => {
                 sealed.seek_positions(self.at, &self.frequencies);

@@ -5,6 +5,9 @@
 //! added up in an array, and the others are looked up for the documents that may still get in. A bound equal to the
 //! threshold does not rule a document out, for ties go by key. Long queries add everything up without bounds.
 //!
+//! Where a single term is essential, its postings are judged as they come, and blocks of it that cannot reach the threshold
+//! are passed over without being unpacked.
+//!
 //! Source: Turtle and Flood, "Query evaluation: strategies and optimizations" (1995); Ding and Suel, "Faster top-k document
 //! retrieval using block-max indexes" (2011).
 
@@ -13,9 +16,10 @@ use super::cursor::{Cursor, END};
 use super::dictionary::FieldId;
 use super::part::{Lengths, Open};
 use super::score::Weigher;
-use super::segment::Packed;
+use super::segment::{BLOCK, Packed};
 use super::top::Top;
 use crate::index::{ACCEPT_UNITS, Units};
+use smallvec::SmallVec;
 
 /// Documents in a window.
 const WINDOW: u32 = 4096;
@@ -31,15 +35,42 @@ pub(crate) struct TermPlan {
 }
 
 /// Sums of one window, to be used again; zero between windows.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Sums {
     scores: Vec<i64>,
     touched: Vec<u64>,
+    tables: Vec<ScoreTable>,
 }
 
-impl Default for Sums {
-    fn default() -> Self {
-        Self { scores: vec![0; WINDOW as usize], touched: vec![0; WINDOW as usize / 64] }
+impl Sums {
+    fn prepare(&mut self) {
+        if self.scores.is_empty() {
+            self.scores.resize(WINDOW as usize, 0);
+            self.touched.resize(WINDOW as usize / 64, 0);
+        }
+    }
+}
+
+/// What a term adds to documents that hold it once, by their length. Most postings are such, and looking up is cheaper than
+/// dividing.
+#[derive(Clone, Debug, Default)]
+struct ScoreTable {
+    /// Empty until so many postings have been seen that filling it is worth it.
+    by_length: Vec<i64>,
+    seen: u64,
+}
+
+/// Lengths that fit a byte.
+const TABLE_LENGTHS: u32 = 256;
+
+impl ScoreTable {
+    /// The scores by length, or nothing while too few postings have been seen.
+    fn after(&mut self, postings: u64, weigher: Weigher) -> &[i64] {
+        self.seen += postings;
+        if self.by_length.is_empty() && self.seen > u64::from(TABLE_LENGTHS) * 4 && !weigher.is_cosine() {
+            self.by_length.extend((0..TABLE_LENGTHS).map(|length| weigher.by_length(1.0, length)));
+        }
+        &self.by_length
     }
 }
 
@@ -50,12 +81,28 @@ struct Term<'a> {
     norms: &'a [f32],
     /// Most that the term can add in the current window.
     bound: i64,
+    /// Position in the plan.
+    number: usize,
 }
 
 impl Term<'_> {
+    /// The first document from `document` on whose block can add `needed`; `end` if there is none below it.
+    fn first_possible(&mut self, mut document: u32, end: u32, needed: i64, units: &mut Units) -> u32 {
+        while document < end {
+            units.spend(1);
+            let (last, bounds) = self.cursor.block_bounds(document);
+            if self.weigher.bound(bounds) >= needed {
+                return document;
+            }
+            document = last + 1;
+        }
+        end
+    }
+
     #[inline]
-    fn contribution(&self) -> i64 {
-        contribution(self.weigher, self.lengths, self.norms, self.cursor.document(), self.cursor.frequency())
+    fn contribution(&mut self) -> i64 {
+        let frequency = self.cursor.frequency();
+        contribution(self.weigher, self.lengths, self.norms, self.cursor.document(), frequency)
     }
 }
 
@@ -88,10 +135,12 @@ pub(crate) fn search(
     accept: &mut dyn FnMut(&[u8]) -> bool,
 ) -> u32 {
     let norms = open.norms();
-    let terms = plan.iter().filter_map(|term| {
+    sums.tables.resize(plan.len(), ScoreTable::default());
+    let terms = plan.iter().enumerate().filter_map(|(number, term)| {
         let mut cursor = open.cursor(term.id, false)?;
         cursor.advance(from);
-        Some(Term { cursor, weigher: term.weigher, lengths: open.lengths(term.field), norms, bound: 0 })
+        let lengths = open.lengths(term.field);
+        Some(Term { cursor, weigher: term.weigher, lengths, norms, bound: 0, number })
     });
     let mut terms: Vec<Term<'_>> = terms.collect();
     units.spend(plan.len() as u64 * 8);
@@ -115,24 +164,21 @@ pub(crate) fn search(
         below.clear();
         let essential = partition(&mut terms, base, end, top.threshold(), &mut order, &mut below);
         units.spend(order.len() as u64 + 8);
-        for n in &order[essential..] {
-            let term = &mut terms[*n];
-            term.cursor.advance(base);
-            units.spend(accumulate(term, base, end, sums));
-        }
-        if essential < order.len() {
-            offer(
-                &mut terms,
-                &order[..essential],
-                &below,
-                (part, base),
-                open,
-                dead,
-                top,
-                sums,
-                units,
-                accept,
-            );
+        let mut offering =
+            Offering { part, open, dead, top: &mut *top, units: &mut *units, accept: &mut *accept };
+        let (others, essentials) = order.split_at(essential);
+        if let [single] = essentials {
+            let below = &below[..others.len().min(below.len())];
+            let table = &mut sums.tables[terms[*single].number];
+            judge_single(&mut terms, *single, others, below, (base, end), table, &mut offering);
+        } else if !essentials.is_empty() {
+            sums.prepare();
+            for n in essentials {
+                let term = &mut terms[*n];
+                term.cursor.advance(base);
+                offering.units.spend(accumulate(term, base, end, sums));
+            }
+            offer_sums(&mut terms, others, &below, base, sums, &mut offering);
         }
         base = end;
     }
@@ -173,92 +219,158 @@ fn partition(
 fn accumulate(term: &mut Term<'_>, base: u32, end: u32, sums: &mut Sums) -> u64 {
     let (weigher, lengths, norms) = (term.weigher, term.lengths, term.norms);
     let cursor = &mut term.cursor;
-    match (weigher, lengths) {
-        (Weigher::Cosine { .. }, _) => add_all(cursor, base, end, sums, |document, frequency| {
-            weigher.by_norm(frequency, norms.get(document as usize).copied().unwrap_or(0.0))
-        }),
-        (_, Lengths::Packed(Packed::One(lengths))) => {
-            add_all(cursor, base, end, sums, |document, frequency| {
-                weigher.by_length(f64::from(frequency), u32::from(lengths[document as usize]))
-            })
-        }
-        (_, Lengths::Packed(Packed::Two(lengths))) => {
-            add_all(cursor, base, end, sums, |document, frequency| {
-                weigher.by_length(f64::from(frequency), u32::from(lengths[document as usize]))
-            })
-        }
-        _ => add_all(cursor, base, end, sums, |document, frequency| {
-            weigher.by_length(f64::from(frequency), lengths.get(document))
-        }),
-    }
-}
-
-#[inline]
-fn add_all(
-    cursor: &mut Cursor<'_>,
-    base: u32,
-    end: u32,
-    sums: &mut Sums,
-    score: impl Fn(u32, u32) -> i64,
-) -> u64 {
+    let Sums { scores, touched, tables } = sums;
+    let table = &mut tables[term.number];
     let mut count = 0;
     while cursor.document() < end {
         let taken = cursor.take_below(end);
-        for (document, frequency) in cursor.taken(taken) {
-            let at = (document - base) as usize;
-            sums.scores[at] += score(document, frequency);
-            sums.touched[at / 64] |= 1 << (at % 64);
-        }
         count += taken.len() as u64;
+        let by_length = table.after(taken.len() as u64, weigher);
+        let mut add = |document: u32, score: i64| {
+            let at = (document - base) as usize;
+            scores[at] += score;
+            touched[at / 64] |= 1 << (at % 64);
+        };
+        match (weigher, lengths) {
+            (Weigher::Cosine { .. }, _) => {
+                for (document, frequency) in cursor.taken(taken) {
+                    add(document, contribution(weigher, lengths, norms, document, frequency));
+                }
+            }
+            (_, Lengths::Packed(Packed::One(lengths))) if by_length.len() == TABLE_LENGTHS as usize => {
+                for (document, frequency) in cursor.taken(taken) {
+                    let length = lengths[document as usize];
+                    let score = match frequency {
+                        1 => by_length[usize::from(length)],
+                        _ => weigher.by_length(f64::from(frequency), u32::from(length)),
+                    };
+                    add(document, score);
+                }
+            }
+            _ => {
+                for (document, frequency) in cursor.taken(taken) {
+                    add(document, weigher.by_length(f64::from(frequency), lengths.get(document)));
+                }
+            }
+        }
         cursor.pass(taken);
     }
     count
 }
 
+/// Where hits go, and what they are judged by.
+struct Offering<'a, 'o> {
+    part: u32,
+    open: &'a Open<'o>,
+    dead: &'a Bitmap,
+    top: &'a mut Top,
+    units: &'a mut Units,
+    accept: &'a mut dyn FnMut(&[u8]) -> bool,
+}
+
+impl Offering<'_, '_> {
+    /// Completes a document's score with the terms that may still count, and offers it.
+    #[inline]
+    fn offer(
+        &mut self,
+        document: u32,
+        mut score: i64,
+        terms: &mut [Term<'_>],
+        others: &[usize],
+        below: &[i64],
+    ) {
+        let threshold = self.top.threshold();
+        for n in (0..others.len()).rev() {
+            if score + below[n] < threshold {
+                return;
+            }
+            let term = &mut terms[others[n]];
+            term.cursor.advance(document);
+            self.units.spend(1);
+            if term.cursor.document() == document {
+                score += term.contribution();
+            }
+        }
+        if score < threshold || self.dead.contains(document) {
+            return;
+        }
+        let key = self.open.key(document);
+        if self.top.admits(score, key) && {
+            self.units.spend(ACCEPT_UNITS);
+            (self.accept)(key)
+        } {
+            self.top.push(score, key, (self.part, document));
+        }
+    }
+}
+
+/// Offers the documents of a window in which one term alone is essential, block by block.
+fn judge_single(
+    terms: &mut [Term<'_>],
+    single: usize,
+    others: &[usize],
+    below: &[i64],
+    (base, end): (u32, u32),
+    table: &mut ScoreTable,
+    offering: &mut Offering<'_, '_>,
+) {
+    let rest = below.last().copied().unwrap_or(0);
+    terms[single].cursor.advance(base);
+    let mut scored: SmallVec<[(u32, i64); BLOCK]> = SmallVec::new();
+    loop {
+        let term = &mut terms[single];
+        let document = term.cursor.document();
+        if document >= end {
+            return;
+        }
+        let threshold = offering.top.threshold();
+        let from = term.first_possible(document, end, threshold.saturating_sub(rest), offering.units);
+        if from >= end {
+            // The cursor stays behind: nothing is unpacked that the next window may pass over too.
+            return;
+        }
+        if from > document {
+            term.cursor.advance(from);
+            continue;
+        }
+        let taken = term.cursor.take_below(end);
+        offering.units.spend(taken.len() as u64);
+        let (weigher, lengths, norms) = (term.weigher, term.lengths, term.norms);
+        let by_length = table.after(taken.len() as u64, weigher);
+        scored.clear();
+        for (document, frequency) in term.cursor.taken(taken) {
+            let known = if frequency == 1 { by_length.get(lengths.get(document) as usize) } else { None };
+            let score = match known {
+                Some(score) => *score,
+                None => contribution(weigher, lengths, norms, document, frequency),
+            };
+            if score + rest >= threshold {
+                scored.push((document, score));
+            }
+        }
+        term.cursor.pass(taken);
+        for (document, score) in &scored {
+            offering.offer(*document, *score, terms, others, below);
+        }
+    }
+}
+
 /// Completes the sums of a window's documents where that may matter, offers them, and clears the sums.
-#[allow(clippy::too_many_arguments)] // As above.
-fn offer(
+fn offer_sums(
     terms: &mut [Term<'_>],
     others: &[usize],
     below: &[i64],
-    (part, base): (u32, u32),
-    open: &Open<'_>,
-    dead: &Bitmap,
-    top: &mut Top,
+    base: u32,
     sums: &mut Sums,
-    units: &mut Units,
-    accept: &mut dyn FnMut(&[u8]) -> bool,
+    offering: &mut Offering<'_, '_>,
 ) {
     for word in 0..sums.touched.len() {
         let mut bits = std::mem::take(&mut sums.touched[word]);
         while bits != 0 {
             let at = word * 64 + bits.trailing_zeros() as usize;
             bits &= bits - 1;
-            let mut score = std::mem::take(&mut sums.scores[at]);
-            let document = base + at as u32;
-            let threshold = top.threshold();
-            let mut possible = true;
-            for n in (0..others.len()).rev() {
-                if score + below[n] < threshold {
-                    possible = false;
-                    break;
-                }
-                let term = &mut terms[others[n]];
-                term.cursor.advance(document);
-                units.spend(1);
-                if term.cursor.document() == document {
-                    score += term.contribution();
-                }
-            }
-            if possible && score >= threshold && !dead.contains(document) {
-                let key = open.key(document);
-                if top.admits(score, key) && {
-                    units.spend(ACCEPT_UNITS);
-                    accept(key)
-                } {
-                    top.push(score, key, (part, document));
-                }
-            }
+            let score = std::mem::take(&mut sums.scores[at]);
+            offering.offer(base + at as u32, score, terms, others, below);
         }
     }
 }
@@ -272,8 +384,8 @@ pub(crate) fn score_documents(open: &Open<'_>, plan: &[TermPlan], documents: &[u
         for (score, document) in scores.iter_mut().zip(documents) {
             cursor.advance(*document);
             if cursor.document() == *document {
-                *score.get_or_insert(0) +=
-                    contribution(term.weigher, lengths, norms, *document, cursor.frequency());
+                let frequency = cursor.frequency();
+                *score.get_or_insert(0) += contribution(term.weigher, lengths, norms, *document, frequency);
             }
         }
     }

@@ -7,6 +7,8 @@
 
 pub(crate) mod bitmap;
 pub(crate) mod boolean;
+mod bounds;
+mod conjunction;
 pub(crate) mod cursor;
 pub(crate) mod dictionary;
 mod levenshtein;
@@ -15,6 +17,7 @@ pub(crate) mod maxscore;
 mod merge;
 mod ordered;
 mod part;
+pub(crate) mod phrase;
 pub mod score;
 pub mod search;
 pub(crate) mod segment;

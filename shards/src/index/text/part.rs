@@ -114,6 +114,14 @@ impl Open<'_> {
         }
     }
 
+    /// Number of postings of a term.
+    pub(crate) fn count(&self, term: u32) -> u32 {
+        match self {
+            Self::Tail(tail, _) => tail.postings(term).map_or(0, |reader| reader.left()),
+            Self::Sealed(segment) => segment.postings(term).map_or(0, |list| list.count),
+        }
+    }
+
     pub(crate) fn lengths(&self, field: FieldId) -> Lengths<'_> {
         match self {
             Self::Tail(tail, _) => match tail.columns().iter().find(|column| column.field == field) {

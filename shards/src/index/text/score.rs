@@ -8,7 +8,7 @@
 //! idf = ln(1 + (N - df + 0.5) / (df + 0.5)); N counts documents with at least one token in the field.
 //! lnc.ltc (Salton's SMART notation): document (1 + ln tf) / norm, query (1 + ln tf) ln(N / df) / norm.
 
-use super::segment::Bounds;
+use super::bounds::Bounds;
 use std::sync::LazyLock;
 
 /// Fraction bits of a score.
@@ -137,10 +137,18 @@ impl Weigher {
     pub(crate) fn bound(self, bounds: Bounds) -> i64 {
         match self {
             Self::Bm25 { weight, base, slope } => {
-                let frequency = f64::from(bounds.frequency_max);
-                let length = f64::from(bounds.length_min);
+                let mut highest = 0.0f64;
+                for (class, length) in bounds.lengths_min.iter().enumerate() {
+                    let last = class + 1 == bounds.lengths_min.len();
+                    let frequency = if last { u32::MAX } else { class as u32 + 1 }.min(bounds.frequency_max);
+                    if *length < u32::MAX {
+                        let frequency = f64::from(frequency);
+                        highest = highest
+                            .max(frequency * weight / (frequency + (base + slope * f64::from(*length))));
+                    }
+                }
                 // One more than the rounded value: floating point may misplace the last unit between two postings.
-                ((frequency * weight / (frequency + (base + slope * length))).min(weight) + 0.5) as i64 + 1
+                (highest.min(weight) + 0.5) as i64 + 1
             }
             // (1 + ln tf) / norm is at most 1: the norm is that of a vector with this component.
             Self::Cosine { weight } => {
@@ -152,7 +160,7 @@ impl Weigher {
 
 #[cfg(test)]
 mod tests {
-    use super::super::segment::ANY_BOUNDS;
+    use super::super::bounds::{ANY_BOUNDS, NO_BOUNDS};
     use super::*;
     use proptest::prelude::*;
 
@@ -174,13 +182,17 @@ mod tests {
         fn bounds_hold(weight in 0.0f64..20.0, average in 1u64..2000, frequency in 1u32..400, length in 1u32..5000, more in 0u32..300, less in 0u32..5000) {
             let weigher = Weigher::bm25(weight, 10, average * 10);
             let score = weigher.by_length(f64::from(frequency), length);
-            let bounds = Bounds { frequency_max: frequency + more, length_min: length.saturating_sub(less), weight_max: 0.0 };
+            let mut bounds = NO_BOUNDS;
+            bounds.widen(Bounds::of(frequency, length.saturating_sub(less).max(1), 0.0));
+            bounds.widen(Bounds::of(frequency + more, length, 0.0));
+            prop_assert!(score <= weigher.bound(bounds));
+            let bounds = Bounds::from_bytes(bounds.to_bytes(), 0.0);
             prop_assert!(score <= weigher.bound(bounds));
             prop_assert!(score <= weigher.bound(ANY_BOUNDS));
             let weigher = Weigher::cosine(weight);
             let norm = (document_weight(frequency) * (1.0 + f64::from(more) / 7.0)) as f32;
             let weight_max = round_up(document_weight(frequency) / f64::from(norm));
-            let bounds = Bounds { frequency_max: 1, length_min: 1, weight_max };
+            let bounds = Bounds { weight_max, ..NO_BOUNDS };
             prop_assert!(weigher.by_norm(frequency, norm) <= weigher.bound(bounds));
             prop_assert!(weigher.by_norm(frequency, norm) <= weigher.bound(ANY_BOUNDS));
         }

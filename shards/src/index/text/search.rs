@@ -6,6 +6,7 @@
 
 use super::bitmap::Bitmap;
 use super::boolean::{Plan, Scorer};
+use super::conjunction::{self, Conjunction};
 use super::cursor::END;
 use super::dictionary::FieldId;
 use super::maxscore::{self, Sums, TermPlan};
@@ -244,6 +245,8 @@ pub struct Search {
 #[derive(Debug)]
 enum Prepared {
     Disjunction(Vec<TermPlan>),
+    /// The same query in both forms: the tree scores single documents.
+    Conjunction(Conjunction, Plan),
     Tree(Plan),
 }
 
@@ -270,7 +273,13 @@ impl Search {
             Model::Cosine => Prepared::Disjunction(preparing.cosine()),
             Model::Bm25 => match preparing.disjunction() {
                 Some(terms) => Prepared::Disjunction(terms),
-                None => Prepared::Tree(preparing.plan(&query.root)),
+                None => {
+                    let plan = preparing.plan(&query.root);
+                    match Conjunction::of(&plan) {
+                        Some(conjunction) => Prepared::Conjunction(conjunction, plan),
+                        None => Prepared::Tree(plan),
+                    }
+                }
             },
         };
         Ok(Self { view, plan, top: Top::new(limit), sums: Sums::default(), part: 0, next: 0 })
@@ -295,6 +304,9 @@ impl Search {
                     units,
                     accept,
                 ),
+                Prepared::Conjunction(plan, _) => {
+                    conjunction::search(&open, &seen.dead, plan, (*part as u32, *next), top, units, accept)
+                }
                 Prepared::Tree(plan) => {
                     run_tree(plan, (*part as u32, *next), &seen.dead, &open, top, units, accept)
                 }
@@ -313,7 +325,7 @@ impl Search {
         let open = seen.body.open(seen.documents);
         match &self.plan {
             Prepared::Disjunction(terms) => maxscore::score_documents(&open, terms, documents),
-            Prepared::Tree(plan) => {
+            Prepared::Conjunction(_, plan) | Prepared::Tree(plan) => {
                 let mut scorer = Scorer::new(plan, &open, documents.first().copied().unwrap_or(0), END);
                 let mut score = |document: &u32| {
                     scorer.advance(*document);
@@ -345,13 +357,18 @@ fn run_tree(
     units: &mut Units,
     accept: &mut dyn FnMut(&[u8]) -> bool,
 ) -> u32 {
-    let end = from.saturating_add(TREE_WINDOW).min(open.documents());
+    // Opening the lists anew for each window costs, so where they are thin the windows are wide.
+    let documents = open.documents();
+    let postings = plan.postings(open).max(1);
+    let window = u64::from(documents) * TREE_WINDOW_POSTINGS / postings;
+    let window = u32::try_from(window).unwrap_or(u32::MAX).max(TREE_WINDOW_MIN);
+    let end = from.saturating_add(window).min(documents);
     let mut scorer = Scorer::new(plan, open, from, end);
-    units.spend(u64::from(TREE_WINDOW / 16));
+    units.spend(64 + postings * u64::from(end - from) / u64::from(documents.max(1)) / 4);
     loop {
         let document = scorer.document();
         if document >= end {
-            return if end == open.documents() { END } else { end };
+            return if end == documents { END } else { end };
         }
         if !dead.contains(document) {
             let score = scorer.score();
@@ -370,8 +387,10 @@ fn run_tree(
     }
 }
 
-/// Documents that a tree of clauses looks at between two looks at the budget.
-const TREE_WINDOW: u32 = 4096;
+/// Postings that a tree of clauses may come across between two looks at the budget, about.
+const TREE_WINDOW_POSTINGS: u64 = 8192;
+/// Documents in such a window at least.
+const TREE_WINDOW_MIN: u32 = 1024;
 
 /// The best hits of all shards: each list best first, as [`Search::into_hits`] gives it.
 pub fn merge_hits(lists: Vec<Vec<Hit>>, offset: usize, top_k: usize) -> Vec<Hit> {

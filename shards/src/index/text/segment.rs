@@ -5,9 +5,9 @@
 //! | bytes | what |
 //! |---|---|
 //! | varint | number of postings n |
-//! | 2, if 2 <= n < 128 | highest frequency (255: that or more), lowest document length (255: that or more) |
-//! | 24 a full block of 128 | last document, data offset, positions offset, highest frequency, lowest length (u32 each), highest lnc weight (f32, rounded up) |
-//! | 8, if n >= 128 | data offset and positions offset of the rest |
+//! | 4, if 2 <= n < 128 | bounds ([`super::bounds`]) |
+//! | 20 a full block of 128 | last document, data offset, positions offset (u32 each), highest lnc weight (f32, rounded up), bounds (4) |
+//! | 12, if n >= 128 | data offset and positions offset of the rest, bounds (4) |
 //! | a full block | two widths in bits, packed distances of documents, packed frequencies less one |
 //! | the rest | per posting: varint of distance times two, plus one if the frequency is 1; else the frequency |
 //!
@@ -15,13 +15,14 @@
 //! distances within each document, in posting order. All integers little endian.
 
 use super::super::codec::{u32_at, varint_at};
+use super::bounds::{ANY_BOUNDS, BOUNDS_BYTES, Bounds};
 use super::dictionary::FieldId;
 use bitpacking::{BitPacker, BitPacker4x};
 
 /// Postings in a full block.
 pub(crate) const BLOCK: usize = 128;
-pub(crate) const META_BYTES: usize = 24;
-pub(crate) const REST_BYTES: usize = 8;
+pub(crate) const META_BYTES: usize = 20;
+pub(crate) const REST_BYTES: usize = 8 + BOUNDS_BYTES;
 
 /// Unsigned integers in the narrowest of 1, 2 or 4 bytes that holds them all.
 #[derive(Clone, Debug)]
@@ -180,8 +181,8 @@ impl Segment {
         let blocks = count / BLOCK as u32;
         let mut hint = None;
         if blocks == 0 && count >= 2 {
-            hint = Some((self.postings[at], self.postings[at + 1]));
-            at += 2;
+            hint = bounds_at(&self.postings, at);
+            at += BOUNDS_BYTES;
         }
         let data = at + if blocks > 0 { blocks as usize * META_BYTES + REST_BYTES } else { 0 };
         Some(SealedList {
@@ -208,27 +209,17 @@ impl Segment {
     }
 }
 
-/// What a block's postings cannot exceed.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Bounds {
-    pub(crate) frequency_max: u32,
-    pub(crate) length_min: u32,
-    /// Highest (1 + ln frequency) / norm.
-    pub(crate) weight_max: f32,
+/// The bounds at a place of trusted bytes.
+#[inline]
+fn bounds_at(bytes: &[u8], at: usize) -> Option<[u8; BOUNDS_BYTES]> {
+    bytes[at..].first_chunk().copied()
 }
 
-/// Bounds of nothing, to be widened.
-pub(crate) const NO_BOUNDS: Bounds = Bounds { frequency_max: 0, length_min: u32::MAX, weight_max: 0.0 };
-/// Bounds that hold for every posting.
-pub(crate) const ANY_BOUNDS: Bounds =
-    Bounds { frequency_max: u32::MAX, length_min: 1, weight_max: f32::INFINITY };
-
-impl Bounds {
-    pub(crate) fn widen(&mut self, other: Bounds) {
-        self.frequency_max = self.frequency_max.max(other.frequency_max);
-        self.length_min = self.length_min.min(other.length_min);
-        self.weight_max = self.weight_max.max(other.weight_max);
-    }
+/// Where a block's frequencies are, not yet unpacked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PackedFrequencies {
+    at: usize,
+    bits: u8,
 }
 
 /// One term's postings in a segment.
@@ -241,7 +232,7 @@ pub(crate) struct SealedList<'a> {
     metas: usize,
     data: usize,
     positions: usize,
-    hint: Option<(u8, u8)>,
+    hint: Option<[u8; BOUNDS_BYTES]>,
 }
 
 impl SealedList<'_> {
@@ -251,18 +242,15 @@ impl SealedList<'_> {
     }
 
     pub(crate) fn bounds(&self, block: u32) -> Bounds {
-        if block >= self.blocks {
-            let Some((frequency, length)) = self.hint else { return ANY_BOUNDS };
-            let frequency_max = if frequency == 255 { u32::MAX } else { u32::from(frequency) };
-            return Bounds { frequency_max, length_min: u32::from(length), weight_max: f32::INFINITY };
-        }
-        let at = self.metas + block as usize * META_BYTES;
         let bytes = &self.segment.postings;
-        Bounds {
-            frequency_max: u32_at(bytes, at + 12),
-            length_min: u32_at(bytes, at + 16),
-            weight_max: f32::from_bits(u32_at(bytes, at + 20)),
+        let at = self.metas + block as usize * META_BYTES;
+        if block < self.blocks {
+            let weight_max = f32::from_bits(u32_at(bytes, at + 12));
+            return bounds_at(bytes, at + 16)
+                .map_or(ANY_BOUNDS, |found| Bounds::from_bytes(found, weight_max));
         }
+        let found = if self.blocks > 0 { bounds_at(bytes, at + 8) } else { self.hint };
+        found.map_or(ANY_BOUNDS, |found| Bounds::from_bytes(found, f32::INFINITY))
     }
 
     /// Number of postings in a block; `blocks` names the rest.
@@ -270,14 +258,15 @@ impl SealedList<'_> {
         if block < self.blocks { BLOCK } else { self.count as usize % BLOCK }
     }
 
-    /// Unpacks a block; `blocks` names the rest.
+    /// Unpacks a block; `blocks` names the rest. The frequencies of a full block stay packed until
+    /// [`SealedList::read_frequencies`] is given what this returns.
     pub(crate) fn read_block(
         &self,
         packer: BitPacker4x,
         block: u32,
         documents: &mut [u32; BLOCK],
         frequencies: &mut [u32; BLOCK],
-    ) {
+    ) -> Option<PackedFrequencies> {
         let bytes = &self.segment.postings[..];
         let before = if block == 0 { 0 } else { self.last_document(block - 1) };
         let mut at = self.data;
@@ -296,11 +285,7 @@ impl SealedList<'_> {
             let (wide, narrow) = (bytes[at], bytes[at + 1]);
             at += 2;
             at += packer.decompress_sorted(before, &bytes[at..], documents, wide);
-            packer.decompress(&bytes[at..], frequencies, narrow);
-            for frequency in frequencies.iter_mut() {
-                *frequency = frequency.wrapping_add(1);
-            }
-            return;
+            return Some(PackedFrequencies { at, bits: narrow });
         }
         let mut document = before;
         for n in 0..self.block_length(block) {
@@ -308,6 +293,23 @@ impl SealedList<'_> {
             document = document.wrapping_add(head >> 1);
             documents[n] = document;
             frequencies[n] = if head & 1 == 1 { 1 } else { varint_at(bytes, &mut at) };
+        }
+        None
+    }
+
+    /// Unpacks the frequencies of a full block.
+    pub(crate) fn read_frequencies(
+        &self,
+        packer: BitPacker4x,
+        packed: PackedFrequencies,
+        frequencies: &mut [u32; BLOCK],
+    ) {
+        if packed.bits == 0 {
+            return frequencies.fill(1);
+        }
+        packer.decompress(&self.segment.postings[packed.at..], frequencies, packed.bits);
+        for frequency in frequencies.iter_mut() {
+            *frequency = frequency.wrapping_add(1);
         }
     }
 

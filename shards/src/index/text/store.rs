@@ -17,9 +17,10 @@ use crate::ids::hash_of;
 use crate::index::Units;
 use crate::index::analyze::{ANALYZER_VERSION, Analyzer, AnalyzerKind};
 use crate::index::codec::{Corrupt, Reader, put_bytes, put_varint, put_varint_u64};
+use crate::index::sections::{SectionOrder, seal};
 use std::rc::Rc;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Bytes of an array in one section.
 const CHUNK_BYTES: usize = 64 << 10;
 /// Ids in one section of terms.
@@ -142,10 +143,7 @@ impl SnapshotWriter {
             }
             Stage::Done => return false,
         };
-        if out.len() > start {
-            let checksum = crc32c::crc32c(&out[start..]);
-            out.extend_from_slice(&checksum.to_le_bytes());
-        }
+        seal(out, start);
         true
     }
 
@@ -274,8 +272,7 @@ pub struct Loader {
     segment: Option<Partial>,
     segments: u64,
     vector_bytes: usize,
-    is_begun: bool,
-    is_complete: bool,
+    order: SectionOrder,
 }
 
 /// A segment whose arrays are arriving.
@@ -296,7 +293,7 @@ impl Loader {
     /// A loader that waits for the first section.
     pub fn new() -> Self {
         let index = TextIndex::new();
-        Self { index, segment: None, segments: 0, vector_bytes: 0, is_begun: false, is_complete: false }
+        Self { index, segment: None, segments: 0, vector_bytes: 0, order: SectionOrder::new(HEADER, END) }
     }
 
     /// Takes the next section.
@@ -304,17 +301,7 @@ impl Loader {
     /// # Errors
     /// The section is damaged, out of order, of another version, or was made by other analyzers.
     pub fn section(&mut self, bytes: &[u8]) -> Result<(), Corrupt> {
-        let Some((body, checksum)) = bytes.split_last_chunk::<4>() else {
-            return Err(Corrupt("short section"));
-        };
-        if crc32c::crc32c(body) != u32::from_le_bytes(*checksum) {
-            return Err(Corrupt("checksum of a section"));
-        }
-        let mut reader = Reader::new(body);
-        let kind = reader.u8()?;
-        if self.is_complete || (kind == HEADER) == self.is_begun {
-            return Err(Corrupt("order of sections"));
-        }
+        let (kind, mut reader) = self.order.take(bytes)?;
         match kind {
             HEADER => self.header(&mut reader)?,
             TERMS => self.terms(&mut reader)?,
@@ -325,7 +312,6 @@ impl Loader {
                 if reader.varint_u64()? != self.segments {
                     return Err(Corrupt("number of segments"));
                 }
-                self.is_complete = true;
             }
             _ => return Err(Corrupt("kind of section")),
         }
@@ -356,7 +342,6 @@ impl Loader {
                 dropped: false,
             });
         }
-        self.is_begun = true;
         Ok(())
     }
 
@@ -422,7 +407,7 @@ impl Loader {
     /// # Errors
     /// A section is missing, or the vectors are not this embedder's.
     pub fn finish(mut self, embedder: Option<&'static dyn Embedder>) -> Result<TextIndex, Corrupt> {
-        if !self.is_complete {
+        if !self.order.is_complete() {
             return Err(Corrupt("missing section"));
         }
         if embedder.map_or(0, |embedder| embedder.dimensions()) != self.vector_bytes {

@@ -265,6 +265,11 @@ impl TailReader<'_> {
         value
     }
 
+    /// How many postings are still to come.
+    pub(crate) fn left(&self) -> u32 {
+        self.left
+    }
+
     /// The next document and frequency; as many position distances follow, to be read with [`TailReader::varint`].
     #[inline]
     pub(crate) fn next_posting(&mut self) -> Option<(u32, u32)> {

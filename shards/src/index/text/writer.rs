@@ -1,9 +1,10 @@
 //! Builds a segment: first its documents, then its terms in ascending order of id, each posting by posting.
 
 use super::super::codec::put_varint;
+use super::bounds::{Bounds, NO_BOUNDS};
 use super::dictionary::FieldId;
 use super::score::{document_weight, round_up};
-use super::segment::{BLOCK, Bounds, Column, Entry, NO_BOUNDS, Packed, REST_BYTES, Segment, TermSet};
+use super::segment::{BLOCK, Column, Entry, Packed, REST_BYTES, Segment, TermSet};
 use bitpacking::{BitPacker, BitPacker4x};
 
 struct GrowingColumn {
@@ -142,7 +143,7 @@ impl SegmentWriter {
         };
         let weight_max =
             if norm > 0.0 { round_up(document_weight(frequency) / f64::from(norm)) } else { f32::INFINITY };
-        term.bounds.widen(Bounds { frequency_max: frequency, length_min: length, weight_max });
+        term.bounds.widen(Bounds::of(frequency, length, weight_max));
         term.documents[term.filled] = document;
         term.frequencies[term.filled] = frequency;
         term.filled += 1;
@@ -156,16 +157,10 @@ impl SegmentWriter {
         let (packer, term) = (self.packer, &mut self.term);
         let last = term.documents[BLOCK - 1];
         let relative = term.block_positions_at - term.positions_at;
-        for value in [
-            last,
-            term.data.len() as u32,
-            relative as u32,
-            term.bounds.frequency_max,
-            term.bounds.length_min,
-            term.bounds.weight_max.to_bits(),
-        ] {
+        for value in [last, term.data.len() as u32, relative as u32, term.bounds.weight_max.to_bits()] {
             term.metas.extend_from_slice(&value.to_le_bytes());
         }
+        term.metas.extend_from_slice(&term.bounds.to_bytes());
         for frequency in &mut term.frequencies {
             *frequency -= 1;
         }
@@ -201,12 +196,12 @@ impl SegmentWriter {
             let relative = term.block_positions_at - term.positions_at;
             let mut rest = [0; REST_BYTES];
             rest[..4].copy_from_slice(&(term.data.len() as u32).to_le_bytes());
-            rest[4..].copy_from_slice(&(relative as u32).to_le_bytes());
+            rest[4..8].copy_from_slice(&(relative as u32).to_le_bytes());
+            rest[8..].copy_from_slice(&term.bounds.to_bytes());
             out.extend_from_slice(&rest);
             out.extend_from_slice(&term.data);
         } else if term.count >= 2 {
-            out.push(term.bounds.frequency_max.min(255) as u8);
-            out.push(term.bounds.length_min.min(255) as u8);
+            out.extend_from_slice(&term.bounds.to_bytes());
         }
         let mut before = term.block_start;
         for (document, frequency) in term.documents.iter().zip(&term.frequencies).take(term.filled) {

@@ -1,0 +1,359 @@
+//! Changes of the meta state: what an entry of group 0's log may do to it, and their bytes there.
+//!
+//! A change that the state refuses changes nothing and says why; the same change again changes nothing. So every replica
+//! of group 0 comes to the same state, and whoever asks twice is safe. A planner's change names the version that it was
+//! planned on and is void on any other.
+
+use super::{GroupPlacement, Meta, Node, NodeState};
+use crate::command::record::{Malformed, take, take_u8, take_u16, take_u32, take_u64};
+use crate::ids::{GroupId, NodeNumber, ReplicaId};
+
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MetaChange {
+    /// A new node, to hold its share. Its number is given here.
+    AddNode(Node),
+    /// The node's replicas go elsewhere, then it is gone.
+    RemoveNode(NodeNumber),
+    /// Nothing names the node any more: it is gone. Said by the planner.
+    Gone {
+        /// The node.
+        node: NodeNumber,
+        /// Version of the state that this was planned on.
+        planned_on: u64,
+    },
+    /// Where a group's replicas should be. Said by the planner.
+    Place {
+        /// The group.
+        group: GroupId,
+        /// Its new placement.
+        placement: GroupPlacement,
+        /// Version of the state that this was planned on.
+        planned_on: u64,
+    },
+    /// A node is reached elsewhere from now on.
+    Address {
+        /// The node.
+        node: NodeNumber,
+        /// Its host.
+        host: String,
+        /// Port for clients.
+        port: u16,
+        /// Port for nodes.
+        cluster_port: u16,
+    },
+    /// This node, or none (0), is the preferred leader of every group.
+    Primary(NodeNumber),
+}
+
+/// What a change came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MetaChanged {
+    /// The state is another, of the next version.
+    Yes,
+    /// It was so already, or the plan was out of date.
+    No,
+    /// It cannot be: one sentence that says why and what to do.
+    Refused(String),
+}
+
+/// Most nodes that a cluster ever has, those that left included.
+pub const NODES_MAX: usize = 1000;
+
+impl Meta {
+    /// Applies a change.
+    pub fn change(&mut self, change: &MetaChange) -> MetaChanged {
+        let changed = match change {
+            MetaChange::AddNode(node) => self.add_node(node),
+            MetaChange::RemoveNode(node) => self.remove_node(*node),
+            MetaChange::Gone { node, planned_on } => self.forget_node(*node, *planned_on),
+            MetaChange::Place { group, placement, planned_on } => self.place(*group, placement, *planned_on),
+            MetaChange::Address { node, host, port, cluster_port } => {
+                match self.nodes.iter_mut().find(|known| known.number == *node) {
+                    Some(known)
+                        if (&known.host, known.port, known.cluster_port) != (host, *port, *cluster_port) =>
+                    {
+                        known.host.clone_from(host);
+                        (known.port, known.cluster_port) = (*port, *cluster_port);
+                        MetaChanged::Yes
+                    }
+                    _ => MetaChanged::No,
+                }
+            }
+            MetaChange::Primary(node) => self.set_primary(*node),
+        };
+        if changed == MetaChanged::Yes {
+            self.version += 1;
+        }
+        changed
+    }
+
+    fn add_node(&mut self, node: &Node) -> MetaChanged {
+        if self.nodes.len() >= NODES_MAX {
+            return MetaChanged::Refused(format!("a cluster has had {NODES_MAX} nodes at most"));
+        }
+        if let Some(known) = self.node_by_id(&node.id) {
+            if known.incarnation == node.incarnation {
+                return MetaChanged::No;
+            }
+            return MetaChanged::Refused(format!(
+                "there is a node {:?} with another data directory; remove it first, or give the new one another id",
+                node.id
+            ));
+        }
+        if self.nodes.iter().any(|known| known.incarnation == node.incarnation) {
+            return MetaChanged::Refused(format!(
+                "the data directory of {:?} was a member before; empty it and add the node under a new id",
+                node.id
+            ));
+        }
+        let number = NodeNumber(self.next_node);
+        self.next_node += 1;
+        self.nodes.push(Node { number, state: NodeState::Member, is_primary: false, ..node.clone() });
+        MetaChanged::Yes
+    }
+
+    fn remove_node(&mut self, number: NodeNumber) -> MetaChanged {
+        let members = self.nodes.iter().filter(|node| node.state == NodeState::Member).count();
+        let Some(node) = self.nodes.iter_mut().find(|node| node.number == number) else {
+            return MetaChanged::Refused(format!("there is no node number {number}"));
+        };
+        match node.state {
+            NodeState::Leaving | NodeState::Gone => MetaChanged::No,
+            NodeState::Member if members == 1 => MetaChanged::Refused(format!(
+                "{:?} is the last node; there is nobody to take its data",
+                node.id
+            )),
+            NodeState::Member => {
+                node.state = NodeState::Leaving;
+                node.is_primary = false;
+                MetaChanged::Yes
+            }
+        }
+    }
+
+    fn forget_node(&mut self, number: NodeNumber, planned_on: u64) -> MetaChanged {
+        let is_named =
+            self.groups.iter().any(|placement| placement.replicas.iter().any(|held| held.node() == number));
+        match self.nodes.iter_mut().find(|node| node.number == number) {
+            Some(node) if planned_on == self.version && !is_named && node.state == NodeState::Leaving => {
+                node.state = NodeState::Gone;
+                MetaChanged::Yes
+            }
+            _ => MetaChanged::No,
+        }
+    }
+
+    fn place(&mut self, group: GroupId, placement: &GroupPlacement, planned_on: u64) -> MetaChanged {
+        let is_new = |replica: &ReplicaId| replica.number() >= self.next_replica;
+        let added = placement.replicas.iter().any(is_new);
+        match self.groups.get_mut(group.0 as usize) {
+            Some(known) if planned_on == self.version && known != placement => {
+                known.clone_from(placement);
+                // One number for all that a change adds: their nodes differ.
+                self.next_replica += u64::from(added);
+                MetaChanged::Yes
+            }
+            _ => MetaChanged::No,
+        }
+    }
+
+    fn set_primary(&mut self, number: NodeNumber) -> MetaChanged {
+        if number != NodeNumber(0) && self.node(number).is_none() {
+            return MetaChanged::Refused(format!("there is no node number {number}"));
+        }
+        let was: Vec<bool> = self.nodes.iter().map(|node| node.is_primary).collect();
+        for node in &mut self.nodes {
+            node.is_primary = node.number == number;
+        }
+        if self.nodes.iter().map(|node| node.is_primary).eq(was) { MetaChanged::No } else { MetaChanged::Yes }
+    }
+}
+
+impl MetaChange {
+    /// Appends the change.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::AddNode(node) => {
+                out.push(1);
+                out.extend_from_slice(&node.incarnation.to_le_bytes());
+                push_text(out, &node.id);
+                push_address(out, &node.host, node.port, node.cluster_port);
+            }
+            Self::RemoveNode(node) => push_number(out, 2, *node),
+            Self::Gone { node, planned_on } => {
+                push_number(out, 3, *node);
+                out.extend_from_slice(&planned_on.to_le_bytes());
+            }
+            Self::Place { group, placement, planned_on } => {
+                out.push(4);
+                out.extend_from_slice(&planned_on.to_le_bytes());
+                out.extend_from_slice(&group.0.to_le_bytes());
+                out.extend_from_slice(&placement.preferred.0.to_le_bytes());
+                for replica in &placement.replicas {
+                    out.extend_from_slice(&replica.0.to_le_bytes());
+                }
+            }
+            Self::Address { node, host, port, cluster_port } => {
+                push_number(out, 5, *node);
+                push_address(out, host, *port, *cluster_port);
+            }
+            Self::Primary(node) => push_number(out, 6, *node),
+        }
+    }
+
+    /// Reads all of what [`MetaChange::encode`] wrote.
+    pub fn decode(mut bytes: &[u8]) -> Result<Self, Malformed> {
+        let rest = &mut bytes;
+        let change = match take_u8(rest)? {
+            1 => {
+                let incarnation =
+                    u128::from_le_bytes(take(rest, 16)?.try_into().expect("16 bytes were taken"));
+                let id = take_text(rest)?;
+                let (host, port, cluster_port) = take_address(rest)?;
+                Self::AddNode(Node { id, incarnation, host, port, cluster_port, ..Node::default() })
+            }
+            2 => Self::RemoveNode(NodeNumber(take_u16(rest)?)),
+            3 => Self::Gone { node: NodeNumber(take_u16(rest)?), planned_on: take_u64(rest)? },
+            4 => {
+                let planned_on = take_u64(rest)?;
+                let group = GroupId(take_u32(rest)?);
+                let preferred = ReplicaId(take_u64(rest)?);
+                let mut replicas = Vec::new();
+                while !rest.is_empty() {
+                    replicas.push(ReplicaId(take_u64(rest)?));
+                }
+                Self::Place { group, placement: GroupPlacement { replicas, preferred }, planned_on }
+            }
+            5 => {
+                let node = NodeNumber(take_u16(rest)?);
+                let (host, port, cluster_port) = take_address(rest)?;
+                Self::Address { node, host, port, cluster_port }
+            }
+            6 => Self::Primary(NodeNumber(take_u16(rest)?)),
+            _ => return Err(Malformed("an unknown change of the meta state")),
+        };
+        if rest.is_empty() { Ok(change) } else { Err(Malformed("bytes after a change of the meta state")) }
+    }
+}
+
+fn push_number(out: &mut Vec<u8>, kind: u8, node: NodeNumber) {
+    out.push(kind);
+    out.extend_from_slice(&node.0.to_le_bytes());
+}
+
+fn push_text(out: &mut Vec<u8>, text: &str) {
+    out.extend_from_slice(&u16::try_from(text.len()).expect("an id or host is short").to_le_bytes());
+    out.extend_from_slice(text.as_bytes());
+}
+
+fn push_address(out: &mut Vec<u8>, host: &str, port: u16, cluster_port: u16) {
+    push_text(out, host);
+    out.extend_from_slice(&port.to_le_bytes());
+    out.extend_from_slice(&cluster_port.to_le_bytes());
+}
+
+fn take_text(rest: &mut &[u8]) -> Result<String, Malformed> {
+    let length = usize::from(take_u16(rest)?);
+    String::from_utf8(take(rest, length)?.to_vec()).map_err(|_| Malformed("a text that is no UTF-8"))
+}
+
+fn take_address(rest: &mut &[u8]) -> Result<(String, u16, u16), Malformed> {
+    Ok((take_text(rest)?, take_u16(rest)?, take_u16(rest)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(id: &str, incarnation: u128) -> Node {
+        let (host, port, cluster_port) = ("h".to_owned(), 8000, 9000);
+        Node { id: id.to_owned(), incarnation, host, port, cluster_port, ..Node::default() }
+    }
+
+    fn placement(replicas: &[(u64, u16)]) -> GroupPlacement {
+        let replicas: Vec<_> =
+            replicas.iter().map(|(number, node)| ReplicaId::new(*number, NodeNumber(*node))).collect();
+        GroupPlacement { preferred: replicas[0], replicas }
+    }
+
+    #[test]
+    fn changes_survive_their_bytes() {
+        let one = NodeNumber(1);
+        let place = placement(&[(0, 1), (7, 2)]);
+        let changes = [
+            (
+                MetaChange::AddNode(node("n2", 0x22)),
+                "01220000000000000000000000000000000200 6e32 0100 68 401f 2823",
+            ),
+            (MetaChange::RemoveNode(one), "02 0100"),
+            (MetaChange::Gone { node: one, planned_on: 3 }, "03 0100 0300000000000000"),
+            (
+                MetaChange::Place { group: GroupId(5), placement: place, planned_on: 9 },
+                "04 0900000000000000 05000000 0100000000000000 0100000000000000 0200070000000000",
+            ),
+            (
+                MetaChange::Address { node: one, host: "é".to_owned(), port: 1, cluster_port: 2 },
+                "05 0100 0200 c3a9 0100 0200",
+            ),
+            (MetaChange::Primary(NodeNumber(0)), "06 0000"),
+        ];
+        for (change, golden) in changes {
+            let mut bytes = Vec::new();
+            change.encode(&mut bytes);
+            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(hex, golden.replace(' ', ""));
+            assert_eq!(MetaChange::decode(&bytes), Ok(change));
+            let whole = bytes.len();
+            bytes.push(0);
+            assert!(MetaChange::decode(&bytes).is_err());
+            assert!(
+                (0..whole)
+                    .all(|length| MetaChange::decode(&bytes[..length]).is_err() || golden.starts_with("04"))
+            );
+        }
+    }
+
+    #[test]
+    fn nodes_come_and_go_once() {
+        let mut meta = Meta { next_node: 1, next_replica: 1, replicas: 3, ..Meta::default() };
+        assert_eq!(meta.change(&MetaChange::AddNode(node("a", 1))), MetaChanged::Yes);
+        assert_eq!(meta.change(&MetaChange::AddNode(node("a", 1))), MetaChanged::No);
+        assert!(matches!(meta.change(&MetaChange::AddNode(node("a", 2))), MetaChanged::Refused(_)));
+        assert!(matches!(meta.change(&MetaChange::RemoveNode(NodeNumber(1))), MetaChanged::Refused(_)));
+        assert_eq!(meta.change(&MetaChange::AddNode(node("b", 2))), MetaChanged::Yes);
+        meta.groups = vec![placement(&[(0, 1)])];
+        assert_eq!(meta.change(&MetaChange::RemoveNode(NodeNumber(1))), MetaChanged::Yes);
+        let gone = |meta: &Meta| MetaChange::Gone { node: NodeNumber(1), planned_on: meta.version };
+        let early = gone(&meta);
+        assert_eq!(meta.change(&early), MetaChanged::No, "a group still names it");
+        let place = |meta: &Meta, number| MetaChange::Place {
+            group: GroupId(0),
+            placement: placement(&[(number, 2)]),
+            planned_on: meta.version,
+        };
+        let moved = place(&meta, 1);
+        assert_eq!(meta.change(&moved), MetaChanged::Yes);
+        assert_eq!(meta.change(&moved), MetaChanged::No, "planned on an older version");
+        assert_eq!(meta.next_replica, 2);
+        let gone = gone(&meta);
+        assert_eq!(meta.change(&gone), MetaChanged::Yes);
+        assert!(meta.node(NodeNumber(1)).is_none() && meta.node_by_id("b").is_some());
+        assert!(matches!(meta.change(&MetaChange::AddNode(node("c", 1))), MetaChanged::Refused(_)));
+        assert_eq!(meta.change(&MetaChange::AddNode(node("a", 3))), MetaChanged::Yes);
+        assert_eq!(meta.node_by_id("a").unwrap().number, NodeNumber(3), "numbers are never given twice");
+    }
+
+    #[test]
+    fn one_node_is_primary_or_none() {
+        let mut meta = Meta { next_node: 1, ..Meta::default() };
+        meta.change(&MetaChange::AddNode(node("a", 1)));
+        meta.change(&MetaChange::AddNode(node("b", 2)));
+        assert_eq!(meta.change(&MetaChange::Primary(NodeNumber(1))), MetaChanged::Yes);
+        assert_eq!(meta.change(&MetaChange::Primary(NodeNumber(1))), MetaChanged::No);
+        assert_eq!(meta.change(&MetaChange::Primary(NodeNumber(2))), MetaChanged::Yes);
+        assert_eq!(meta.nodes.iter().map(|node| node.is_primary).collect::<Vec<_>>(), [false, true]);
+        assert!(matches!(meta.change(&MetaChange::Primary(NodeNumber(9))), MetaChanged::Refused(_)));
+        assert_eq!(meta.change(&MetaChange::Primary(NodeNumber(0))), MetaChanged::Yes);
+    }
+}
