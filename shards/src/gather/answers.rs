@@ -68,6 +68,7 @@ pub(super) fn end_of(kind: ReplyKind, body: &[u8]) -> Result<Option<Step>, Malfo
     match kind {
         ReplyKind::Part => Ok(None),
         ReplyKind::Error => Ok(Some(Step::passed_on(kind, body))),
-        ReplyKind::Ok | ReplyKind::Success => Err(NO_PART),
+        // A router sends what was refused as not leading again, and tells no gather.
+        ReplyKind::Ok | ReplyKind::Success | ReplyKind::NotLeader => Err(NO_PART),
     }
 }

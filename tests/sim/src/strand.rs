@@ -6,7 +6,7 @@
 use crate::disk::{DeviceHandle, SimDevice, SimDisk, SimSupply, SnapshotJobs};
 use crate::fault::Fault;
 use crate::plan::Plan;
-use shards::batch::ReplyBatch;
+use shards::batch::{ReplyBatch, RequestBatch};
 use shards::consensus::group::Append;
 use shards::effect::Effects;
 use shards::event::{DiskFigures, Event};
@@ -81,6 +81,8 @@ pub struct Strand {
     pub durable_index: u64,
     /// What has come and was not yet stepped.
     pub events: Vec<Event>,
+    /// Batches of requests that the shard has not taken.
+    pub inbox: VecDeque<(u8, Box<RequestBatch>)>,
     /// When a turn is scheduled.
     pub wake_at: Option<u64>,
     /// Snapshot files.
@@ -182,6 +184,7 @@ impl Strand {
             handed: VecDeque::new(),
             durable_index,
             events: Vec::new(),
+            inbox: VecDeque::new(),
             wake_at: None,
             files: SnapshotJobs::new(disk.clone(), Rc::clone(clock), path),
             group,
@@ -211,6 +214,10 @@ impl Strand {
     fn turn_through(&mut self, now: Moment, fuse: &mut Fuse, out: &mut Out) -> Result<bool, Stop> {
         self.device.advance();
         self.supply.advance();
+        while self.shard.has_room() {
+            let Some((router, batch)) = self.inbox.pop_front() else { break };
+            self.events.push(Event::Requests { router, batch });
+        }
         self.files.collect(&mut self.events);
         let reaped = self.wal.reap();
         self.reaped(reaped)?;
@@ -225,7 +232,7 @@ impl Strand {
             stepped.map_err(|fault| Stop::Corrupt(fault.to_string()))?;
             self.perform(now, fuse, out)?;
         }
-        self.has_more_work |= self.shard.has_work();
+        self.has_more_work |= self.shard.has_work() || self.shard.is_applying();
         if self.has_more_work || is_tick {
             for _ in 0..WORK_CALLS_MAX {
                 let worked = self.shard.work(now.wall, WORK_UNITS, &mut self.effects);
@@ -255,7 +262,7 @@ impl Strand {
 
     /// Whether nothing is under way.
     pub fn is_quiet(&self) -> bool {
-        self.shard.is_quiet() && self.waiting.is_empty() && self.events.is_empty()
+        self.shard.is_quiet() && self.waiting.is_empty() && self.events.is_empty() && self.inbox.is_empty()
     }
 
     /// The newest batch that would survive a power cut now.
@@ -372,6 +379,7 @@ impl Strand {
             bytes: counters.bytes,
             segments: counters.segments,
             live_bytes: self.wal.live_bytes(),
+            ..DiskFigures::default()
         }));
     }
 }

@@ -422,7 +422,7 @@ impl World {
         if commit > durable {
             return Err(format!("entry {commit} of group {shard} counts as committed, {durable} is durable"));
         }
-        if commit % 3 == 0 && commit > 0 {
+        if commit % 3 == 0 && commit > 0 && !strand.shard.is_applying() {
             let digest = digest_of(strand);
             if let Some(before) = self.digests.insert((shard as u32, commit), digest)
                 && !self.plan.lying_disk
@@ -488,7 +488,7 @@ impl World {
         let answers = std::mem::take(&mut machine.router.answers);
         for (GroupId(shard), batch) in batches {
             let shard = shard as usize;
-            self.machines[number].strands[shard].events.push(Event::Requests { router: 0, batch });
+            self.machines[number].strands[shard].inbox.push_back((0, batch));
             let after = 1 + self.rng.below(5);
             self.wake(number, shard, after);
         }
