@@ -14,7 +14,7 @@ BINARY := $(or $(CARGO_TARGET_DIR),target)/release/strand
 # Runs a part of the tests under its name and says how long it took.
 timed = @start=$$SECONDS; echo "==> $(1)"; $(2); echo "<== $(1): $$((SECONDS - start)) s"
 
-.PHONY: help run test torture check demo bench bench-compare bench-tantivy doctor clean
+.PHONY: help run test torture audit check demo bench bench-compare bench-tantivy doctor clean
 .PHONY: part-format part-lint part-house part-rust part-python
 
 help: ## Show this list
@@ -36,8 +36,16 @@ test: part-format part-lint part-rust part-python ## Run everything that CI runs
 torture: ## The tests of crashes, damage and bad input at length, a quarter of an hour (more: STRAND_KILL_ROUNDS=, STRAND_FLIPS=, STRAND_SEED=)
 	@export STRAND_KILL_ROUNDS=$${STRAND_KILL_ROUNDS:-50} STRAND_FLIPS=$${STRAND_FLIPS:-1000} \
 	  STRAND_BLOCKS=$${STRAND_BLOCKS:-200} STRAND_FUZZ_MS=$${STRAND_FUZZ_MS:-60000} STRAND_OVERWRITE_MIB=$${STRAND_OVERWRITE_MIB:-1000} \
-	  STRAND_BATCH_MS=$${STRAND_BATCH_MS:-20000} STRAND_CLIENTS=$${STRAND_CLIENTS:-20000}; \
+	  STRAND_BATCH_MS=$${STRAND_BATCH_MS:-20000} STRAND_CLIENTS=$${STRAND_CLIENTS:-20000} \
+	  STRAND_IO_FAULTS=$${STRAND_IO_FAULTS:-500} STRAND_BYTE_STRIDE=$${STRAND_BYTE_STRIDE:-1}; \
+	  $(CARGO) test --locked -p shards --lib -- storage:: log:: && \
 	  $(CARGO) test --locked --test kill --test recovery --test bad_input --test durability --test order
+
+audit: ## Licences, bans, sources and advisories of every dependency (cargo-deny; advisories only when their database can be had)
+	@$(CARGO) deny --version >/dev/null 2>&1 || { echo "cargo-deny is missing: cargo install cargo-deny --locked"; exit 1; }
+	@$(CARGO) deny --locked check bans licenses sources
+	@if $(CARGO) deny --locked fetch db >/dev/null 2>&1; then $(CARGO) deny --locked check advisories; \
+	  else echo "The advisory database cannot be reached: advisories were not checked."; fi
 
 check: part-format part-lint part-house ## Format, lints and house rules: quick enough for every commit
 

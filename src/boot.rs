@@ -353,7 +353,7 @@ fn open_directory(tuning: &Tuning, shards: u32) -> Result<DataDir, Fatal> {
     let directory = DataDir::open(&path, Some(&tuning.server.id), asked, fresh)
         .map_err(|error| directory_failed(&path, error))?;
     if tuning.wal.sync == WalSync::Off {
-        recover::refuse_kept_data(&directory)?;
+        recover::refuse_kept_data(tuning, &directory)?;
     }
     Ok(directory)
 }
@@ -363,7 +363,9 @@ fn directory_failed(path: &Path, error: DataDirError) -> Fatal {
     match error {
         DataDirError::InUse(..) => Fatal::DirectoryLocked(text),
         DataDirError::Io(path, source) => Fatal::Directory { path, source },
-        DataDirError::Damaged(_) => Fatal::DirectoryDamaged(path.to_path_buf(), text),
+        DataDirError::Damaged(_) | DataDirError::NotEmpty(_) => {
+            Fatal::DirectoryDamaged(path.to_path_buf(), text)
+        }
         _ => Fatal::DirectoryMismatch(text),
     }
 }

@@ -238,6 +238,42 @@ fn segments_that_are_cut_are_noticed() {
     }
 }
 
+fn remove_each_file(name: &'static str, end: End) {
+    let base = Base::new(name, end);
+    let mut refused = Vec::new();
+    for (path, _) in base.picture.files() {
+        base.picture.restore(&base.setup.data());
+        std::fs::remove_file(base.setup.data().join(path)).expect("the file is there");
+        let what = format!("{} removed", path.display());
+        if let Some(ended) = base.judge(&what) {
+            let file = path.file_name().expect("a file has a name").to_string_lossy().into_owned();
+            let named = if file.starts_with("snap-") { "snap-" } else { &file };
+            assert!(ended.stderr.contains(named), "{what}: the file is not named: {}", ended.stderr);
+            refused.push(path.display().to_string());
+        }
+    }
+    say(&format!("{name}: {} files removed one at a time; refused: {refused:?}", base.picture.files().len()));
+    for shard in 0..2 {
+        let is_refused = |part: &str| {
+            refused.iter().any(|path| path.contains(&format!("shard-{shard:04}")) && path.contains(part))
+        };
+        assert!(is_refused("wal-") && is_refused("manifest"), "shard {shard}: {refused:?}");
+    }
+    assert!(refused.iter().any(|path| path.ends_with("strand.meta")), "{refused:?}");
+}
+
+#[test]
+fn a_removed_file_is_noticed_after_kill() {
+    let _timed = timed("each file removed after kill -9");
+    remove_each_file("removed-killed", End::Killed);
+}
+
+#[test]
+fn a_removed_file_is_noticed_after_a_stop() {
+    let _timed = timed("each file removed after a stop");
+    remove_each_file("removed-stopped", End::Stopped);
+}
+
 #[test]
 fn overwritten_blocks_are_never_taken_for_data() {
     let _timed = timed("overwritten and misplaced blocks");

@@ -15,6 +15,7 @@ mod outbox;
 mod pending;
 mod propose;
 mod reads;
+mod reserve;
 mod searches;
 mod slices;
 mod snapshots;
@@ -453,6 +454,7 @@ impl Shard {
             self.slices.push(&mut committed);
             self.committed = committed;
             self.apply_some(&mut units, effects)?;
+            self.reserve_some(&mut units, effects);
             if !moved {
                 return Ok(());
             }

@@ -1,5 +1,6 @@
 //! Holds that a shard allocates for batches and never for requests: memory taken while it goes from request to reply.
 #![allow(unsafe_code, reason = "a counting allocator has to be one")]
+#![allow(clippy::unwrap_used, reason = "a test fails loudly")]
 
 use shards::batch::{RequestBatch, RequestHead};
 use shards::command::record::{Op, Record};

@@ -7,7 +7,10 @@
 //! | `shard-0000/wal-00000001.seg` | log segments |
 //! | `shard-0000/snap-...` | snapshots |
 //!
-//! `strand.meta`, integers little-endian: magic `STRNDDIR` (8), format 1 (u16), length of the node id (u16), shards
+//! Each shard's directory has a manifest from the beginning (`shards::log::manifest`). Format 1 had none: such a directory is
+//! given them when it is opened, and is of format 2 from then on.
+//!
+//! `strand.meta`, integers little-endian: magic `STRNDDIR` (8), format 2 (u16), length of the node id (u16), shards
 //! (u32), cluster id (16), incarnation (16), log key (u64), segment size (u64), node id (UTF-8), CRC32C of all before it
 //! (u32). The file is written last when a directory is made, so a directory without it was never in use.
 //! This file must not read entropy: the caller draws the ids.
@@ -15,6 +18,7 @@
 use super::files::RealDisk;
 use shards::log::{LogIdentity, LogShape, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use shards::storage::disk::Disk;
+use shards::storage::manifest::{MANIFEST_FILE, create_manifest};
 use shards::storage::write_atomically;
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -23,7 +27,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The format this code writes.
-pub const FORMAT: u16 = 1;
+pub const FORMAT: u16 = 2;
+/// The format before it, whose shards have no manifests.
+const FORMAT_WITHOUT_MANIFESTS: u16 = 1;
+/// What the epochs of a directory of that format are below: they counted seconds since 2020.
+const EPOCHS_WITHOUT_MANIFESTS: u32 = 1 << 30;
 /// The longest node id in bytes.
 pub const NODE_ID_BYTES_MAX: usize = 256;
 /// The most shards.
@@ -149,7 +157,10 @@ impl DataDir {
         std::fs::create_dir_all(path).map_err(failed)?;
         let lock = take_lock(path)?;
         let meta = match std::fs::read(path.join(META)) {
-            Ok(bytes) => decode(&bytes, path)?,
+            Ok(bytes) => match decode(&bytes, path)? {
+                (meta, FORMAT) => meta,
+                (meta, _) => give_manifests(path, meta)?,
+            },
             Err(error) if error.kind() == io::ErrorKind::NotFound => create(path, fresh())?,
             Err(error) => return Err(failed(error)),
         };
@@ -186,8 +197,7 @@ impl DataDir {
     /// The shape of a shard's log.
     pub fn log_shape(&self, shard: u32) -> LogShape {
         assert!(shard < self.meta.shards, "the directory has this shard");
-        let DataMeta { cluster, log_key, segment_bytes, .. } = self.meta;
-        LogShape::new(LogIdentity { cluster, key: log_key, shard }, segment_bytes)
+        LogShape::new(log_identity(&self.meta, shard), self.meta.segment_bytes)
     }
 }
 
@@ -237,12 +247,14 @@ fn create(path: &Path, meta: DataMeta) -> Result<DataMeta, DataDirError> {
     assert!((1..=NODE_ID_BYTES_MAX).contains(&meta.node_id.len()), "the caller checked the node id");
     for shard in 0..meta.shards {
         let directory = shard_path(path, shard);
-        // An interrupted first start leaves empty directories; anything in one means that the meta file was lost.
-        if directory.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+        // An interrupted first start leaves directories with a manifest at most; anything else in one means that the meta
+        // file was lost.
+        let is_rest = |name: &str| name.strip_suffix(".tmp").unwrap_or(name) == MANIFEST_FILE;
+        if RealDisk.list(&directory).is_ok_and(|found| found.iter().any(|entry| !is_rest(&entry.name))) {
             return Err(DataDirError::NotEmpty(path.to_path_buf()));
         }
         std::fs::create_dir_all(&directory)
-            .and_then(|()| RealDisk.sync_directory(&directory))
+            .and_then(|()| create_manifest(&RealDisk, &directory, log_identity(&meta, shard), 0))
             .map_err(failed)?;
     }
     RealDisk
@@ -253,6 +265,22 @@ fn create(path: &Path, meta: DataMeta) -> Result<DataMeta, DataDirError> {
         RealDisk.sync_directory(parent).map_err(failed)?;
     }
     Ok(meta)
+}
+
+/// Brings a directory of the format without manifests to this one: the manifests first, so that an interruption is repeated.
+fn give_manifests(path: &Path, meta: DataMeta) -> Result<DataMeta, DataDirError> {
+    for shard in 0..meta.shards {
+        let directory = shard_path(path, shard);
+        create_manifest(&RealDisk, &directory, log_identity(&meta, shard), EPOCHS_WITHOUT_MANIFESTS)
+            .map_err(|error| DataDirError::Io(directory, error))?;
+    }
+    write_atomically(&RealDisk, path, META, &encode(&meta))
+        .map_err(|error| DataDirError::Io(path.to_path_buf(), error))?;
+    Ok(meta)
+}
+
+fn log_identity(meta: &DataMeta, shard: u32) -> LogIdentity {
+    LogIdentity { cluster: meta.cluster, key: meta.log_key, shard }
 }
 
 fn encode(meta: &DataMeta) -> Vec<u8> {
@@ -272,17 +300,18 @@ fn encode(meta: &DataMeta) -> Vec<u8> {
     bytes
 }
 
-fn decode(bytes: &[u8], path: &Path) -> Result<DataMeta, DataDirError> {
+/// What the directory is, and the format that says so.
+fn decode(bytes: &[u8], path: &Path) -> Result<(DataMeta, u16), DataDirError> {
     let damaged = || DataDirError::Damaged(path.to_path_buf());
     let (body, crc) = bytes.split_last_chunk::<CRC_BYTES>().ok_or_else(damaged)?;
     if !body.starts_with(&MAGIC) || crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
         return Err(damaged());
     }
     let format = u16::from_le_bytes(field(body, FORMAT_AT).ok_or_else(damaged)?);
-    if format != FORMAT {
+    if format != FORMAT && format != FORMAT_WITHOUT_MANIFESTS {
         return Err(DataDirError::NewerFormat(path.to_path_buf(), format));
     }
-    decode_fields(body).ok_or_else(damaged)
+    decode_fields(body).map(|meta| (meta, format)).ok_or_else(damaged)
 }
 
 fn decode_fields(body: &[u8]) -> Option<DataMeta> {
@@ -327,7 +356,7 @@ mod tests {
         let hex: String = encode(&meta())[..NODE_ID + 2].iter().map(|byte| format!("{byte:02x}")).collect();
         let golden = concat!(
             "5354524e44444952",
-            "0100",
+            "0200",
             "0200",
             "02000000",
             "02010000000000000000000000000000",
@@ -337,7 +366,7 @@ mod tests {
             "6e31"
         );
         assert_eq!(hex, golden);
-        assert_eq!(decode(&encode(&meta()), Path::new("")).unwrap(), meta());
+        assert_eq!(decode(&encode(&meta()), Path::new("")).unwrap(), (meta(), FORMAT));
     }
 
     #[test]
@@ -382,12 +411,32 @@ mod tests {
             |id, shards| DataDir::open(scratch.path(), id, shards, meta).map(drop).unwrap_err().to_string();
         assert!(open(Some("n2"), None).contains("start with --id n1"));
         assert!(open(None, Some(3)).contains("has 2 shards, not 3"));
+        std::fs::write(scratch.path().join(META), of_format(3)).unwrap();
+        assert!(open(None, None).contains("has format 3"));
+    }
+
+    fn of_format(format: u8) -> Vec<u8> {
         let mut bytes = encode(&meta());
-        bytes[FORMAT_AT] = 2;
+        bytes[FORMAT_AT] = format;
         bytes.truncate(bytes.len() - CRC_BYTES);
         bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
-        std::fs::write(scratch.path().join(META), bytes).unwrap();
-        assert!(open(None, None).contains("has format 2"));
+        bytes
+    }
+
+    #[test]
+    fn a_directory_of_the_first_format_gets_its_manifests() {
+        let scratch = Scratch::new();
+        let made = DataDir::open(scratch.path(), None, None, meta).unwrap();
+        let manifest = made.shard_path(1).join(MANIFEST_FILE);
+        std::fs::remove_file(&manifest).unwrap();
+        drop(made);
+        std::fs::write(scratch.path().join(META), of_format(1)).unwrap();
+        let opened = DataDir::open(scratch.path(), None, None, meta).unwrap();
+        let shape = opened.log_shape(1);
+        let found =
+            shards::storage::manifest::read_manifest(&RealDisk, &opened.shard_path(1), &shape.identity);
+        assert_eq!(found.unwrap().epoch, EPOCHS_WITHOUT_MANIFESTS);
+        assert_eq!(std::fs::read(scratch.path().join(META)).unwrap(), encode(&meta()));
     }
 
     #[test]

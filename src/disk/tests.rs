@@ -7,6 +7,7 @@ use super::worker::{FileDone, FileJob, FileWorker, Wake, start_file_worker};
 use shards::ids::{GroupId, Sequence};
 use shards::log::header::BatchKind;
 use shards::log::{LogIdentity, LogShape, ReplayError};
+use shards::storage::manifest::{MANIFEST_FILE, begin_run, create_manifest};
 use shards::storage::recovery::{RecoveredLog, RecoveryError, recover_log};
 use shards::storage::segments::list_segments;
 use shards::storage::snapshots::{
@@ -58,6 +59,9 @@ type Read = Vec<(u64, Vec<u8>)>;
 
 fn recover(directory: &Path, segment_bytes: u64) -> Result<(RecoveredLog, Read), RecoveryError> {
     let mut read = Vec::new();
+    if !directory.join(MANIFEST_FILE).exists() {
+        create_manifest(&RealDisk, directory, shape(segment_bytes).identity, 0).unwrap();
+    }
     let log = recover_log(&RealDisk, directory, shape(segment_bytes), &mut |batch| {
         if batch.kind == BatchKind::Entries {
             read.push((batch.sequence.0, batch.payload.to_vec()));
@@ -67,7 +71,9 @@ fn recover(directory: &Path, segment_bytes: u64) -> Result<(RecoveredLog, Read),
 }
 
 fn open(directory: &Path, segment_bytes: u64, options: WalOptions, segments_max: Option<u64>) -> (Wal, Read) {
-    let (log, read) = recover(directory, segment_bytes).unwrap();
+    let (mut log, read) = recover(directory, segment_bytes).unwrap();
+    let (upto, live) = (log.recovered.last_sequence, &log.recovered.live);
+    begin_run(&RealDisk, directory, &mut log.manifest, 0, upto, live).unwrap();
     let pool = SegmentPool::start(1, segments_max).unwrap();
     let handle = pool.handle(directory, segment_bytes, no_wake());
     let lock = std::fs::File::create(directory.join("lock")).unwrap();
@@ -129,8 +135,12 @@ fn a_lone_batch_takes_one_linked_sync_and_is_sealed_when_quiet() {
     let (mut wal, _) = open(scratch.path(), 1 << 20, WalOptions::default(), None);
     assert!(append(&mut wal, 100, false));
     settle(&mut wal);
-    let counters = wal.counters();
-    assert_eq!((counters.writes, counters.syncs, counters.batches), (1, 1, 1));
+    let first = wal.counters();
+    assert_eq!((first.writes, first.syncs, first.batches), (2, 2, 1), "the manifest and the segment");
+    assert!(append(&mut wal, 100, false));
+    settle(&mut wal);
+    let second = wal.counters();
+    assert_eq!((second.writes, second.syncs, second.batches), (3, 3, 2));
     let due_ns = wal.due_ns().expect("a seal is due");
     wal.flush(due_ns - 1).unwrap();
     assert_eq!(wal.counters().seals, 0);
@@ -228,7 +238,7 @@ fn under_an_interval_only_the_interval_or_a_request_syncs() {
     while wal.in_flight() > 0 {
         wal.wait().unwrap();
     }
-    assert_eq!((wal.durable_upto(), wal.counters().syncs), (Sequence(1), 1));
+    assert_eq!((wal.durable_upto(), wal.counters().syncs), (Sequence(1), 2), "manifest and segment");
     assert!(append(&mut wal, 10, false));
     wal.flush(2_000_000).unwrap();
     while wal.in_flight() > 0 {

@@ -1,9 +1,12 @@
 //! The log of one shard on the real disk: the engine's log over an io_uring and the helper thread for segments.
 
+use super::files::RealDisk;
 use super::ring::LogRing;
 use super::segment::SegmentPoolHandle;
+use shards::storage::disk::{Disk, Open};
+use shards::storage::manifest::MANIFEST_FILE;
 use shards::storage::recovery::RecoveredLog;
-use shards::storage::wal::{self, WalOptions};
+use shards::storage::wal::{self, BUFFERS_MIN, WalOptions};
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
 
@@ -19,6 +22,7 @@ pub fn open_wal(
     eventfd: Option<RawFd>,
     lock: Option<BorrowedFd<'_>>,
 ) -> io::Result<Wal> {
-    let ring = LogRing::new(options.buffers, options.buffer_bytes, eventfd, lock)?;
-    Ok(Wal::new(log, options, ring, segments))
+    let ring = LogRing::new(options.buffers.max(BUFFERS_MIN), options.buffer_bytes, eventfd, lock)?;
+    let manifest = RealDisk.open(&log.directory.join(MANIFEST_FILE), Open::WRITE_DIRECT)?;
+    Wal::new(log, options, ring, segments, manifest)
 }

@@ -21,7 +21,7 @@ impl Listeners {
     /// Binds every address with `SO_REUSEADDR` and without `SO_REUSEPORT`.
     ///
     /// # Errors
-    /// When an address cannot be bound, with the address in the message.
+    /// When an address cannot be bound.
     pub fn bind(addresses: &[SocketAddr], backlog: u32) -> io::Result<Self> {
         let list = addresses.iter().map(|address| {
             // The standard library sets SO_REUSEADDR, which lets a restarted server bind beside old connections, and
@@ -31,7 +31,6 @@ impl Listeners {
                 Ok(listener)
             });
             bound
-                .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
         });
         Ok(Self { list: list.collect::<io::Result<_>>()? })
     }

@@ -68,7 +68,6 @@ pub(super) fn end_of(kind: ReplyKind, body: &[u8]) -> Result<Option<Step>, Malfo
     match kind {
         ReplyKind::Part => Ok(None),
         ReplyKind::Error => Ok(Some(Step::passed_on(kind, body))),
-        // A router sends what was refused as not leading again, and tells no gather.
         ReplyKind::Ok | ReplyKind::Success | ReplyKind::NotLeader => Err(NO_PART),
     }
 }

@@ -5,6 +5,7 @@
 //! snapshot. After [`UNEQUAL_ROUNDS_MAX`] unequal rounds the keys are read under the locks of a transaction, which always
 //! comes to an end. With `consistency: local` one round is all.
 
+use crate::mutants::{Mutant, is_on};
 use super::answers::{Answers, Collected, end_of};
 use super::parts::{ReadPart, take_read};
 use super::{Call, Gather, Step, text_of};
@@ -87,7 +88,7 @@ impl BulkGet {
         };
         let alone = self.parts.len() == 1 || self.consistency == Consistency::Local;
         match self.before.replace(round) {
-            None if alone => self.finish(),
+            None if alone || is_on(Mutant::OneRoundIsEnough) => self.finish(),
             None => Ok(self.read_all()),
             Some(before) if self.before.as_ref() == Some(&before) => self.finish(),
             Some(_) => {

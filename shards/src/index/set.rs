@@ -9,6 +9,7 @@ mod backlog;
 mod definition;
 mod sections;
 
+use crate::mutants::{Mutant, is_on};
 use super::Units;
 use super::embed::built_in;
 use super::text::{TextIndex, WHOLE};
@@ -67,6 +68,8 @@ struct Build {
     scanned: u64,
     /// Definitions that came after it began wait for the next one.
     targets: Vec<IndexDefinition>,
+    /// All records have been looked at; a long value among the last may still be under way.
+    is_scanned: bool,
 }
 
 /// The indexes of one shard.
@@ -76,6 +79,8 @@ pub struct IndexSet {
     text: Option<TextIndex>,
     build: Option<Build>,
     backlog: Backlog,
+    /// The position of a change whose long value is half indexed.
+    underway: Option<u64>,
     /// Changes applied so far.
     position: u64,
     /// Units of indexing that merging has not matched yet.
@@ -151,6 +156,7 @@ impl IndexSet {
         if !self.entries.iter().any(|entry| entry.definition.kind.is_text()) {
             self.text = None;
             self.backlog = Backlog::default();
+            self.underway = None;
         } else if entry.definition.kind == IndexKind::Embedding {
             self.rebuild_text();
         } else if let Some(text) = &mut self.text {
@@ -172,6 +178,7 @@ impl IndexSet {
             }
         }
         self.text = Some(text);
+        self.underway = None;
         self.build = None;
     }
 
@@ -230,17 +237,17 @@ impl IndexSet {
         let entry = self.entries.iter().find(find);
         let is_ready = entry.is_some_and(|entry| entry.is_ready);
         let is_text = entry.is_some_and(|entry| entry.definition.kind.is_text());
-        is_ready && (!is_text || position < self.indexed_before())
+        is_ready && (!is_text || position < self.indexed_before() || is_on(Mutant::SearchDoesNotWait))
     }
 
     /// Number of keys to be indexed.
     pub fn backlog_len(&self) -> usize {
-        self.backlog.len()
+        self.backlog.len() + usize::from(self.underway.is_some())
     }
 
     /// The position of the oldest change whose text is still to be indexed; beyond all if there is none.
     pub fn indexed_before(&self) -> u64 {
-        self.backlog.first_position()
+        self.underway.unwrap_or(u64::MAX).min(self.backlog.first_position())
     }
 
     /// Rises whenever an index is defined, dropped, begun anew or has become ready: what waits for an index may look again.
@@ -277,20 +284,26 @@ impl IndexSet {
     pub fn has_work(&self) -> bool {
         self.backlog_len() > 0
             || self.entries.iter().any(|entry| !entry.is_ready)
-            || self.text.as_ref().is_some_and(TextIndex::has_work)
+            || self.text.as_ref().is_some_and(|text| text.is_busy() || text.has_work())
     }
 
     /// Indexes the backlog, builds and merges until the budget is spent; true while there is more to do.
     pub fn work(&mut self, units: &mut Units, source: &dyn DocumentSource) -> bool {
         while units.left() {
             let before = units.balance();
-            if let (Some(key), Some(text)) = (self.backlog.pop(), &mut self.text) {
-                match source.value(&key) {
-                    Some(value) => text.put(&key, value, units),
+            if let Some(text) = self.text.as_mut().filter(|text| text.is_busy()) {
+                if text.go_on(units) {
+                    self.underway = None;
+                }
+            } else if let (Some((position, key)), Some(text)) = (self.backlog.pop(), &mut self.text) {
+                let is_done = match source.value(&key) {
+                    Some(value) => text.put_in_slices(&key, value, units),
                     None => {
                         text.remove(&key, units);
+                        true
                     }
-                }
+                };
+                self.underway = (!is_done).then_some(position);
             } else if self.entries.iter().any(|entry| !entry.is_ready) {
                 self.build_some(units, source);
             } else {
@@ -326,23 +339,28 @@ impl IndexSet {
         let build = build.get_or_insert_with(|| {
             let waiting =
                 entries.iter().filter(|entry| !entry.is_ready).map(|entry| entry.definition.clone());
-            Build { cursor: Vec::new(), scanned: 0, targets: waiting.collect() }
+            Build { cursor: Vec::new(), scanned: 0, targets: waiting.collect(), is_scanned: false }
         });
         let wants_text = build.targets.iter().any(|target| target.kind.is_text());
         let mut seen = 0;
-        let next = source.scan(&build.cursor, SCAN_RECORDS, &mut |key, value| {
+        let mut look = |key: &[u8], value: &[u8]| {
             seen += 1;
             units.spend(16 + value.len() as u64 / 32);
             for entry in entries.iter_mut().filter(|entry| !entry.is_ready) {
                 entry.apply(key, None, Some(value));
             }
             if let Some(text) = text.as_mut().filter(|_| wants_text) {
-                text.put(key, value, units);
+                text.put_in_slices(key, value, units);
             }
-        });
+        };
+        let next = match build.is_scanned {
+            true => None,
+            false => source.scan(&build.cursor, SCAN_RECORDS, &mut look),
+        };
         build.scanned += seen;
         match next {
             Some(cursor) => build.cursor = cursor,
+            None if text.as_ref().is_some_and(TextIndex::is_busy) => build.is_scanned = true,
             None => {
                 for entry in entries.iter_mut().filter(|entry| build.targets.contains(&entry.definition)) {
                     entry.is_ready = true;

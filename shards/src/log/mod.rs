@@ -5,11 +5,13 @@
 //! same code over a fake disk. What it must not do: open a file, or trust a byte that no checksum covers.
 //!
 //! - [`header`]: the fixed header at the start of every batch.
+//! - [`manifest`]: what is known about the log outside its segments.
 //! - [`payload`]: what a batch carries, as rkyv archives.
 //! - [`writer`]: where the next batch goes, and which segments a cut sets free.
 //! - [`replay`]: reading a log back, and telling a torn tail from rot.
 
 pub mod header;
+pub mod manifest;
 pub mod payload;
 mod repair;
 pub mod replay;

@@ -5,13 +5,15 @@
 //! in earlier lives of a file and in batches that no longer count, because recovery either reaches what was durable or
 //! refuses. So they are gathered before anything is decided; reading on past a bad batch is part of it.
 //!
-//! Valid segment starts name their life (epoch) and the life before theirs, so the live chain is followed backwards from
-//! the highest epoch that leads without a gap to the oldest one needed, and then walked forwards. A batch counts only if everything
+//! Every header names the life of its segment (epoch) and the life before that, so the live chain is followed backwards from
+//! the highest epoch found, to a segment whose valid starts lead without a gap to the oldest one needed, and then walked
+//! forwards. A batch counts only if everything
 //! in its header agrees with its place: identity, file, epoch, offset, sequence, the CRC of the batch before it, and both
 //! checksums. Where the next segment continues the log exactly at the batch just read, the walk goes over to it, whatever
 //! stands behind. Where the walk ends:
 //!
-//! - a statement at or past the sequence where the walk ended proves damage: [`Corruption`];
+//! - a statement at or past the sequence where the walk ended proves damage: [`Corruption`]; the manifest's counts too;
+//! - a segment that the manifest lists and that is needed must be there as a file;
 //! - a batch there that is one flipped bit from valid is damage too;
 //! - otherwise it is a torn tail, cut off by not being walked.
 //!
@@ -26,11 +28,14 @@
 //! page cache. This file must not write, and never lets a batch count
 //! that its checksums do not cover. On an error the caller must forget every batch it was given.
 
+use crate::mutants::{Mutant, is_on};
 use super::header::{self, BLOCK_BYTES, BatchHeader, BatchKind, HEADER_BYTES, HeaderError};
+use super::manifest::Manifest;
 use super::repair;
 use super::writer::LiveSegment;
 use super::{Corruption, LogShape, PayloadWindow, Proof, Reason, ReplayError, SegmentEpoch, SegmentId, Tail};
 use crate::ids::{GroupId, Sequence};
+use std::collections::BTreeMap;
 
 /// How much is read at once, in bytes.
 pub const WINDOW_BYTES: usize = 1 << 20;
@@ -87,10 +92,12 @@ pub struct Recovered {
     pub tail: Tail,
 }
 
-/// Replays the segments of one log. `files` are all that exist, in any order; `on_batch` gets the live batches.
+/// Replays the segments of one log. `files` are all that exist, in any order; `manifest` is what was known about the log
+/// when it was written last; `on_batch` gets the live batches.
 pub fn replay<S: SegmentSource>(
     shape: &LogShape,
     files: &[SegmentFile],
+    manifest: &Manifest,
     source: &mut S,
     on_batch: &mut dyn FnMut(ReplayedBatch<'_>),
 ) -> Result<Recovered, ReplayError<S::Error>> {
@@ -103,9 +110,11 @@ pub fn replay<S: SegmentSource>(
     for file in files {
         machine.survey(file.segment)?;
     }
-    let chain = chain_of(&starts, machine.statements.oldest_epoch);
+    let chain = chain_of(&starts, &machine.statements);
     let walk = machine.walk(&chain.segments, on_batch)?;
+    machine.judge_manifest(files, manifest)?;
     machine.judge(&fronts, &chain, &walk)?;
+    machine.judge_end(manifest, &walk)?;
     Ok(machine.conclude(&fronts, &chain.segments, &walk))
 }
 
@@ -123,6 +132,8 @@ struct Statements {
     durable_in: SegmentId,
     oldest_epoch: SegmentEpoch,
     highest_epoch: SegmentEpoch,
+    /// Which segment each one follows and which file it is in, of those of which any header is legible.
+    links: BTreeMap<SegmentEpoch, (SegmentEpoch, SegmentId)>,
 }
 
 /// How far the walk came.
@@ -188,6 +199,9 @@ impl<'a, S: SegmentSource> Machine<'a, S> {
             }
             statements.oldest_epoch = statements.oldest_epoch.max(header.oldest_epoch);
             statements.highest_epoch = statements.highest_epoch.max(header.epoch);
+            if header.previous_epoch < header.epoch {
+                statements.links.insert(header.epoch, (header.previous_epoch, segment));
+            }
         }
         here
     }
@@ -237,7 +251,7 @@ impl<'a, S: SegmentSource> Machine<'a, S> {
             return Ok(Some((Reason::Length, false)));
         }
         let covered = self.bytes(segment, offset, header::covered_bytes(payload_bytes))?;
-        if crc32c::crc32c(&covered[HEADER_BYTES..]) == header.payload_crc {
+        if crc32c::crc32c(&covered[HEADER_BYTES..]) == header.payload_crc || is_on(Mutant::PayloadCrcSkipped) {
             return Ok(None);
         }
         Ok(Some((Reason::PayloadCrc, repair::one_bit_payload(covered, header.payload_crc))))
@@ -344,7 +358,8 @@ impl<'a, S: SegmentSource> Machine<'a, S> {
         }
         match fits(&header) {
             (true, true) => {}
-            (true, false) => return Ok(Err((Reason::Chain, false))),
+            (true, false) if !is_on(Mutant::StaleBatchReplayed) => return Ok(Err((Reason::Chain, false))),
+            (true, false) => {}
             (false, _) if header.epoch < epoch => return Ok(Err((Reason::Stale, false))),
             (false, _) => return Ok(Err((Reason::Field, false))),
         }
@@ -364,9 +379,34 @@ impl<'a, S: SegmentSource> Machine<'a, S> {
         Ok(())
     }
 
+    /// Whether every segment is there that the manifest lists and no statement gives up. The file of a new segment was there
+    /// before the manifest listed it, and is removed only after a batch that gives it up is durable.
+    fn judge_manifest(
+        &self,
+        files: &[SegmentFile],
+        manifest: &Manifest,
+    ) -> Result<(), ReplayError<S::Error>> {
+        let is_gone = |segment| files.iter().all(|file| file.segment != segment);
+        let oldest = self.statements.oldest_epoch;
+        let lost = manifest.segments.iter().find(|listed| listed.epoch >= oldest && is_gone(listed.segment));
+        lost.map_or(Ok(()), |listed| Err(corrupt(listed.segment, 0, Reason::Gone, Proof::Listed)))
+    }
+
+    /// Whether the walk came as far as the manifest knows.
+    fn judge_end(&self, manifest: &Manifest, walk: &Walk) -> Result<(), ReplayError<S::Error>> {
+        let Stop { segment, offset, reason, .. } = walk.stop;
+        if manifest.durable_upto <= walk.last_sequence {
+            return Ok(());
+        }
+        Err(corrupt(segment, offset, reason, Proof::ManifestUpto(manifest.durable_upto)))
+    }
+
     fn judge(&self, fronts: &[Front], chain: &Chain, walk: &Walk) -> Result<(), ReplayError<S::Error>> {
         let statements = &self.statements;
         let stop = walk.stop;
+        if is_on(Mutant::RotTakenForTear) {
+            return Ok(());
+        }
         if statements.durable_upto > walk.last_sequence {
             let proof = Proof::DurableUpto(statements.durable_upto);
             let bad_front = fronts.iter().find_map(|front| match front {
@@ -377,7 +417,7 @@ impl<'a, S: SegmentSource> Machine<'a, S> {
             });
             return Err(match (bad_front, chain.broken) {
                 (Some((segment, reason)), _) => corrupt(segment, 0, reason, proof),
-                (None, Some((after, epoch))) => missing(fronts, after, epoch, proof),
+                (None, Some((after, epoch))) => missing(fronts, statements, after, epoch, proof),
                 (None, None) => corrupt(stop.segment, stop.offset, stop.reason, proof),
             });
         }
@@ -456,33 +496,64 @@ fn starts_of<E>(fronts: &[Front]) -> Result<Vec<(SegmentId, BatchHeader)>, Repla
     }
 }
 
-/// The chain of the highest epoch that leads back without a gap to a segment that is the oldest needed, or the first of
-/// all. A segment that a gap cuts off was never durable, or the statements found later prove otherwise.
-fn chain_of(starts: &[(SegmentId, BatchHeader)], oldest: SegmentEpoch) -> Chain {
+/// The chain of the newest segment that leads back without a gap to a segment that is the oldest needed, or the first of all.
+/// A segment that a gap cuts off was never durable, or the statements found later prove otherwise. Heads are looked for along
+/// the links from the highest epoch of which anything is legible: a segment beside that path was left behind by an earlier
+/// recovery and never counts again, even if what came after it is torn. Where the path is lost, every older start may be one.
+fn chain_of(starts: &[(SegmentId, BatchHeader)], statements: &Statements) -> Chain {
     let mut broken = None;
-    for (_, head) in starts.iter().rev() {
-        let mut segments = Vec::new();
-        let mut link = head.epoch;
-        while let Ok(place) = starts.binary_search_by_key(&link, |(_, start)| start.epoch) {
-            let (segment, start) = starts[place];
-            segments.push((segment, start));
-            link = start.previous_epoch;
-            if start.epoch <= oldest || link == SegmentEpoch(0) {
-                segments.reverse();
-                return Chain { segments, broken };
+    let mut head = statements.highest_epoch;
+    while head != SegmentEpoch(0) {
+        let after = match chain_from(starts, head, statements.oldest_epoch) {
+            Ok(segments) => return Chain { segments, broken },
+            Err(after) => after,
+        };
+        broken = broken.or(after);
+        head = match statements.links.get(&head) {
+            Some((previous, _)) => *previous,
+            None => {
+                let older = starts.iter().rev().map(|(_, start)| start.epoch).find(|epoch| *epoch < head);
+                older.unwrap_or(SegmentEpoch(0))
             }
-        }
-        let (segment, _) = *segments.last().expect("a head is its own first link");
-        broken = broken.or(Some((segment, link)));
+        };
     }
     Chain { segments: Vec::new(), broken }
 }
 
-/// Segment `epoch`, which the one in `after` follows, is needed and not there. When a file is one bit from being it, that
-/// file is named.
-fn missing<E>(fronts: &[Front], after: SegmentId, epoch: SegmentEpoch, proof: Proof) -> ReplayError<E> {
+/// The chain that ends with segment `head`, or the segment in it whose predecessor is missing, with that one's epoch.
+#[expect(clippy::type_complexity, reason = "segments with their starts, or where they end")]
+fn chain_from(
+    starts: &[(SegmentId, BatchHeader)],
+    head: SegmentEpoch,
+    oldest: SegmentEpoch,
+) -> Result<Vec<(SegmentId, BatchHeader)>, Option<(SegmentId, SegmentEpoch)>> {
+    let mut segments = Vec::new();
+    let mut link = head;
+    while let Ok(place) = starts.binary_search_by_key(&link, |(_, start)| start.epoch) {
+        let (segment, start) = starts[place];
+        segments.push((segment, start));
+        link = start.previous_epoch;
+        if start.epoch <= oldest || link == SegmentEpoch(0) {
+            segments.reverse();
+            return Ok(segments);
+        }
+    }
+    Err(segments.last().map(|(segment, _)| (*segment, link)))
+}
+
+/// Segment `epoch`, which the one in `after` follows, is needed and not there. When a file is one bit from being it, or has later
+/// batches of it, that file is named.
+fn missing<E>(
+    fronts: &[Front],
+    statements: &Statements,
+    after: SegmentId,
+    epoch: SegmentEpoch,
+    proof: Proof,
+) -> ReplayError<E> {
+    let home = statements.links.get(&epoch).map(|(_, segment)| *segment);
     let near = fronts.iter().find_map(|front| match front {
         Front::Bad(segment, reason, Some(near)) if near.epoch == epoch => Some((*segment, *reason)),
+        Front::Bad(segment, reason, _) if Some(*segment) == home => Some((*segment, *reason)),
         _ => None,
     });
     match near {

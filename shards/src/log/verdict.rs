@@ -62,6 +62,8 @@ pub enum Reason {
     Missing(SegmentEpoch),
     /// Two files claim the same epoch.
     Twice(SegmentEpoch),
+    /// The file is not there.
+    Gone,
 }
 
 /// Why a bad batch is damage and not a torn tail.
@@ -73,6 +75,10 @@ pub enum Proof {
     OneBit,
     /// The state of the file itself is the proof.
     File,
+    /// The manifest lists the segment, and nothing states that it is no longer needed.
+    Listed,
+    /// The manifest says that the log was durable up to this sequence.
+    ManifestUpto(Sequence),
 }
 
 /// Why a log could not be replayed.
@@ -104,6 +110,7 @@ impl fmt::Display for Reason {
             Self::Missing(epoch) => {
                 write!(f, "segment epoch {} is missing or its start is unreadable", epoch.0)
             }
+            Self::Gone => f.write_str("the file is gone"),
             Self::Twice(epoch) => write!(f, "another file claims segment epoch {} too", epoch.0),
         }
     }
@@ -122,6 +129,10 @@ impl fmt::Display for Corruption {
             }
             Proof::OneBit => f.write_str(", and it is a single flipped bit away from being whole"),
             Proof::File => Ok(()),
+            Proof::Listed => f.write_str(", yet the manifest lists it as a part of the log"),
+            Proof::ManifestUpto(sequence) => {
+                write!(f, ", yet the manifest says that everything up to sequence {} was durable", sequence.0)
+            }
         }
     }
 }

@@ -6,6 +6,7 @@
 //! recovery never looks for a segment that was already written over. After a recovery the writer always begins a fresh
 //! segment (see `replay`). This file must not perform: the caller writes the frames and says what became durable.
 
+use crate::mutants::{Mutant, is_on};
 use super::header::{self, BLOCK_BYTES, BatchHeader, BatchKind, FILL, HEADER_BYTES, NO_GROUP};
 use super::replay::Recovered;
 use super::{LogShape, SegmentEpoch, SegmentId};
@@ -97,6 +98,16 @@ impl LogWriter {
         Sequence(self.last_sequence.0 + 1)
     }
 
+    /// The sequence of the last entries placed.
+    pub fn last_sequence(&self) -> Sequence {
+        self.last_sequence
+    }
+
+    /// The epoch that the next segment begins.
+    pub fn next_epoch(&self) -> SegmentEpoch {
+        SegmentEpoch(self.highest_epoch.0 + 1)
+    }
+
     /// The live segments, oldest first.
     pub fn live(&self) -> impl ExactSizeIterator<Item = &LiveSegment> {
         self.live.iter()
@@ -185,7 +196,7 @@ impl LogWriter {
     /// The next segment that may be written over, given that all frames up to `durable` are durable.
     pub fn take_free(&mut self, durable: FrameNumber) -> Option<SegmentId> {
         let (frame, segment) = *self.released.front()?;
-        if frame > durable {
+        if frame > durable && !is_on(Mutant::SegmentFreeAtOnce) {
             return None;
         }
         self.released.pop_front();

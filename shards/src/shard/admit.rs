@@ -3,6 +3,7 @@
 //! What waits is bounded by what routers admit. A request that waits for a lock stands in that key's queue behind
 //! whatever came before it, so one connection's commands for one key keep their order.
 
+use crate::mutants::{Mutant, is_on};
 use super::budget::Charge;
 use super::outbox::{Ticket, Waiter, reply_failure};
 use super::{Floor, Shard};
@@ -189,6 +190,9 @@ impl Shard {
 
     /// Marks every key of some items as written soon.
     pub(super) fn mark_items(&mut self, bytes: &[u8]) {
+        if self.pending.add_large(bytes) {
+            return;
+        }
         for (key, _) in items::iter(bytes).map_while(Result::ok) {
             self.pending.add(hash_of(key));
         }
@@ -234,7 +238,7 @@ impl Shard {
                 return self.slices.hold(parked);
             }
         } else {
-            if self.locks.is_held(record.key) {
+            if self.locks.is_held(record.key) && !is_on(Mutant::ReadThroughLock) {
                 let waiter = LockWaiter::Request(self.parked(router, head, bytes));
                 return self.locks.wait(record.key, waiter);
             }
@@ -257,7 +261,7 @@ impl Shard {
                 return self.slices.hold(parked);
             }
         } else {
-            if let Some(key) = self.locks.first_held(record.value, None) {
+            if let Some(key) = self.locks.first_held(record.value, None).filter(|_| !is_on(Mutant::BulkReadThroughLock)) {
                 let waiter = LockWaiter::Request(self.parked(router, head, bytes));
                 return self.locks.wait(key, waiter);
             }

@@ -4,6 +4,7 @@
 //! leader's own proposals. After each entry, before the next, the reads that waited for it are answered. Entries are
 //! applied in slices ([`super::slices`]); what must not be seen in between stands there.
 
+use crate::mutants::{Mutant, is_on};
 use super::outbox::{NO_TICKET, Ticket, Waiter};
 use super::slices::{Current, Frame, Inside, cost_of};
 use super::{Shard, ShardFault, reads};
@@ -41,6 +42,7 @@ impl Shard {
     /// Applies committed entries, in order, while units are left, and answers who waited for them.
     pub(super) fn apply_some(&mut self, units: &mut Units, effects: &mut Effects) -> Result<(), ShardFault> {
         while units.left() && !self.slices.is_empty() {
+            let was_half_done = self.slices.is_half_done();
             let mut current = match self.slices.current.take() {
                 Some(current) => current,
                 None => match self.slices.pop() {
@@ -54,6 +56,9 @@ impl Shard {
                 self.slices.current = Some(current);
             }
             self.release_held(effects);
+            if was_half_done && !self.slices.is_half_done() {
+                self.answer_waiting_searches(effects);
+            }
         }
         Ok(())
     }
@@ -323,6 +328,9 @@ impl Shard {
     }
 
     fn unmark_items(&mut self, bytes: &[u8]) {
+        if self.pending.remove_large(bytes) {
+            return;
+        }
         for (key, _) in items::iter(bytes).map_while(Result::ok) {
             self.pending.remove(hash_of(key));
         }
@@ -351,6 +359,9 @@ pub(super) fn remember(
     stamp: Millis,
     outcome: &Outcome,
 ) {
+    if is_on(Mutant::DedupEntryDropped) && session.seq % 4 == 0 {
+        return;
+    }
     let mut body = Vec::new();
     let kind = answer::write(outcome, &mut body);
     state.sessions.record(session.client, session.seq, print, kind, &body, stamp);

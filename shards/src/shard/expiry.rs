@@ -3,6 +3,7 @@
 //! Tables know their earliest expiry; a walk over the tables, a slice at a time, proposes what is overdue. A read that
 //! meets an overdue record proposes its removal first and waits for it.
 
+use crate::mutants::{Mutant, is_on};
 use super::Shard;
 use super::outbox::Waiter;
 use crate::command::context::is_over;
@@ -26,7 +27,7 @@ const KEYS_MAX: usize = 200;
 impl Shard {
     /// Whether a key's time to live is over now.
     pub(super) fn is_overdue(&self, hash: KeyHash, key: &[u8]) -> bool {
-        self.state.keys.get(hash, key).is_some_and(|record| is_over(record.expires_at, self.now))
+        !is_on(Mutant::OverdueIsRead) && self.state.keys.get(hash, key).is_some_and(|record| is_over(record.expires_at, self.now))
     }
 
     /// Proposes to remove those of these keys that are overdue when the entry is stamped.

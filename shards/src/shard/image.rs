@@ -3,6 +3,7 @@
 //! The snapshot comes first, whole and checked; then the batches in order. Entries that the snapshot holds are passed
 //! over. What does not fit together (a gap, another group's snapshot) is an error that says so: it is damage.
 
+use crate::mutants::{Mutant, is_on};
 use super::{Shard, ShardImage};
 use crate::catalog::Catalog;
 use crate::command::record::Malformed;
@@ -219,6 +220,10 @@ impl ImageBuilder {
             state: State { sessions: Sessions::new(sessions), ..State::default() },
             ..SnapshotImage::default()
         });
+        let mut snapshot = snapshot;
+        if is_on(Mutant::SessionsNotKept) {
+            snapshot.state.sessions = Sessions::new(sessions);
+        }
         let conf_state = ConfState { voters: vec![LONE_REPLICA], ..ConfState::default() };
         let restored = Restored {
             replica: LONE_REPLICA,
@@ -262,6 +267,9 @@ impl ImageBuilder {
             return Err(error);
         }
         self.restored.sequence = last_sequence;
+        if is_on(Mutant::LastEntryLost) && self.restored.entries.len() as u64 + self.restored.snapshot_index > self.restored.hard_state.commit {
+            self.restored.entries.pop();
+        }
         let last = self.restored.entries.last().map_or(self.restored.snapshot_index, |entry| entry.index);
         if self.restored.hard_state.commit > last {
             let commit = self.restored.hard_state.commit;

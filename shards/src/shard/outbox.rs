@@ -1,5 +1,6 @@
 //! Who waits for a command, and how answers leave: at once, or behind the sync that they wait for.
 
+use crate::mutants::{Mutant, is_on};
 use super::Shard;
 use crate::batch::{ReplyKind, RequestHead};
 use crate::command::answer::{self, Failure, Outcome};
@@ -107,7 +108,7 @@ impl Shard {
     /// Sends a message once everything applied so far is durable: no step of a transaction runs ahead of its sync.
     pub(super) fn send_behind_sync(&mut self, message: GroupMessage, effects: &mut Effects) {
         let needed = self.sequence_of(self.applying);
-        if needed <= self.durable {
+        if needed <= self.durable || is_on(Mutant::MessageBeforeSync) {
             effects.messages.push(message);
         } else {
             effects.sync_now = true;

@@ -12,11 +12,16 @@ const BITS: u32 = 14;
 #[derive(Debug)]
 pub(super) struct Pending {
     counts: Vec<u32>,
+    /// Commands of so many keys that marking each would make nearly every counter say yes.
+    large: u32,
 }
+
+/// Bytes of items from which a command counts as one that writes any key: some thousands of keys.
+const LARGE_BYTES: usize = 256 << 10;
 
 impl Default for Pending {
     fn default() -> Self {
-        Self { counts: vec![0; 1 << BITS] }
+        Self { counts: vec![0; 1 << BITS], large: 0 }
     }
 }
 
@@ -32,9 +37,24 @@ impl Pending {
         *count = count.checked_sub(1).expect("every pending write was added before");
     }
 
+    /// A command that writes these items is on its way, if its items are large; tells whether they are.
+    pub(super) fn add_large(&mut self, items: &[u8]) -> bool {
+        let is_large = items.len() >= LARGE_BYTES;
+        self.large += u32::from(is_large);
+        is_large
+    }
+
+    /// The same for a command that is applied or given up.
+    pub(super) fn remove_large(&mut self, items: &[u8]) -> bool {
+        let is_large = items.len() >= LARGE_BYTES;
+        let left = self.large.checked_sub(u32::from(is_large));
+        self.large = left.expect("every pending write was added before");
+        is_large
+    }
+
     /// Whether a write of this key may be on its way.
     pub(super) fn may_have(&self, hash: KeyHash) -> bool {
-        self.counts[bucket(hash)] > 0
+        self.large > 0 || self.counts[bucket(hash)] > 0
     }
 }
 

@@ -282,7 +282,7 @@ impl Shard {
     }
 
     /// Answers the searches that waited for what is indexed now. Costs what is ready, not what waits.
-    fn answer_waiting_searches(&mut self, effects: &mut Effects) {
+    pub(super) fn answer_waiting_searches(&mut self, effects: &mut Effects) {
         if self.slices.is_half_done() {
             return;
         }

@@ -12,6 +12,7 @@
 use super::admit::{LockWaiter, Parked};
 use super::apply::{known, remember};
 use super::outbox::Waiter;
+use super::reserve::Reservation;
 use super::{Shard, ShardFault};
 use crate::command::answer::Outcome;
 use crate::command::context::{Context, Observer as _, is_over};
@@ -35,9 +36,11 @@ const UNITS_WITH_INDEXES: u64 = 8;
 /// Entries that may wait to be applied before no more are proposed.
 const WAITING_ENTRIES_MAX: usize = 8;
 
-/// What is committed and not yet applied.
+/// What is committed and not yet applied, and the PREPAREs whose keys are being reserved.
 #[derive(Default)]
 pub(super) struct Slices {
+    /// Large PREPAREs that were heard, in order; the first is under way.
+    pub(super) reservations: VecDeque<Reservation>,
     waiting: VecDeque<Entry>,
     /// The entry that is partly applied.
     pub(super) current: Option<Current>,
@@ -111,9 +114,14 @@ enum FinishPass {
 }
 
 impl Slices {
-    /// Whether an entry waits or is partly applied.
+    /// Whether no entry waits or is partly applied.
     pub(super) fn is_empty(&self) -> bool {
         self.current.is_none() && self.waiting.is_empty()
+    }
+
+    /// Whether nothing at all is to go on with.
+    pub(super) fn is_idle(&self) -> bool {
+        self.is_empty() && self.reservations.is_empty()
     }
 
     /// Whether so much waits that nothing more shall be proposed.
@@ -191,9 +199,9 @@ impl Inside {
 }
 
 impl Shard {
-    /// Whether entries wait to be applied or one is partly applied: [`Shard::work`] goes on with it.
+    /// Whether entries wait to be applied, or one is partly applied, or locks are being taken: [`Shard::work`] goes on.
     pub fn is_applying(&self) -> bool {
-        !self.slices.is_empty()
+        !self.slices.is_idle()
     }
 
     /// Goes on inside a command; whether it is whole.
@@ -389,7 +397,7 @@ impl Shard {
         walked: &mut usize,
         units: &mut Units,
     ) -> Result<bool, ShardFault> {
-        if !frame.is_own {
+        if !frame.is_own || (*walked == 0 && self.pending.remove_large(record.value)) {
             return Ok(true);
         }
         let pending = &mut self.pending;

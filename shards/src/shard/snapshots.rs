@@ -4,6 +4,7 @@
 //! all are written the file is read back, and only if what is in it equals what the state counted is it kept and the log
 //! cut. A snapshot that lost something (as the debug fault mode makes it) is counted and written again without faults.
 
+use crate::mutants::{Mutant, is_on};
 use super::outbox::{Waiter, reply};
 use super::{Floor, Shard};
 use crate::batch::RequestHead;
@@ -123,7 +124,7 @@ impl Shard {
     pub(super) fn snapshot_some(&mut self, effects: &mut Effects) -> bool {
         if self.snapshots.run.is_none() {
             self.snapshots.is_draining = self.snapshot_is_due();
-            if self.snapshots.is_draining && self.searches.indexes.backlog_len() == 0 {
+            if self.snapshots.is_draining && (self.searches.indexes.backlog_len() == 0 || is_on(Mutant::BacklogNotDrained)) {
                 self.snapshots.is_draining = false;
                 self.snapshots.is_urgent = false;
                 let with_faults = !std::mem::take(&mut self.snapshots.without_faults);
@@ -242,10 +243,14 @@ impl Shard {
         let mut chunks = Vec::new();
         let mut writer = SnapshotWriter::begin(&header, with_faults, &mut self.state, &mut chunks);
         let mut txns = Vec::new();
-        self.txns.encode(&mut txns);
+        if !is_on(Mutant::TransactionsNotKept) {
+            self.txns.encode(&mut txns);
+        }
         writer.section(super::image::SECTION_TXNS, &txns, &mut chunks);
         let mut catalog = Vec::new();
-        self.searches.catalog.encode(&mut catalog);
+        if !is_on(Mutant::CatalogueNotKept) {
+            self.searches.catalog.encode(&mut catalog);
+        }
         writer.section(super::image::SECTION_CATALOG, &catalog, &mut chunks);
         let indexes = Some(self.searches.indexes.begin_snapshot());
         let mut run = Run {
@@ -277,7 +282,7 @@ impl Shard {
 
     fn keep_snapshot(&mut self, run: &Run, effects: &mut Effects) {
         let mut upto: Option<Sequence> = None;
-        while self.history.front().is_some_and(|(last, _)| *last <= run.index) {
+        while self.history.front().is_some_and(|(last, _)| *last <= run.index + if is_on(Mutant::CutTooFar) { 2 } else { 0 }) {
             upto = self.history.pop_front().map(|(_, sequence)| sequence);
         }
         effects.cut = upto.or(effects.cut);

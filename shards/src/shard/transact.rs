@@ -3,6 +3,7 @@
 use super::admit::LockWaiter;
 use super::apply::{known, remember};
 use super::outbox::{NO_TICKET, Ticket, Waiter, reply};
+use super::reserve::{LARGE_BYTES, Reservation};
 use super::slices::{Frame, Inside};
 use super::{Shard, ShardFault};
 use crate::batch::ReplyKind;
@@ -107,7 +108,7 @@ impl Shard {
     }
 
     fn hear_prepare(&mut self, message: GroupMessage, effects: &mut Effects) {
-        let Message::Prepare { txn, attempt, wait, kind, debug, items, deadline } = &message.body else {
+        let Message::Prepare { txn, attempt, wait, items, deadline, .. } = &message.body else {
             return;
         };
         let (txn, attempt) = (*txn, *attempt);
@@ -117,9 +118,13 @@ impl Shard {
             let answer = self.prepared(txn, attempt, &intent.clone());
             return self.tell(message.from, answer, effects);
         }
-        if self.locks.holds(txn) || self.waiting_prepares.contains(&(txn, attempt)) {
+        let is_reserving = self.slices.reservations.iter().any(|reservation| reservation.is_of(txn));
+        if is_reserving || self.locks.holds(txn) || self.waiting_prepares.contains(&(txn, attempt)) {
             // Said again while the first is on its way.
             return;
+        }
+        if items.len() >= LARGE_BYTES {
+            return self.slices.reservations.push_back(Reservation::new(message));
         }
         if let Some(key) = self.locks.first_held(items, Some(txn)) {
             if *wait && *deadline > self.now {
@@ -130,13 +135,19 @@ impl Shard {
             return self.refuse_prepare(&message, effects);
         }
         self.locks.hold(txn, items);
-        let mut value = Vec::new();
-        Prepare { txn, attempt, kind: *kind, items }.encode(&mut value);
+        self.propose_prepare(&message);
+    }
+
+    /// Puts a PREPARE whose keys are reserved into the next entry.
+    pub(super) fn propose_prepare(&mut self, message: &GroupMessage) {
+        let Message::Prepare { txn, attempt, kind, debug, items, .. } = &message.body else { return };
+        let mut value = Vec::with_capacity(items.len() + 64);
+        Prepare { txn: *txn, attempt: *attempt, kind: *kind, items }.encode(&mut value);
         let mut record = Record::plain(Op::TxnPrepare, &[], &value);
         if *debug {
             record.flags |= flag::DEBUG;
         }
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(value.len() + 64);
         record.encode(&mut bytes);
         self.gather(&bytes, Waiter::nobody(), None);
     }
@@ -145,6 +156,9 @@ impl Shard {
         let is_waiting = |waiter: &LockWaiter| matches!(waiter, LockWaiter::Prepare(m) if matches!(&m.body, Message::Prepare { txn: t, .. } if *t == txn));
         self.locks.take_waiting(is_waiting);
         self.waiting_prepares.retain(|(waiting, _)| *waiting != txn);
+        if let Some(found) = self.slices.reservations.iter_mut().find(|found| found.is_of(txn)) {
+            return found.cancel();
+        }
         if self.locks.holds(txn) {
             let mut value = Vec::new();
             Finish { txn, commit }.encode(&mut value);

@@ -6,6 +6,7 @@
 //!
 //! The caller gives the hash with every key; it must be [`hash_of`](crate::ids::hash_of) of it.
 
+use crate::mutants::{Mutant, is_on};
 use super::cut::Cut;
 use super::digest::Digest;
 use super::record::{Content, KEY_BYTES_MAX, Record, VALUE_BYTES_MAX};
@@ -244,7 +245,7 @@ impl KeySpace {
 
     /// Takes a table's content for the running snapshot before it changes for the first time.
     fn capture_before_change(&mut self, number: usize) {
-        if self.cut.is_some() && self.tables[number].captured != self.generation {
+        if self.cut.is_some() && self.tables[number].captured != self.generation && !is_on(Mutant::NoCopyBeforeChange) {
             self.capture(number);
         }
     }

@@ -7,16 +7,22 @@
 //! program is compiled, so the seam costs nothing on the way of a commit.
 //!
 //! - [`wal`]: the running log; batches in, durable sequences out.
-//! - [`recovery`]: a log read back at boot.
+//! - [`shard`]: a shard read back at boot, from snapshot and log; [`recovery`]: its log.
+//! - [`manifest`]: the file that knows of segments that are gone, and counts starts.
 //! - [`segments`]: segment files: making, opening, listing them.
 //! - [`snapshots`]: snapshot files: written aside, read back, put in place.
 
 pub mod device;
 pub mod disk;
+pub mod manifest;
 pub mod recovery;
 pub mod segments;
+pub mod shard;
 pub mod snapshots;
 pub mod wal;
+
+#[cfg(test)]
+mod tests;
 
 use disk::{Disk, DiskFile, Open};
 use std::io;

@@ -3,8 +3,11 @@
 //! Everything is synced before it is read: what recovery saw must not vanish in a later power cut, since the shard will
 //! vote and answer by it. Blocking; runs before the shard serves. It never writes to a segment.
 
+use crate::mutants::{Mutant, is_on};
 use super::disk::{Disk, DiskFile, Open, read_exact_at};
+use super::manifest::read_manifest;
 use super::segments::{list_segments, open_segment};
+use crate::log::manifest::{Manifest, ManifestError};
 use crate::log::replay::{Recovered, ReplayedBatch, SegmentFile, SegmentSource, replay};
 use crate::log::{LogShape, ReplayError, SegmentId};
 use std::io;
@@ -15,7 +18,15 @@ use std::path::{Path, PathBuf};
 pub enum RecoveryError {
     /// Durable records are damaged, or the files belong elsewhere. Repair from peers, or stop with exit code 70.
     Replay(ReplayError<io::Error>, PathBuf),
-    /// The directory could not be listed, or a segment not opened or synced.
+    /// The manifest cannot be read. Damage, unless it belongs elsewhere or is of a later version.
+    Manifest(PathBuf, ManifestError),
+    /// There is no manifest, and with it nothing that tells what else is gone. Damage.
+    NoManifest(PathBuf),
+    /// A snapshot file is damaged, in the words of its reader.
+    Snapshot(PathBuf, String),
+    /// Snapshot and log do not fit together: damage, in the words of who put them together.
+    Mismatch(PathBuf, String),
+    /// A file or directory could not be listed, opened, read, written or synced.
     Io(PathBuf, io::Error),
 }
 
@@ -23,6 +34,15 @@ impl std::fmt::Display for RecoveryError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Replay(error, directory) => write!(f, "{}: {error}", directory.display()),
+            Self::Manifest(path, error) => write!(f, "{}: {error}", path.display()),
+            Self::NoManifest(path) => write!(
+                f,
+                "{} at byte 0: the file is gone, and without it nobody can tell what else is",
+                path.display()
+            ),
+            Self::Snapshot(path, text) | Self::Mismatch(path, text) => {
+                write!(f, "{}: {text}", path.display())
+            }
             Self::Io(path, error) => write!(f, "{}: {error}", path.display()),
         }
     }
@@ -35,6 +55,8 @@ impl std::error::Error for RecoveryError {}
 pub struct RecoveredLog {
     /// What the replay found.
     pub recovered: Recovered,
+    /// What its manifest says.
+    pub manifest: Manifest,
     /// The shape it was read with.
     pub shape: LogShape,
     /// Where its segments are.
@@ -51,17 +73,18 @@ pub fn recover_log<D: Disk>(
     on_batch: &mut dyn FnMut(ReplayedBatch<'_>),
 ) -> Result<RecoveredLog, RecoveryError> {
     let failed = |error| RecoveryError::Io(directory.to_path_buf(), error);
+    let manifest = read_manifest(disk, directory, &shape.identity)?;
     let files = list_segments(disk, directory).map_err(failed)?;
     for file in &files {
         let path = directory.join(file.segment.file_name());
-        let synced = open_segment(disk, directory, file.segment).and_then(|open| open.file.sync());
+        let synced = open_segment(disk, directory, file.segment).and_then(|open| if is_on(Mutant::RecoveryNotSynced) { Ok(()) } else { open.file.sync() });
         synced.map_err(|error| RecoveryError::Io(path, error))?;
     }
     let mut source = FileSource { disk, directory, open: None };
-    let recovered = replay(&shape, &files, &mut source, on_batch)
+    let recovered = replay(&shape, &files, &manifest, &mut source, on_batch)
         .map_err(|error| RecoveryError::Replay(error, directory.to_path_buf()))?;
     let last_segment = files.last().map_or(SegmentId(0), |file: &SegmentFile| file.segment);
-    Ok(RecoveredLog { recovered, shape, directory: directory.to_path_buf(), last_segment })
+    Ok(RecoveredLog { recovered, manifest, shape, directory: directory.to_path_buf(), last_segment })
 }
 
 /// Reads through the page cache, one file open at a time: the log is written past the cache, so it holds nothing stale.

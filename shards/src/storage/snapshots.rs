@@ -4,6 +4,7 @@
 //! `snap-` and its log index in twenty digits, so that names sort by index; unfinished ones end in `.tmp`. Older snapshots
 //! are removed only after a newer one was verified and its name is durable. Everything here blocks.
 
+use crate::mutants::{Mutant, is_on};
 use super::disk::{Disk, DiskFile, Open};
 use super::segments::BlockBuffer;
 use crate::log::header::BLOCK_BYTES;
@@ -137,16 +138,21 @@ impl<D: Disk> SnapshotWriter<D> {
         self.write_gathered()?;
         let path = self.temporary.clone();
         let failed = |error| SnapshotError::Io(path.clone(), error);
-        self.file.sync().map_err(failed)?;
+        if !is_on(Mutant::SnapshotNotSynced) {
+            self.file.sync().map_err(failed)?;
+        }
         let length = self.file.bytes().map_err(failed)?;
         if length != self.written {
             return Err(SnapshotError::Unequal(path, format!("{} bytes became {length}", self.written)));
         }
         read_snapshot(&self.disk, &self.temporary, &mut |bytes| verifier.chunk(bytes))?;
-        verifier.end().map_err(|what| SnapshotError::Unequal(path.clone(), what))?;
+        let verified = if is_on(Mutant::SnapshotNotReadBack) { Ok(()) } else { verifier.end() };
+        verified.map_err(|what| SnapshotError::Unequal(path.clone(), what))?;
         let name = self.directory.join(snapshot_file_name(self.index));
         self.disk.rename(&self.temporary, &name).map_err(failed)?;
-        self.disk.sync_directory(&self.directory).map_err(failed)?;
+        if !is_on(Mutant::SnapshotNameNotSynced) {
+            self.disk.sync_directory(&self.directory).map_err(failed)?;
+        }
         Ok(length)
     }
 }

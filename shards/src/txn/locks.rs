@@ -102,11 +102,18 @@ impl<W> Locks<W> {
         self.waiting += 1;
     }
 
-    /// Releases one key of a transaction; hands over what waited for it, in its order. Whoever releases all of them ends
-    /// with [`Locks::end`].
+    /// Whether another transaction than this one holds a key.
+    pub fn is_held_by_other(&self, key: &[u8], txn: TxnId) -> bool {
+        self.held.get(key).is_some_and(|held| held.txn != txn)
+    }
+
+    /// Releases one key if this transaction holds it; hands over what waited for it, in its order. Whoever releases all of
+    /// them ends with [`Locks::end`].
     pub fn release_key(&mut self, txn: TxnId, key: &[u8], freed: &mut Vec<W>) {
+        if self.is_held_by_other(key, txn) {
+            return;
+        }
         let Some(held) = self.held.remove(key) else { return };
-        assert_eq!(held.txn, txn, "a key is released by its holder");
         self.waiting -= held.queue.len();
         freed.extend(held.queue);
     }

@@ -67,8 +67,8 @@ impl Pending {
             _ => answer.members.clone(),
         };
         let text = String::from_utf8(members).map_err(|_| "a reply that is no text".to_owned())?;
-        let reply: Json =
-            serde_json::from_str(&format!("{{{text}}}")).map_err(|error| format!("no JSON: {error}: {text}"))?;
+        let reply: Json = serde_json::from_str(&format!("{{{text}}}"))
+            .map_err(|error| format!("no JSON: {error}: {text}"))?;
         if answer.kind != ReplyKind::Error {
             return Ok(Some(Outcome::Done(reply)));
         }
@@ -80,9 +80,7 @@ impl Pending {
                 Ok((!self.may_repeat).then_some(Outcome::Refused(reply)))
             }
             "SEQ_EXPIRED" if forgets => Ok(Some(Outcome::Unknown)),
-            "CONFLICT" | "NO_SUCH_INDEX" | "INDEX_EXISTS" | "WRONG_TYPE" => {
-                Ok(Some(Outcome::Refused(reply)))
-            }
+            "CONFLICT" | "NO_SUCH_INDEX" | "INDEX_EXISTS" | "WRONG_TYPE" => Ok(Some(Outcome::Refused(reply))),
             // A snapshot that a faulty disk refused.
             "INTERNAL" if self.line.contains("SNAPSHOT") => Ok(Some(Outcome::Refused(reply))),
             _ => Err(format!("an answer that should not be: {reply} to {}", self.line)),

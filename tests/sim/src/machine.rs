@@ -117,7 +117,8 @@ impl Machine {
     pub fn repair(&mut self) -> bool {
         let mut mended = false;
         for Damage { file, offset, good, bad } in self.damage.drain(..) {
-            let is_there = self.disk.durable_files(crate::strand::parent(&file)).iter().any(|(name, _)| *name == file);
+            let is_there =
+                self.disk.durable_files(crate::strand::parent(&file)).iter().any(|(name, _)| *name == file);
             if is_there && self.disk.peek(&file, offset, bad.len()) == bad {
                 self.disk.damage(&file, offset, &good);
                 mended = true;

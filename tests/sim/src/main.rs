@@ -42,14 +42,18 @@ impl Wishes {
             match name {
                 "SEED" => wishes.seeds = Some((number()?, number()?)),
                 "SEEDS" => {
-                    let parts = text.split_once("..").and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
-                    wishes.seeds = Some(parts.ok_or_else(|| format!("{word}: give a range such as 1..1000"))?);
+                    let parts =
+                        text.split_once("..").and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+                    wishes.seeds =
+                        Some(parts.ok_or_else(|| format!("{word}: give a range such as 1..1000"))?);
                 }
                 "FAULTS" if text == "none" => wishes.faults = Some(FaultSet::default()),
                 "FAULTS" => {
                     let mut set = FaultSet::default();
                     for name in text.split(',') {
-                        set = set.with(Fault::from_name(name).ok_or_else(|| format!("no fault is called {name}"))?);
+                        set = set.with(
+                            Fault::from_name(name).ok_or_else(|| format!("no fault is called {name}"))?,
+                        );
                     }
                     wishes.faults = Some(set);
                 }
@@ -161,7 +165,11 @@ fn many(wishes: &Wishes, first: u64, last: u64) -> ExitCode {
             shown.store(second, Ordering::Relaxed);
             let rate = summary.runs as f64 / begun.elapsed().as_secs_f64();
             let failed = summary.failures.len();
-            tell(&format!("{} of {} seeds, {rate:.1} a second, {failed} failed", summary.runs, last - first + 1));
+            tell(&format!(
+                "{} of {} seeds, {rate:.1} a second, {failed} failed",
+                summary.runs,
+                last - first + 1
+            ));
         }
     };
     let summary = suite::run_many(first, last, wishes.threads, 5, |seed| wishes.plan(seed), || (), progress);
@@ -203,13 +211,23 @@ fn mutants(names: &str, wishes: &Wishes) -> ExitCode {
             continue;
         }
         let begun = Instant::now();
-        let summary =
-            suite::run_many(first, last, wishes.threads, 1, |seed| wishes.plan(seed), || switch(mutant), |_| ());
+        let summary = suite::run_many(
+            first,
+            last,
+            wishes.threads,
+            1,
+            |seed| wishes.plan(seed),
+            || switch(mutant),
+            |_| (),
+        );
         let took = begun.elapsed().as_secs_f64();
         match summary.failures.first() {
             Some((plan, text)) => {
                 let text: String = text.lines().next().unwrap_or_default().chars().take(150).collect();
-                tell(&format!("{name:<26} caught after {:>4} seeds, {took:>5.1} s, seed {}: {text}", summary.runs, plan.seed));
+                tell(&format!(
+                    "{name:<26} caught after {:>4} seeds, {took:>5.1} s, seed {}: {text}",
+                    summary.runs, plan.seed
+                ));
             }
             None => {
                 missed += 1;

@@ -13,7 +13,9 @@ use shards::event::{DiskFigures, Event};
 use shards::ids::{GroupId, Millis, Sequence, even_slots};
 use shards::log::payload::PayloadBuffer;
 use shards::log::{LogIdentity, LogShape, ReplayError};
-use shards::shard::image::{ImageBuilder, ImageIdentity, SnapshotImage, SnapshotIntake, encode_append, encode_start};
+use shards::shard::image::{
+    ImageBuilder, ImageIdentity, SnapshotImage, SnapshotIntake, encode_append, encode_start,
+};
 use shards::shard::{Floor, Left, Shard, ShardConfig};
 use shards::state::SessionLimits;
 use shards::storage::recovery::{RecoveryError, recover_log};
@@ -156,20 +158,21 @@ impl Strand {
         let identity = ImageIdentity { cluster: CLUSTER, shard: group.0, group };
         let snapshot = newest_snapshot(disk, &path, identity)?;
         let mut builder = ImageBuilder::new(group, snapshot, SessionLimits::default());
-        let identity = LogIdentity { cluster: CLUSTER, key: 0x6b65_7900 + u64::from(group.0), shard: group.0 };
+        let identity =
+            LogIdentity { cluster: CLUSTER, key: 0x6b65_7900 + u64::from(group.0), shard: group.0 };
         let shape = LogShape::new(identity, plan.segment_bytes);
-        let log = recover_log(disk, &path, shape, &mut |batch| builder.batch(&batch)).map_err(recovery_failed)?;
+        let log =
+            recover_log(disk, &path, shape, &mut |batch| builder.batch(&batch)).map_err(recovery_failed)?;
         let last = log.recovered.last_sequence;
         let image = builder.finish(last).map_err(|error| Stop::Corrupt(error.to_string()))?;
-        let durable_index = image.group.entries.last().map_or(image.group.snapshot_index, |entry| entry.index);
+        let durable_index =
+            image.group.entries.last().map_or(image.group.snapshot_index, |entry| entry.index);
         let shard = Shard::restore(config(plan, group), image, now.wall)
             .map_err(|fault| Stop::Corrupt(fault.to_string()))?;
-        let options = WalOptions {
-            buffers: plan.buffers as usize,
-            buffer_bytes: 16 << 10,
-            ..WalOptions::default()
-        };
-        let device = SimDevice::new(disk.clone(), Rc::clone(clock), options.buffers, options.buffer_bytes, last);
+        let options =
+            WalOptions { buffers: plan.buffers as usize, buffer_bytes: 16 << 10, ..WalOptions::default() };
+        let device =
+            SimDevice::new(disk.clone(), Rc::clone(clock), options.buffers, options.buffer_bytes, last);
         let supply = SimSupply::new(
             disk.clone(),
             Rc::clone(clock),
@@ -206,7 +209,13 @@ impl Strand {
 
     /// One turn: whatever has happened, stepped and performed, and a slice of background work. True when more is to be
     /// done at once.
-    pub fn turn(&mut self, now: Moment, disk: &SimDisk, fuse: &mut Fuse, out: &mut Out) -> Result<bool, Stop> {
+    pub fn turn(
+        &mut self,
+        now: Moment,
+        disk: &SimDisk,
+        fuse: &mut Fuse,
+        out: &mut Out,
+    ) -> Result<bool, Stop> {
         let turned = self.turn_through(now, fuse, out);
         if disk.is_cut() { Err(Stop::Cut) } else { turned }
     }

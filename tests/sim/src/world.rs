@@ -402,7 +402,8 @@ impl World {
                 let machine = &self.machines[number];
                 let due = machine.strands[shard].due(moment, now_us);
                 let at = if is_busy { now_us + 5 } else { due.max(now_us + 1) };
-                let serves = !machine.is_listening && machine.strands.iter().all(|strand| strand.shard.is_ready());
+                let serves =
+                    !machine.is_listening && machine.strands.iter().all(|strand| strand.shard.is_ready());
                 self.machines[number].is_listening |= serves;
                 self.wake_at(number, shard, at);
                 Ok(())

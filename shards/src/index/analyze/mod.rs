@@ -12,7 +12,11 @@ use std::fmt;
 use stem::{CachedStemmer, ENGLISH_STOP_WORDS};
 
 /// Rises with every change of what any analyzer makes of any text: our rules, frostem's stems, the Unicode tables.
-pub const ANALYZER_VERSION: u32 = 1;
+pub const ANALYZER_VERSION: u32 = 2;
+
+/// Text is analysed in pieces of this many bytes at most, cut before white space, so that a long text can be taken in slices.
+/// A run of as many bytes without ASCII white space is cut anywhere, and a word there in two.
+pub const PIECE_BYTES_MAX: usize = 16 << 10;
 
 /// Longest term in bytes.
 pub const TERM_BYTES_MAX: usize = 255;
@@ -116,18 +120,34 @@ impl Analyzer {
             each(Token { term: cut(text), position: 0, start: 0, end: text.len() });
             return 1;
         }
-        let mut position = 0u32;
-        let Self { stemmer, buffer, .. } = self;
-        words::each_word(text, |start, word| {
-            lower_case(word, buffer);
-            let mut emit = |term: &str| each(Token { term, position, start, end: start + word.len() });
-            match stemmer {
-                Some(stemmer) => stemmer.stem(buffer, emit),
-                None => emit(buffer),
-            }
-            position = position.saturating_add(1);
-        });
+        let (mut position, mut at) = (0u32, 0);
+        while at < text.len() {
+            let end = self.piece_end(text, at);
+            let Self { stemmer, buffer, .. } = self;
+            words::each_word(&text[at..end], |start, word| {
+                lower_case(word, buffer);
+                let start = at + start;
+                let mut emit = |term: &str| each(Token { term, position, start, end: start + word.len() });
+                match stemmer {
+                    Some(stemmer) => stemmer.stem(buffer, emit),
+                    None => emit(buffer),
+                }
+                position = position.saturating_add(1);
+            });
+            at = end;
+        }
         position
+    }
+
+    /// Where the piece of `text` that begins at `start` ends. Analysing the pieces one by one comes to the same terms as
+    /// analysing the text, with the positions counted on.
+    pub fn piece_end(&self, text: &str, start: usize) -> usize {
+        if text.len() - start <= PIECE_BYTES_MAX || self.kind == AnalyzerKind::Keyword {
+            return text.len();
+        }
+        let last = text.floor_char_boundary(start + PIECE_BYTES_MAX);
+        let space = text.as_bytes()[start + 1..=last].iter().rposition(u8::is_ascii_whitespace);
+        space.map_or(last, |at| start + 1 + at)
     }
 
     /// The lower-case form of a word that is not to be stemmed: what prefix and fuzzy queries look for.
@@ -182,6 +202,30 @@ mod tests {
         check("standard", "The runners RAN", &[("the", 0), ("runners", 1), ("ran", 2)]);
         check("keyword", "The runners RAN", &[("The runners RAN", 0)]);
         check("german", "Die Häuser", &[("die", 0), ("haus", 1)]);
+    }
+
+    #[test]
+    fn pieces_make_the_same_terms() {
+        let words: Vec<String> = (0..9000).map(|n| format!("wörd{n} it's")).collect();
+        for text in [words.join(" "), "é".repeat(40_000), format!("{} b", "a".repeat(50_000))] {
+            let mut analyzer = Analyzer::new(AnalyzerKind::Standard);
+            let (mut whole, mut pieces) = (Vec::new(), Vec::new());
+            analyzer.analyze(&text, |token| whole.push((token.term.to_owned(), token.position, token.start)));
+            let (mut at, mut base, mut count) = (0, 0, 0);
+            while at < text.len() {
+                let end = analyzer.piece_end(&text, at);
+                base += analyzer.analyze(&text[at..end], |token| {
+                    pieces.push((token.term.to_owned(), base + token.position, at + token.start));
+                });
+                (at, count) = (end, count + 1);
+            }
+            assert!(count > 2 && whole == pieces, "{count} pieces");
+        }
+        // Pieces are cut at white space, so the words are those of the text in one.
+        let long = words.join(" ");
+        let mut count = 0;
+        words::each_word(&long, |_, _| count += 1);
+        assert_eq!(Analyzer::new(AnalyzerKind::Standard).analyze(&long, |_| {}), count);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Keys whose text is still to be indexed, each once, in order of their first change.
 
 use crate::ids::hash_of;
+use crate::mutants::{Mutant, is_on};
 use hashbrown::HashTable;
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -24,6 +25,9 @@ impl Backlog {
     }
 
     pub(super) fn push(&mut self, key: &[u8], position: u64) {
+        if is_on(Mutant::BacklogForgets) && position % 16 == 0 {
+            return;
+        }
         let hash = hash_of(key).0;
         if self.keys.find(hash, |known| **known == *key).is_some() {
             return;
@@ -33,11 +37,11 @@ impl Backlog {
         self.queue.push_back((position, key));
     }
 
-    pub(super) fn pop(&mut self) -> Option<Rc<[u8]>> {
-        let (_, key) = self.queue.pop_front()?;
+    pub(super) fn pop(&mut self) -> Option<(u64, Rc<[u8]>)> {
+        let (position, key) = self.queue.pop_front()?;
         if let Ok(entry) = self.keys.find_entry(hash_of(&key).0, |known| **known == *key) {
             entry.remove();
         }
-        Some(key)
+        Some((position, key))
     }
 }

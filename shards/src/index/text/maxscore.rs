@@ -338,14 +338,27 @@ fn judge_single(
         let (weigher, lengths, norms) = (term.weigher, term.lengths, term.norms);
         let by_length = table.after(taken.len() as u64, weigher);
         scored.clear();
-        for (document, frequency) in term.cursor.taken(taken) {
-            let known = if frequency == 1 { by_length.get(lengths.get(document) as usize) } else { None };
-            let score = match known {
-                Some(score) => *score,
-                None => contribution(weigher, lengths, norms, document, frequency),
-            };
-            if score + rest >= threshold {
-                scored.push((document, score));
+        let needed = threshold.saturating_sub(rest);
+        match lengths {
+            Lengths::Packed(Packed::One(lengths)) if by_length.len() == TABLE_LENGTHS as usize => {
+                for (document, frequency) in term.cursor.taken(taken) {
+                    let length = lengths[document as usize];
+                    let score = match frequency {
+                        1 => by_length[usize::from(length)],
+                        _ => weigher.by_length(f64::from(frequency), u32::from(length)),
+                    };
+                    if score >= needed {
+                        scored.push((document, score));
+                    }
+                }
+            }
+            _ => {
+                for (document, frequency) in term.cursor.taken(taken) {
+                    let score = contribution(weigher, lengths, norms, document, frequency);
+                    if score >= needed {
+                        scored.push((document, score));
+                    }
+                }
             }
         }
         term.cursor.pass(taken);

@@ -11,6 +11,7 @@ mod bounds;
 mod conjunction;
 pub(crate) mod cursor;
 pub(crate) mod dictionary;
+mod large;
 mod levenshtein;
 mod locations;
 pub(crate) mod maxscore;
@@ -107,6 +108,10 @@ pub struct TextIndex {
     scratch: Scratch,
     /// The tail is sealed when it has this many documents.
     tail_documents_max: usize,
+    /// A long value that is half indexed.
+    large: Option<large::Large>,
+    /// Values from this length on are indexed in slices.
+    large_bytes_min: usize,
 }
 
 /// All parts, and the ways from those that were merged away.
@@ -164,6 +169,8 @@ impl TextIndex {
             embedder: None,
             scratch: Scratch::default(),
             tail_documents_max: tail::DOCUMENTS_MAX,
+            large: None,
+            large_bytes_min: large::LARGE_BYTES_MIN,
         };
         index.open_tail();
         index
@@ -292,6 +299,7 @@ impl TextIndex {
 
     /// Indexes `value` (a JSON token) under `key` in place of what was there.
     pub fn put(&mut self, key: &[u8], value: &[u8], units: &mut Units) {
+        self.finish_large();
         self.remove(key, units);
         let mut scratch = std::mem::take(&mut self.scratch);
         self.tokenise(value, &mut scratch);
@@ -303,6 +311,10 @@ impl TextIndex {
         scratch.pairs.shrink_to(1 << 16);
         scratch.texts.clear();
         self.scratch = scratch;
+        self.seal_if_full();
+    }
+
+    fn seal_if_full(&mut self) {
         if self.tail().borrow().is_full(self.tail_documents_max) {
             self.seal_tail();
         }
@@ -371,6 +383,11 @@ impl TextIndex {
             tail.push_vector(&embedder.embed(&mut scratch.texts.iter().map(String::as_str)));
         }
         drop(tail);
+        self.locate(key, document);
+    }
+
+    /// Notes where a key's newest document is.
+    fn locate(&mut self, key: &[u8], document: u32) {
         let parts = &self.parts;
         let part = parts.list.last().expect("the last part is the open tail").id;
         let location = Location { part, document };

@@ -91,10 +91,7 @@ impl Tail {
     ///
     /// Returns its number; `is_new` hears of every term that this tail did not have.
     pub(crate) fn push(&mut self, key: &[u8], pairs: &[u64], mut is_new: impl FnMut(u32)) -> u32 {
-        let document = self.documents();
-        self.record_at.push(u32::try_from(self.records.len()).expect("a tail is sealed long before 4 GiB"));
-        put_varint(&mut self.records, key.len() as u32);
-        self.records.extend_from_slice(key);
+        let document = self.push_record(key, &[]);
         let mut last_term = 0;
         for group in pairs.chunk_by(|a, b| a >> 32 == b >> 32) {
             let term = (group[0] >> 32) as u32;
@@ -102,6 +99,17 @@ impl Tail {
             last_term = term;
             self.push_posting(term, document, group, &mut is_new);
         }
+        document
+    }
+
+    /// Appends the record of a document, its terms as varint distances; returns its number. Postings may have been
+    /// pushed for it already.
+    pub(crate) fn push_record(&mut self, key: &[u8], terms: &[u8]) -> u32 {
+        let document = self.documents();
+        self.record_at.push(u32::try_from(self.records.len()).expect("a tail is sealed long before 4 GiB"));
+        put_varint(&mut self.records, key.len() as u32);
+        self.records.extend_from_slice(key);
+        self.records.extend_from_slice(terms);
         document
     }
 
@@ -126,7 +134,15 @@ impl Tail {
         self.vectors.extend_from_slice(vector);
     }
 
-    fn push_posting(&mut self, term: u32, document: u32, group: &[u64], is_new: &mut impl FnMut(u32)) {
+    /// Appends a posting of a document whose number is the newest, or the next; positions rise, and what stands above
+    /// their lower half is passed over.
+    pub(crate) fn push_posting<P: Copy + Into<u64>>(
+        &mut self,
+        term: u32,
+        document: u32,
+        group: &[P],
+        is_new: &mut impl FnMut(u32),
+    ) {
         let hash = hash_of(term);
         let heads = &self.heads;
         let at = match self.by_term.find(hash, |at| heads[*at as usize].term == term) {
@@ -160,7 +176,7 @@ impl Tail {
         }
         let mut before = 0;
         for pair in group {
-            let position = *pair as u32;
+            let position = (*pair).into() as u32;
             self.put(&mut head, position - before);
             before = position;
         }

@@ -1,7 +1,11 @@
 //! The best k hits seen so far, by score, ties by key.
 
+use smallvec::SmallVec;
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
+
+/// Keys up to this length are held without an allocation: most of what is pushed is pushed out again.
+const KEY_INLINE_BYTES: usize = 24;
 
 /// A document and its score. Hits compare by score and key alone.
 #[derive(Clone, Debug)]
@@ -42,10 +46,30 @@ impl PartialOrd for Hit {
     }
 }
 
+/// A hit that may still be pushed out. Ordered as [`Hit`] is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Candidate {
+    score: i64,
+    key: SmallVec<[u8; KEY_INLINE_BYTES]>,
+    place: (u32, u32),
+}
+
+impl Ord for Candidate {
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.score.cmp(&self.score).then_with(|| self.key.cmp(&other.key))
+    }
+}
+
+impl PartialOrd for Candidate {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 /// Keeps the best `limit` hits; the worst of them is on top of the heap.
 #[derive(Clone, Debug)]
 pub(crate) struct Top {
-    heap: BinaryHeap<Hit>,
+    heap: BinaryHeap<Candidate>,
     limit: usize,
 }
 
@@ -80,11 +104,12 @@ impl Top {
         if self.heap.len() == self.limit {
             self.heap.pop();
         }
-        self.heap.push(Hit { score, key: key.into(), place });
+        self.heap.push(Candidate { score, key: key.into(), place });
     }
 
     /// The hits, best first.
     pub(crate) fn into_sorted(self) -> Vec<Hit> {
-        self.heap.into_sorted_vec()
+        let sorted = self.heap.into_sorted_vec().into_iter();
+        sorted.map(|hit| Hit { score: hit.score, key: hit.key[..].into(), place: hit.place }).collect()
     }
 }

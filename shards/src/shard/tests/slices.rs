@@ -221,6 +221,77 @@ fn transactions_are_installed_in_slices() {
     }
 }
 
+/// Large transactions over the same keys, in opposite order of arrival, beside writes of these keys: all end, each whole.
+#[test]
+fn large_transactions_in_conflict_all_end() {
+    let mut world = World::new(2, Floor::Always);
+    let mut tokens = Vec::new();
+    let mut writes = Vec::new();
+    for round in 0..4 {
+        let value = round.to_string();
+        let (first, second) = (many(ITEMS, &value), many(ITEMS, &value));
+        let value = start_txn(Kind::Set, &[(0, &first), (1, &second)]);
+        tokens.push(world.send(0, &Record::plain(Op::TxnStart, b"", &value)));
+        world.sync(0);
+        for number in [1, 0] {
+            let messages = std::mem::take(&mut world.messages);
+            for message in messages {
+                world.step(message.to.0 as usize, Some(Event::Message(message)));
+            }
+            writes.push((number, world.send(number, &set(&format!("k{round}"), "\"mine\""))));
+            slice(&mut world, number, 300);
+        }
+    }
+    for _ in 0..3000 {
+        world.settle();
+        for number in 0..2 {
+            slice(&mut world, number, 1000);
+        }
+    }
+    for token in tokens {
+        assert_eq!(world.reply(0, token), Some("\"result\":12000"));
+    }
+    for (number, token) in writes {
+        assert_eq!(world.reply(number, token), Some(""));
+    }
+    assert_eq!(world.get(0, "k5999"), world.get(1, "k5999"), "each transaction is whole");
+    for strand in &world.strands {
+        assert!(strand.shard.is_quiet() && strand.shard.txns.is_idle() && strand.shard.locks.is_empty());
+        assert_eq!((strand.shard.outstanding_bytes(), strand.shard.locks.waiting()), (0, 0));
+    }
+}
+
+/// The coordinator gives up while a participant is still reserving keys: they are given back and nothing is installed.
+#[test]
+fn a_reservation_that_is_given_up_leaves_nothing() {
+    let mut world = World::new(2, Floor::Always);
+    let items = many(ITEMS, "1");
+    let value = start_txn(Kind::Set, &[(0, &items), (1, &items)]);
+    let token = world.send(0, &Record::plain(Op::TxnStart, b"", &value));
+    world.sync(0);
+    for message in std::mem::take(&mut world.messages) {
+        world.step(message.to.0 as usize, Some(Event::Message(message)));
+    }
+    assert!(!world.strands[1].shard.slices.reservations.is_empty());
+    let write = world.send(1, &set("k0", "2"));
+    assert_eq!(world.reply(1, write), None, "the key is reserved");
+    world.now.0 += 4900;
+    for number in [0, 0, 0, 0] {
+        world.now.0 += 200;
+        world.step(number, None);
+        world.sync(number);
+    }
+    let finish =
+        |message: &&GroupMessage| matches!(message.body, crate::txn::message::Message::Finish { .. });
+    assert!(world.messages.iter().any(|message| finish(&message)), "the coordinator has given up");
+    settle(&mut world, 300);
+    assert!(world.reply(0, token).unwrap().contains("TIMEOUT"));
+    assert!(world.strands[1].shard.state().keys.len() <= 1);
+    for strand in &world.strands {
+        assert!(strand.shard.is_quiet() && strand.shard.txns.is_idle() && strand.shard.locks.is_empty());
+    }
+}
+
 #[test]
 fn admitted_bytes_have_a_bound() {
     let mut world = World::new(1, Floor::Always);

@@ -3,12 +3,14 @@
 //! See the parent for what it promises. A write goes Queued -> Writing -> Written -> Syncing -> Synced and leaves from
 //! the front only. One round of syncs is in flight at a time, one sync for every file with completed writes.
 
+use crate::mutants::{Mutant, is_on};
 use super::{
-    CREATE_RETRY_NS, Filling, Full, Progress, SyncPolicy, WRITE_TRIES_MAX, Wal, WalFailure, Write,
+    CREATE_RETRY_NS, Filling, Full, MANIFEST, Progress, SyncPolicy, WRITE_TRIES_MAX, Wal, WalFailure, Write,
     WritingSegment,
 };
 use crate::log::SegmentId;
 use crate::log::header::{self, BLOCK_BYTES};
+use crate::log::manifest::ListedSegment;
 use crate::log::payload::PayloadBuffer;
 use crate::log::writer::Placed;
 use crate::storage::device::{BufferId, DeviceWrite, EIO, FileSlot, LogDevice, Outcome, SegmentSupply};
@@ -95,9 +97,14 @@ impl<D: LogDevice, S: SegmentSupply<File = D::File>> Wal<D, S> {
     fn begin_segment_with(&mut self, bytes: usize, start: &[u8]) -> Result<(), Full> {
         let start_bytes = header::frame_bytes(start.len());
         let together = start_bytes + bytes <= self.device.pool_buffer_bytes();
-        let room =
-            if together { self.has_buffers(&[bytes]) } else { self.has_buffers(&[start_bytes, bytes]) };
-        if !room || !self.device.has_file_slot() {
+        let room = if together {
+            self.has_buffers(&[BLOCK_BYTES, start_bytes + bytes])
+        } else {
+            self.has_buffers(&[BLOCK_BYTES, start_bytes, bytes])
+        };
+        // With both of its blocks in flight a crash could leave no manifest at all.
+        let manifest_in_flight = self.writes.iter().any(|write| write.filled.segment == MANIFEST);
+        if !room || manifest_in_flight || !self.device.has_file_slot() {
             return Err(Full::Buffers);
         }
         self.queue_filling();
@@ -111,6 +118,7 @@ impl<D: LogDevice, S: SegmentSupply<File = D::File>> Wal<D, S> {
         }
         self.direct = direct;
         self.writing.push(WritingSegment { segment, file, uses: 1 });
+        self.queue_manifest(Some(segment));
         self.counters.segments += 1;
         let durable = self.durable;
         let filling = self.fill_room(start_bytes);
@@ -118,6 +126,29 @@ impl<D: LogDevice, S: SegmentSupply<File = D::File>> Wal<D, S> {
         let placed = self.writer.start_segment(segment, start, durable, frame);
         self.filled(&placed);
         Ok(())
+    }
+
+    /// Queues a write of the manifest, with the segment that is about to begin. Durability is told in the order in which
+    /// writes are queued, so nothing in that segment counts as durable before the manifest lists it.
+    pub(super) fn queue_manifest(&mut self, begins: Option<SegmentId>) {
+        assert!(self.filling.is_none(), "what was appended before is queued before");
+        let live: Vec<ListedSegment> = self.writer.live().map(ListedSegment::from).collect();
+        let next = begins.map(|segment| ListedSegment { segment, epoch: self.writer.next_epoch() });
+        let listed: Vec<ListedSegment> = live.into_iter().chain(next).collect();
+        self.manifest.advance(self.durable, listed.into_iter());
+        let buffer = self.device.take_buffer(BLOCK_BYTES).expect("the caller checked that there is room");
+        self.manifest.encode(&mut self.device.buffer(buffer)[..BLOCK_BYTES]);
+        let filled = Filling {
+            buffer,
+            segment: MANIFEST,
+            file: self.manifest_file,
+            offset: self.manifest.offset(),
+            used: BLOCK_BYTES,
+            frame: self.last_frame,
+            reaches: self.writer.last_sequence(),
+        };
+        self.filling = Some(filled);
+        self.queue_filling();
     }
 
     /// Ends the filling of a buffer: it becomes a write.
@@ -141,7 +172,7 @@ impl<D: LogDevice, S: SegmentSupply<File = D::File>> Wal<D, S> {
     }
 
     fn sync_is_due(&self) -> bool {
-        let asked = self.sync_target > self.durable_frame;
+        let asked = self.is_closing || self.sync_target > self.durable_frame;
         match self.options.sync {
             SyncPolicy::Always => true,
             SyncPolicy::Interval { every_ns } => asked || self.now_ns >= self.last_sync_ns + every_ns,
@@ -218,7 +249,7 @@ impl<D: LogDevice, S: SegmentSupply<File = D::File>> Wal<D, S> {
             Outcome::Done(bytes) => {
                 write.done += bytes;
                 assert!(write.done <= write.filled.used, "the device writes no more than asked");
-                if write.done == write.filled.used {
+                if write.done == write.filled.used || is_on(Mutant::ShortWriteCounts) {
                     write.progress = if linked { Progress::Syncing } else { Progress::Written };
                     self.device.release_buffer(buffer);
                     return Ok(());
@@ -244,6 +275,7 @@ impl<D: LogDevice, S: SegmentSupply<File = D::File>> Wal<D, S> {
     pub(super) fn sync_completed(&mut self, file: FileSlot, outcome: Outcome) -> Result<(), WalFailure> {
         self.syncs_in_flight -= 1;
         let reached = match outcome {
+            Outcome::Failed(_) if is_on(Mutant::SyncErrorPassedOver) => Progress::Synced,
             Outcome::Done(_) => Progress::Synced,
             // Cancelled because its linked write was short: nothing was synced and nothing failed.
             Outcome::Cancelled if self.sync_was_cut => Progress::Written,
@@ -266,7 +298,9 @@ impl<D: LogDevice, S: SegmentSupply<File = D::File>> Wal<D, S> {
     /// Takes durable writes from the front; true when that freed something.
     pub(super) fn retire(&mut self) -> Result<bool, WalFailure> {
         let mut retired = false;
-        while self.writes.front().is_some_and(|write| write.progress == Progress::Synced) {
+        while self.writes.front().is_some_and(|write| {
+            write.progress == Progress::Synced || (is_on(Mutant::AckBeforeSync) && write.progress == Progress::Written)
+        }) {
             let write = self.writes.pop_front().expect("just seen");
             assert!(self.durable <= write.filled.reaches, "sequences become durable in order");
             self.durable = write.filled.reaches;

@@ -16,12 +16,17 @@ use super::segments::OpenSegment;
 use crate::ids::{GroupId, Sequence};
 use crate::log::SegmentId;
 use crate::log::header::{self, BLOCK_BYTES};
+use crate::log::manifest::Manifest;
 use crate::log::payload::PayloadBuffer;
 use crate::log::writer::{Fit, FrameNumber, LogWriter};
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 
+/// The fewest buffers: a new segment takes one for the manifest, its start and its first batch each.
+pub const BUFFERS_MIN: usize = 3;
+/// No segment has this number: among the files being written it stands for the manifest.
+const MANIFEST: SegmentId = SegmentId(0);
 /// Times a write is submitted again after it was put off or came back short before it counts as failed.
 const WRITE_TRIES_MAX: u32 = 1000;
 /// Pause before another try to make a segment when the disk was full.
@@ -44,7 +49,7 @@ pub enum SyncPolicy {
 pub struct WalOptions {
     /// When to sync.
     pub sync: SyncPolicy,
-    /// Buffers in the pool, 2 to 24: how many writes may be in flight.
+    /// Buffers in the pool, at least [`BUFFERS_MIN`]: how many writes may be in flight.
     pub buffers: usize,
     /// Size of each in bytes, whole blocks. Longer batches take one of a few larger buffers.
     pub buffer_bytes: usize,
@@ -108,8 +113,8 @@ pub enum WalFailure {
 impl fmt::Display for WalFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (what, errno) = match self {
-            Self::Write(segment, errno) => (format!("writing the log segment {segment}"), *errno),
-            Self::Sync(segment, errno) => (format!("syncing the log segment {segment}"), *errno),
+            Self::Write(segment, errno) => (format!("writing {}", Written(*segment)), *errno),
+            Self::Sync(segment, errno) => (format!("syncing {}", Written(*segment)), *errno),
             Self::Device(errno) => ("the io_uring of the log".to_owned(), *errno),
         };
         write!(f, "{what} failed: {}", io::Error::from_raw_os_error(errno))
@@ -117,6 +122,18 @@ impl fmt::Display for WalFailure {
 }
 
 impl std::error::Error for WalFailure {}
+
+/// A file that the log writes, in words.
+struct Written(SegmentId);
+
+impl fmt::Display for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            MANIFEST => f.write_str("the manifest of the log"),
+            segment => write!(f, "the log segment {segment}"),
+        }
+    }
+}
 
 /// What a reap found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -197,6 +214,8 @@ pub struct Wal<D: LogDevice, S: SegmentSupply<File = D::File>> {
     free: VecDeque<SegmentId>,
     next_segment: SegmentId,
     open: Option<(SegmentId, FileSlot)>,
+    manifest: Manifest,
+    manifest_file: FileSlot,
     writing: Vec<WritingSegment>,
     filling: Option<Filling>,
     /// Oldest first.
@@ -206,6 +225,8 @@ pub struct Wal<D: LogDevice, S: SegmentSupply<File = D::File>> {
     sync_was_cut: bool,
     /// Everything up to this frame was asked to be synced.
     sync_target: FrameNumber,
+    /// The last write of the manifest, which is no frame, is to be synced without waiting for an interval.
+    is_closing: bool,
     last_frame: FrameNumber,
     /// The open segment has no room for a seal.
     seal_refused: bool,
@@ -235,10 +256,18 @@ impl<D: LogDevice, S: SegmentSupply<File = D::File>> fmt::Debug for Wal<D, S> {
 }
 
 impl<D: LogDevice, S: SegmentSupply<File = D::File>> Wal<D, S> {
-    /// Goes on with a recovered log. `device` has pooled buffers as `options` say; `supply` prepares segments in the log's
-    /// directory.
-    pub fn new(log: &RecoveredLog, options: WalOptions, device: D, supply: S) -> Self {
+    /// Goes on with a recovered log whose run has begun. `device` has pooled buffers as `options` say and no files; `supply`
+    /// prepares segments in the log's directory; `manifest` is the manifest's file, open for writing.
+    pub fn new(
+        log: &RecoveredLog,
+        options: WalOptions,
+        mut device: D,
+        supply: S,
+        manifest: D::File,
+    ) -> io::Result<Self> {
         assert!(device.pool_buffer_bytes().is_multiple_of(BLOCK_BYTES), "buffers are whole blocks");
+        assert!(device.free_buffers().0 >= BUFFERS_MIN, "a segment can begin");
+        let manifest_file = device.add_file(manifest)?.expect("a new device has room for a file");
         let recovered = &log.recovered;
         let mut wal = Self {
             device,
@@ -249,12 +278,15 @@ impl<D: LogDevice, S: SegmentSupply<File = D::File>> Wal<D, S> {
             free: recovered.free.iter().copied().collect(),
             next_segment: SegmentId(log.last_segment.0 + 1),
             open: None,
-            writing: Vec::new(),
+            manifest: log.manifest.clone(),
+            manifest_file,
+            writing: vec![WritingSegment { segment: MANIFEST, file: manifest_file, uses: 1 }],
             filling: None,
             writes: VecDeque::new(),
             syncs_in_flight: 0,
             sync_was_cut: false,
             sync_target: FrameNumber(0),
+            is_closing: false,
             last_frame: FrameNumber(0),
             seal_refused: false,
             direct: false,
@@ -270,7 +302,7 @@ impl<D: LogDevice, S: SegmentSupply<File = D::File>> Wal<D, S> {
             counters: WalCounters::default(),
         };
         wal.prepare_spares();
-        wal
+        Ok(wal)
     }
 
     /// The sequence that the next batch must have.
@@ -424,11 +456,16 @@ impl<D: LogDevice, S: SegmentSupply<File = D::File>> Wal<D, S> {
         self.reap()
     }
 
-    /// Makes everything durable, seals the log and closes it. Blocks.
+    /// Makes everything durable, seals the log, lets the manifest say how far it goes, and closes it. Blocks.
     pub fn close(mut self) -> Result<(), WalFailure> {
         self.drain()?;
         if self.seal_wanted() {
             self.place_seal();
+            self.drain()?;
+        }
+        if self.manifest.durable_upto < self.durable {
+            self.is_closing = true;
+            self.queue_manifest(None);
             self.drain()?;
         }
         Ok(())

@@ -213,12 +213,21 @@ mod tests {
         // Unknown: may have happened, at any later time, or never.
         check(&[(1, 0, Write(Some(1))), (2, 3, Read(None)), (4, 5, Read(Some(1)))], true);
         check(&[(1, 0, Write(Some(1))), (2, 3, Read(Some(1))), (4, 5, Read(None))], false);
-        check(&[(1, 2, Write(Some(1))), (3, 0, Delete(true)), (4, 5, Read(None)), (6, 7, Read(Some(1)))], false);
-        check(&[(1, 2, Swap(None, Some(1), true)), (3, 4, Swap(Some(1), Some(2), true)), (5, 6, Read(Some(2)))], true);
+        check(
+            &[(1, 2, Write(Some(1))), (3, 0, Delete(true)), (4, 5, Read(None)), (6, 7, Read(Some(1)))],
+            false,
+        );
+        check(
+            &[(1, 2, Swap(None, Some(1), true)), (3, 4, Swap(Some(1), Some(2), true)), (5, 6, Read(Some(2)))],
+            true,
+        );
         check(&[(1, 2, Swap(None, Some(1), true)), (3, 4, Swap(None, Some(2), true))], false);
         check(&[(1, 0, Swap(None, Some(1), true)), (3, 4, Swap(None, Some(2), false))], true);
         check(&[(1, 2, Write(Some(1))), (3, 4, Exists(false))], false);
-        check(&[(1, 0, Write(Some(1))), (3, 4, Exists(true)), (5, 6, Delete(true)), (7, 8, Exists(false))], true);
+        check(
+            &[(1, 0, Write(Some(1))), (3, 4, Exists(true)), (5, 6, Delete(true)), (7, 8, Exists(false))],
+            true,
+        );
         check(&[(1, 0, Write(Some(1))), (3, 4, Delete(true)), (5, 6, Delete(true))], false);
         // Two reads at once that disagree on an order of two writes.
         let writes = [(1, 10, Write(Some(1))), (2, 11, Write(Some(2)))];

@@ -22,8 +22,20 @@ struct Held {
 }
 
 enum Request {
-    Write { buffer: BufferId, slot: FileSlot, id: u64, offset: usize, bytes: usize, outcome: Outcome, then_sync: bool },
-    Sync { slot: FileSlot, covered: Vec<u64>, outcome: Outcome },
+    Write {
+        buffer: BufferId,
+        slot: FileSlot,
+        id: u64,
+        offset: usize,
+        bytes: usize,
+        outcome: Outcome,
+        then_sync: bool,
+    },
+    Sync {
+        slot: FileSlot,
+        covered: Vec<u64>,
+        outcome: Outcome,
+    },
 }
 
 /// A batch on its way to the medium.
@@ -63,7 +75,13 @@ pub struct DeviceHandle(Rc<RefCell<State>>);
 
 impl SimDevice {
     /// A device with a pool of buffers, on the world's clock. Everything up to `durable` was made durable before.
-    pub fn new(disk: SimDisk, clock: Rc<Cell<u64>>, buffers: usize, buffer_bytes: usize, durable: Sequence) -> Self {
+    pub fn new(
+        disk: SimDisk,
+        clock: Rc<Cell<u64>>,
+        buffers: usize,
+        buffer_bytes: usize,
+        durable: Sequence,
+    ) -> Self {
         let held = |memory| Held { memory, is_taken: false };
         let mut all: Vec<Held> = (0..buffers).map(|_| held(vec![0; buffer_bytes])).collect();
         all.extend((0..LARGE_BUFFERS).map(|_| held(Vec::new())));
@@ -237,7 +255,13 @@ impl State {
             let is_entries = header.kind == BatchKind::Entries;
             let sequence = if is_entries { header.sequence } else { Sequence(header.sequence.0 - 1) };
             let from = offset + at;
-            self.frames.push_back(Frame { sequence, file: file.again(), from, to: from + length, arrived: from });
+            self.frames.push_back(Frame {
+                sequence,
+                file: file.again(),
+                from,
+                to: from + length,
+                arrived: from,
+            });
             at += length;
         }
     }
@@ -299,7 +323,10 @@ impl LogDevice for SimDevice {
     }
 
     fn push_write(&mut self, write: &DeviceWrite, then_sync: bool) -> io::Result<()> {
-        assert!(write.from.is_multiple_of(BLOCK_BYTES) && write.bytes.is_multiple_of(BLOCK_BYTES), "whole blocks");
+        assert!(
+            write.from.is_multiple_of(BLOCK_BYTES) && write.bytes.is_multiple_of(BLOCK_BYTES),
+            "whole blocks"
+        );
         let bytes = &self.buffers[usize::from(write.buffer.0)].memory[write.from..write.from + write.bytes];
         let mut state = self.state.borrow_mut();
         let file = state.files[write.file.0 as usize].as_ref().expect("a written file is open").again();
@@ -346,8 +373,10 @@ impl LogDevice for SimDevice {
 
     fn in_flight(&self) -> usize {
         let state = self.state.borrow();
-        let linked =
-            state.under_way.iter().filter(|(_, request)| matches!(request, Request::Write { then_sync: true, .. }));
+        let linked = state
+            .under_way
+            .iter()
+            .filter(|(_, request)| matches!(request, Request::Write { then_sync: true, .. }));
         self.queued.len() + state.under_way.len() + linked.count() + state.done.len()
     }
 

@@ -65,8 +65,7 @@ impl Queue {
     fn perform(&mut self) {
         let Some((_, job)) = self.jobs.pop_front() else { return };
         let Self { disk, directory, segment_bytes, segments_max, .. } = self;
-        let place =
-            SegmentPlace { directory, segment_bytes: *segment_bytes, segments_max: *segments_max };
+        let place = SegmentPlace { directory, segment_bytes: *segment_bytes, segments_max: *segments_max };
         let done = perform_job(disk, &place, job);
         self.done.push_back(done);
     }

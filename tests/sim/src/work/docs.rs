@@ -114,8 +114,12 @@ impl Docs {
         what: &str,
         matches: impl Fn(&Document) -> bool,
     ) -> Result<(), String> {
-        let expected: BTreeSet<String> =
-            self.scanned.iter().filter(|(_, document)| matches(document)).map(|(key, _)| key.clone()).collect();
+        let expected: BTreeSet<String> = self
+            .scanned
+            .iter()
+            .filter(|(_, document)| matches(document))
+            .map(|(key, _)| key.clone())
+            .collect();
         if *found == expected {
             return Ok(());
         }
@@ -189,7 +193,9 @@ impl Workload for Docs {
                     format!("{{\"command\":\"QUERY_INDEX\",\"field\":\"n\",\"gte\":{from},\"limit\":10000}}");
                 self.start(Doing::Query(from), line, true)
             }
-            18 if rng.chance(300) => self.start(Doing::Snapshot, "{\"command\":\"SNAPSHOT\"}".to_owned(), false),
+            18 if rng.chance(300) => {
+                self.start(Doing::Snapshot, "{\"command\":\"SNAPSHOT\"}".to_owned(), false)
+            }
             _ if rng.chance(700) => {
                 self.start(Doing::Create, "{\"command\":\"CREATE_INDEX\",\"field\":\"n\"}".to_owned(), false)
             }
@@ -245,7 +251,8 @@ impl Workload for Docs {
     fn last(&mut self) -> Option<Ask> {
         match self.stage {
             0 | 1 => {
-                let cursor = self.cursor.take().map_or(String::new(), |c| format!(",\"cursor\":{}", Json::from(c)));
+                let cursor =
+                    self.cursor.take().map_or(String::new(), |c| format!(",\"cursor\":{}", Json::from(c)));
                 let line = format!(
                     "{{\"command\":\"SCAN\",\"prefix\":\"doc\",\"limit\":50,\"with_values\":true{cursor}}}"
                 );
@@ -258,7 +265,8 @@ impl Workload for Docs {
             }
             3 => {
                 self.stage = 4;
-                let line = "{\"command\":\"QUERY_INDEX\",\"field\":\"n\",\"gte\":0,\"limit\":10000}".to_owned();
+                let line =
+                    "{\"command\":\"QUERY_INDEX\",\"field\":\"n\",\"gte\":0,\"limit\":10000}".to_owned();
                 Some(self.start(Doing::LastQuery, line, true))
             }
             stage => {

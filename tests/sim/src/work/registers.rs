@@ -67,7 +67,9 @@ impl Registers {
         let version = if rng.chance(300) { ",\"with_version\":true" } else { "" };
         let set = |value: u64, condition: &str| {
             let value = value_text(value);
-            format!("{{\"command\":\"SET\",\"key\":\"{name}\",\"value\":{value}{condition}{session}{debug}{version}}}")
+            format!(
+                "{{\"command\":\"SET\",\"key\":\"{name}\",\"value\":{value}{condition}{session}{debug}{version}}}"
+            )
         };
         let line = match doing {
             Doing::Set(value) => set(*value, ""),
