@@ -1,10 +1,10 @@
 //! Applies the writes of one key: SET, DELETE, EXPIRE and PERSIST.
 
-use crate::mutants::{Mutant, is_on};
 use super::answer::{Failure, Outcome};
 use super::context::Context;
 use super::record::{Condition, Record, flag};
 use crate::ids::{KeyHash, Millis};
+use crate::mutants::{Mutant, is_on};
 
 /// SET: stores the value; clears a time to live unless it gives one.
 pub fn set(context: &mut Context<'_>, hash: KeyHash, record: &Record<'_>) -> Outcome {
@@ -48,7 +48,9 @@ fn unmet(context: &Context<'_>, hash: KeyHash, record: &Record<'_>) -> Option<Fa
     let met = match (condition, &found) {
         (Condition::Absent, found) => found.is_none(),
         (Condition::Present, found) => found.is_some(),
-        (Condition::Version(version), Some(found)) => found.version == version || is_on(Mutant::VersionNotCompared),
+        (Condition::Version(version), Some(found)) => {
+            found.version == version || is_on(Mutant::VersionNotCompared)
+        }
         (Condition::Value(value), Some(found)) => found.value == value || is_on(Mutant::ConditionMetByAny),
         (Condition::Version(_) | Condition::Value(_), None) => false,
     };

@@ -5,7 +5,6 @@
 //! snapshot. After [`UNEQUAL_ROUNDS_MAX`] unequal rounds the keys are read under the locks of a transaction, which always
 //! comes to an end. With `consistency: local` one round is all.
 
-use crate::mutants::{Mutant, is_on};
 use super::answers::{Answers, Collected, end_of};
 use super::parts::{ReadPart, take_read};
 use super::{Call, Gather, Step, text_of};
@@ -15,6 +14,7 @@ use crate::command::items::{self, Items};
 use crate::command::record::{Malformed, Op, Record};
 use crate::gather::topology::Topology;
 use crate::ids::GroupId;
+use crate::mutants::{Mutant, is_on};
 use crate::txn::Kind;
 use strand_wire::json::push_string;
 use strand_wire::request::{self, Consistency};

@@ -9,12 +9,12 @@ mod backlog;
 mod definition;
 mod sections;
 
-use crate::mutants::{Mutant, is_on};
 use super::Units;
 use super::embed::built_in;
 use super::text::{TextIndex, WHOLE};
 use super::value::ValueIndex;
 use super::vector::{VECTOR_DIMENSIONS_MAX, VectorIndex};
+use crate::mutants::{Mutant, is_on};
 use backlog::Backlog;
 
 pub use definition::{BuildState, Defined, IndexDefinition, IndexInfo, IndexKind, whole_text};

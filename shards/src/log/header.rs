@@ -28,9 +28,9 @@
 //! and are covered by nothing. The header has a CRC of its own so that a rotten length does not hide what follows.
 //! This file must not know what a payload means.
 
-use crate::mutants::{Mutant, is_on};
 use super::{LogIdentity, SegmentEpoch, SegmentId};
 use crate::ids::{GroupId, Sequence};
+use crate::mutants::{Mutant, is_on};
 
 /// Batches start on multiples of this, so no block ever holds bytes of two batches.
 pub const BLOCK_BYTES: usize = 4096;

@@ -28,13 +28,13 @@
 //! page cache. This file must not write, and never lets a batch count
 //! that its checksums do not cover. On an error the caller must forget every batch it was given.
 
-use crate::mutants::{Mutant, is_on};
 use super::header::{self, BLOCK_BYTES, BatchHeader, BatchKind, HEADER_BYTES, HeaderError};
 use super::manifest::Manifest;
 use super::repair;
 use super::writer::LiveSegment;
 use super::{Corruption, LogShape, PayloadWindow, Proof, Reason, ReplayError, SegmentEpoch, SegmentId, Tail};
 use crate::ids::{GroupId, Sequence};
+use crate::mutants::{Mutant, is_on};
 use std::collections::BTreeMap;
 
 /// How much is read at once, in bytes.
@@ -251,7 +251,8 @@ impl<'a, S: SegmentSource> Machine<'a, S> {
             return Ok(Some((Reason::Length, false)));
         }
         let covered = self.bytes(segment, offset, header::covered_bytes(payload_bytes))?;
-        if crc32c::crc32c(&covered[HEADER_BYTES..]) == header.payload_crc || is_on(Mutant::PayloadCrcSkipped) {
+        if crc32c::crc32c(&covered[HEADER_BYTES..]) == header.payload_crc || is_on(Mutant::PayloadCrcSkipped)
+        {
             return Ok(None);
         }
         Ok(Some((Reason::PayloadCrc, repair::one_bit_payload(covered, header.payload_crc))))

@@ -6,11 +6,11 @@
 //! recovery never looks for a segment that was already written over. After a recovery the writer always begins a fresh
 //! segment (see `replay`). This file must not perform: the caller writes the frames and says what became durable.
 
-use crate::mutants::{Mutant, is_on};
 use super::header::{self, BLOCK_BYTES, BatchHeader, BatchKind, FILL, HEADER_BYTES, NO_GROUP};
 use super::replay::Recovered;
 use super::{LogShape, SegmentEpoch, SegmentId};
 use crate::ids::{GroupId, Sequence};
+use crate::mutants::{Mutant, is_on};
 use std::collections::VecDeque;
 
 /// Counts the frames placed since the writer was made, from 1; the order in which they must become durable.

@@ -3,7 +3,6 @@
 //! What waits is bounded by what routers admit. A request that waits for a lock stands in that key's queue behind
 //! whatever came before it, so one connection's commands for one key keep their order.
 
-use crate::mutants::{Mutant, is_on};
 use super::budget::Charge;
 use super::outbox::{Ticket, Waiter, reply_failure};
 use super::{Floor, Shard};
@@ -13,6 +12,7 @@ use crate::command::items;
 use crate::command::record::{Op, Record, fingerprint, flag};
 use crate::effect::Effects;
 use crate::ids::{KeyHash, Millis, hash_of};
+use crate::mutants::{Mutant, is_on};
 use crate::txn::coordinator::Plan;
 use crate::txn::message::{GroupMessage, Message, Open, Start};
 use smallvec::SmallVec;
@@ -261,7 +261,9 @@ impl Shard {
                 return self.slices.hold(parked);
             }
         } else {
-            if let Some(key) = self.locks.first_held(record.value, None).filter(|_| !is_on(Mutant::BulkReadThroughLock)) {
+            if let Some(key) =
+                self.locks.first_held(record.value, None).filter(|_| !is_on(Mutant::BulkReadThroughLock))
+            {
                 let waiter = LockWaiter::Request(self.parked(router, head, bytes));
                 return self.locks.wait(key, waiter);
             }

@@ -4,7 +4,6 @@
 //! leader's own proposals. After each entry, before the next, the reads that waited for it are answered. Entries are
 //! applied in slices ([`super::slices`]); what must not be seen in between stands there.
 
-use crate::mutants::{Mutant, is_on};
 use super::outbox::{NO_TICKET, Ticket, Waiter};
 use super::slices::{Current, Frame, Inside, cost_of};
 use super::{Shard, ShardFault, reads};
@@ -18,6 +17,7 @@ use crate::effect::Effects;
 use crate::ids::{KeyHash, Millis, Sequence, Version, hash_of};
 use crate::index::Units;
 use crate::index::set::IndexSet;
+use crate::mutants::{Mutant, is_on};
 use crate::state::{Check, State};
 use raft::prelude::{Entry, EntryType};
 use smallvec::SmallVec;

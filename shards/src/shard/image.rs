@@ -3,7 +3,6 @@
 //! The snapshot comes first, whole and checked; then the batches in order. Entries that the snapshot holds are passed
 //! over. What does not fit together (a gap, another group's snapshot) is an error that says so: it is damage.
 
-use crate::mutants::{Mutant, is_on};
 use super::{Shard, ShardImage};
 use crate::catalog::Catalog;
 use crate::command::record::Malformed;
@@ -16,6 +15,7 @@ use crate::log::payload::{
     HardStateV1, PayloadBuffer, RecordV1, StartV1,
 };
 use crate::log::replay::ReplayedBatch;
+use crate::mutants::{Mutant, is_on};
 use crate::snapshot::{SnapshotError, SnapshotLoader};
 use crate::state::{SessionLimits, Sessions, State, TableLimits};
 use crate::txn::state::TxnState;
@@ -267,7 +267,10 @@ impl ImageBuilder {
             return Err(error);
         }
         self.restored.sequence = last_sequence;
-        if is_on(Mutant::LastEntryLost) && self.restored.entries.len() as u64 + self.restored.snapshot_index > self.restored.hard_state.commit {
+        if is_on(Mutant::LastEntryLost)
+            && self.restored.entries.len() as u64 + self.restored.snapshot_index
+                > self.restored.hard_state.commit
+        {
             self.restored.entries.pop();
         }
         let last = self.restored.entries.last().map_or(self.restored.snapshot_index, |entry| entry.index);

@@ -1,11 +1,11 @@
 //! Who waits for a command, and how answers leave: at once, or behind the sync that they wait for.
 
-use crate::mutants::{Mutant, is_on};
 use super::Shard;
 use crate::batch::{ReplyKind, RequestHead};
 use crate::command::answer::{self, Failure, Outcome};
 use crate::effect::Effects;
 use crate::ids::{Millis, Sequence, Token};
+use crate::mutants::{Mutant, is_on};
 use crate::txn::coordinator::Plan;
 use crate::txn::message::GroupMessage;
 

@@ -4,7 +4,6 @@
 //! all are written the file is read back, and only if what is in it equals what the state counted is it kept and the log
 //! cut. A snapshot that lost something (as the debug fault mode makes it) is counted and written again without faults.
 
-use crate::mutants::{Mutant, is_on};
 use super::outbox::{Waiter, reply};
 use super::{Floor, Shard};
 use crate::batch::RequestHead;
@@ -13,6 +12,7 @@ use crate::effect::{Effects, SnapshotEffect};
 use crate::ids::{Millis, Sequence};
 use crate::index::Units;
 use crate::index::set::SetWriter;
+use crate::mutants::{Mutant, is_on};
 use crate::snapshot::{Chunk, SlotSet, SnapshotHeader, SnapshotWriter};
 
 /// Bytes on their way to the file at once; more are produced when these are written.
@@ -124,7 +124,9 @@ impl Shard {
     pub(super) fn snapshot_some(&mut self, effects: &mut Effects) -> bool {
         if self.snapshots.run.is_none() {
             self.snapshots.is_draining = self.snapshot_is_due();
-            if self.snapshots.is_draining && (self.searches.indexes.backlog_len() == 0 || is_on(Mutant::BacklogNotDrained)) {
+            if self.snapshots.is_draining
+                && (self.searches.indexes.backlog_len() == 0 || is_on(Mutant::BacklogNotDrained))
+            {
                 self.snapshots.is_draining = false;
                 self.snapshots.is_urgent = false;
                 let with_faults = !std::mem::take(&mut self.snapshots.without_faults);
@@ -282,7 +284,11 @@ impl Shard {
 
     fn keep_snapshot(&mut self, run: &Run, effects: &mut Effects) {
         let mut upto: Option<Sequence> = None;
-        while self.history.front().is_some_and(|(last, _)| *last <= run.index + if is_on(Mutant::CutTooFar) { 2 } else { 0 }) {
+        while self
+            .history
+            .front()
+            .is_some_and(|(last, _)| *last <= run.index + if is_on(Mutant::CutTooFar) { 2 } else { 0 })
+        {
             upto = self.history.pop_front().map(|(_, sequence)| sequence);
         }
         effects.cut = upto.or(effects.cut);

@@ -5,11 +5,11 @@
 //! place: its next life has a higher epoch, which makes every record in it stale. Creation takes tens of milliseconds and
 //! never runs on a shard's thread. This file must not know what is in a segment.
 
-use crate::mutants::{Mutant, is_on};
 use super::disk::{Disk, DiskFile, Open};
 use crate::log::SegmentId;
 use crate::log::header::BLOCK_BYTES;
 use crate::log::replay::SegmentFile;
+use crate::mutants::{Mutant, is_on};
 use rkyv::util::AlignedVec;
 use std::io;
 use std::path::Path;

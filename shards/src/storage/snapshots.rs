@@ -4,10 +4,10 @@
 //! `snap-` and its log index in twenty digits, so that names sort by index; unfinished ones end in `.tmp`. Older snapshots
 //! are removed only after a newer one was verified and its name is durable. Everything here blocks.
 
-use crate::mutants::{Mutant, is_on};
 use super::disk::{Disk, DiskFile, Open};
 use super::segments::BlockBuffer;
 use crate::log::header::BLOCK_BYTES;
+use crate::mutants::{Mutant, is_on};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};

@@ -6,11 +6,11 @@
 //! A first try prepares everywhere at once and is refused on a lock. Later tries prepare one group after the other in
 //! ascending order and wait for locks, so that no cycle of waiting can form.
 
-use crate::mutants::{Mutant, is_on};
 use super::message::{Decide, Message};
 use super::state::{Record, Status};
 use super::{Kind, TxnId};
 use crate::ids::{GroupId, Millis, Version};
+use crate::mutants::{Mutant, is_on};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the leader shall do.

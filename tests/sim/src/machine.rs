@@ -53,6 +53,9 @@ pub struct Machine {
 impl Machine {
     /// A machine with an empty disk.
     pub fn new(plan: &Plan, disk: SimDisk, rng: &mut Rng) -> Self {
+        for number in 0..plan.shards {
+            crate::strand::make_directory(&disk, GroupId(number));
+        }
         let skewed = plan.faults.has(Fault::ClockSkew);
         let clock_off_ms = if skewed { rng.below(20_000_000) as i64 - 10_000_000 } else { 0 };
         Self {

@@ -13,14 +13,14 @@ use shards::event::{DiskFigures, Event};
 use shards::ids::{GroupId, Millis, Sequence, even_slots};
 use shards::log::payload::PayloadBuffer;
 use shards::log::{LogIdentity, LogShape, ReplayError};
-use shards::shard::image::{
-    ImageBuilder, ImageIdentity, SnapshotImage, SnapshotIntake, encode_append, encode_start,
-};
+use shards::shard::image::{encode_append, encode_start};
 use shards::shard::{Floor, Left, Shard, ShardConfig};
 use shards::state::SessionLimits;
-use shards::storage::recovery::{RecoveryError, recover_log};
-use shards::storage::snapshots::{SnapshotError, list_snapshots, read_snapshot, snapshot_file_name};
-use shards::storage::wal::{Append as LogAppend, Full, Reaped, Wal, WalFailure, WalOptions};
+use shards::storage::disk::{Disk as _, Open};
+use shards::storage::manifest::{MANIFEST_FILE, create_manifest};
+use shards::storage::recovery::RecoveryError;
+use shards::storage::shard::{ShardPlace, recover_shard};
+use shards::storage::wal::{Append as LogAppend, BUFFERS_MIN, Full, Reaped, Wal, WalFailure, WalOptions};
 use shards::txn::message::GroupMessage;
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -110,6 +110,16 @@ pub struct Moment {
     pub elapsed_ns: u64,
 }
 
+fn log_identity(group: GroupId) -> LogIdentity {
+    LogIdentity { cluster: CLUSTER, key: 0x6b65_7900 + u64::from(group.0), shard: group.0 }
+}
+
+/// Prepares the directory of a shard on a new disk, as the first start of a server does.
+pub fn make_directory(disk: &SimDisk, group: GroupId) {
+    let made = create_manifest(disk, &directory(group), log_identity(group), 0);
+    made.expect("nothing goes wrong before the beginning");
+}
+
 /// The directory of a shard.
 pub fn directory(group: GroupId) -> PathBuf {
     PathBuf::from(format!("/data/shard-{:04}", group.0))
@@ -155,22 +165,24 @@ impl Strand {
         is_healed: bool,
     ) -> Result<Self, Stop> {
         let path = directory(group);
-        let identity = ImageIdentity { cluster: CLUSTER, shard: group.0, group };
-        let snapshot = newest_snapshot(disk, &path, identity)?;
-        let mut builder = ImageBuilder::new(group, snapshot, SessionLimits::default());
-        let identity =
-            LogIdentity { cluster: CLUSTER, key: 0x6b65_7900 + u64::from(group.0), shard: group.0 };
-        let shape = LogShape::new(identity, plan.segment_bytes);
-        let log =
-            recover_log(disk, &path, shape, &mut |batch| builder.batch(&batch)).map_err(recovery_failed)?;
+        let place = ShardPlace {
+            directory: &path,
+            shape: LogShape::new(log_identity(group), plan.segment_bytes),
+            group,
+            sessions: SessionLimits::default(),
+        };
+        let recovered = recover_shard(disk, &place).map_err(recovery_failed)?;
+        let (log, image) = (&recovered.log, recovered.image);
         let last = log.recovered.last_sequence;
-        let image = builder.finish(last).map_err(|error| Stop::Corrupt(error.to_string()))?;
         let durable_index =
             image.group.entries.last().map_or(image.group.snapshot_index, |entry| entry.index);
         let shard = Shard::restore(config(plan, group), image, now.wall)
             .map_err(|fault| Stop::Corrupt(fault.to_string()))?;
-        let options =
-            WalOptions { buffers: plan.buffers as usize, buffer_bytes: 16 << 10, ..WalOptions::default() };
+        let options = WalOptions {
+            buffers: (plan.buffers as usize).max(BUFFERS_MIN),
+            buffer_bytes: 16 << 10,
+            ..WalOptions::default()
+        };
         let device =
             SimDevice::new(disk.clone(), Rc::clone(clock), options.buffers, options.buffer_bytes, last);
         let supply = SimSupply::new(
@@ -181,7 +193,9 @@ impl Strand {
             plan.segments_max.filter(|_| !is_healed),
         );
         let handle = device.handle();
-        let wal = Wal::new(&log, options, device, supply.clone());
+        let named = |error: std::io::Error| Stop::Named(format!("the log's ring: {error}"));
+        let manifest = disk.open(&path.join(MANIFEST_FILE), Open::WRITE_DIRECT).map_err(named)?;
+        let wal = Wal::new(log, options, device, supply.clone(), manifest).map_err(named)?;
         let mut strand = Self {
             shard,
             handed: VecDeque::new(),
@@ -406,26 +420,8 @@ fn recovery_failed(error: RecoveryError) -> Stop {
     let text = error.to_string();
     match error {
         RecoveryError::Io(..) | RecoveryError::Replay(ReplayError::Read(..), _) => Stop::Named(text),
-        RecoveryError::Replay(..) => Stop::Corrupt(text),
+        _ => Stop::Corrupt(text),
     }
-}
-
-fn newest_snapshot(
-    disk: &SimDisk,
-    path: &std::path::Path,
-    identity: ImageIdentity,
-) -> Result<Option<SnapshotImage>, Stop> {
-    let listed = list_snapshots(disk, path).map_err(|error| Stop::Named(error.to_string()))?;
-    let Some(index) = listed.first().copied() else { return Ok(None) };
-    let file = path.join(snapshot_file_name(index));
-    let mut intake = SnapshotIntake::new(identity, SessionLimits::default());
-    read_snapshot(disk, &file, &mut |bytes| intake.feed(bytes).map_err(|error| error.to_string())).map_err(
-        |error| match error {
-            SnapshotError::Io(path, source) => Stop::Named(format!("{}: {source}", path.display())),
-            SnapshotError::Unequal(_, text) => Stop::Corrupt(text),
-        },
-    )?;
-    intake.finish().map(Some).map_err(|error| Stop::Corrupt(error.to_string()))
 }
 
 /// The directory of a file.

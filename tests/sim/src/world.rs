@@ -149,8 +149,9 @@ impl World {
         let machines = (0..plan.nodes)
             .map(|number| {
                 let disk = SimDisk::new(rng.fork(100 + u64::from(number)));
-                disk.set_faults(|faults| faults.lies = plan.lying_disk);
-                Machine::new(plan, disk, &mut rng)
+                let machine = Machine::new(plan, disk, &mut rng);
+                machine.disk.set_faults(|faults| faults.lies = plan.lying_disk);
+                machine
             })
             .collect();
         let clock_error_ms = machine_clock_error_ms(plan);

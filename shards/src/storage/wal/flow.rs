@@ -3,7 +3,6 @@
 //! See the parent for what it promises. A write goes Queued -> Writing -> Written -> Syncing -> Synced and leaves from
 //! the front only. One round of syncs is in flight at a time, one sync for every file with completed writes.
 
-use crate::mutants::{Mutant, is_on};
 use super::{
     CREATE_RETRY_NS, Filling, Full, MANIFEST, Progress, SyncPolicy, WRITE_TRIES_MAX, Wal, WalFailure, Write,
     WritingSegment,
@@ -13,6 +12,7 @@ use crate::log::header::{self, BLOCK_BYTES};
 use crate::log::manifest::ListedSegment;
 use crate::log::payload::PayloadBuffer;
 use crate::log::writer::Placed;
+use crate::mutants::{Mutant, is_on};
 use crate::storage::device::{BufferId, DeviceWrite, EIO, FileSlot, LogDevice, Outcome, SegmentSupply};
 use crate::storage::segments::{SegmentDone, SegmentJob};
 use std::io;
@@ -299,7 +299,8 @@ impl<D: LogDevice, S: SegmentSupply<File = D::File>> Wal<D, S> {
     pub(super) fn retire(&mut self) -> Result<bool, WalFailure> {
         let mut retired = false;
         while self.writes.front().is_some_and(|write| {
-            write.progress == Progress::Synced || (is_on(Mutant::AckBeforeSync) && write.progress == Progress::Written)
+            write.progress == Progress::Synced
+                || (is_on(Mutant::AckBeforeSync) && write.progress == Progress::Written)
         }) {
             let write = self.writes.pop_front().expect("just seen");
             assert!(self.durable <= write.filled.reaches, "sequences become durable in order");
