@@ -10,12 +10,16 @@ mod admit;
 mod apply;
 mod budget;
 mod expiry;
+mod held;
 pub mod image;
+mod members;
 mod outbox;
 mod pending;
 mod propose;
 mod reads;
 mod reserve;
+mod restore;
+mod role;
 mod searches;
 mod slices;
 mod snapshots;
@@ -24,7 +28,8 @@ mod transact;
 use crate::catalog::Catalog;
 use crate::command::answer::Failure;
 use crate::command::record::Malformed;
-use crate::consensus::group::{Append, ConsensusError, Group, Restored};
+use crate::consensus::group::{Collected, ConsensusError, Group, GroupConfig, Restored};
+use crate::consensus::storage::SnapshotOffer;
 use crate::effect::Effects;
 use crate::event::{DiskFigures, Event};
 use crate::ids::{GroupId, Millis, Sequence, Slot};
@@ -38,7 +43,6 @@ use admit::Parked;
 use outbox::{Gated, Waiter};
 use pending::Pending;
 use propose::{Gathered, Proposed};
-use raft::prelude::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// When a write is acknowledged; one rule for a whole shard, set by the operator.
@@ -92,6 +96,11 @@ pub struct ShardConfig {
     pub snapshot_bytes_per_s_max: u64,
     /// Writes wait while a snapshot holds so many bytes of tables that changed before their turn.
     pub snapshot_buffer_bytes_max: usize,
+    /// Bytes of applied entries that a leader keeps in memory for followers that do not have them yet; a follower further
+    /// behind gets a snapshot.
+    pub retained_bytes_max: usize,
+    /// This replica should lead: it stands for election as soon as it starts.
+    pub is_preferred: bool,
 }
 
 impl ShardConfig {
@@ -116,6 +125,8 @@ impl ShardConfig {
             snapshot_every_ms: 0,
             snapshot_bytes_per_s_max: 0,
             snapshot_buffer_bytes_max: 256 << 20,
+            retained_bytes_max: 128 << 20,
+            is_preferred: false,
         }
     }
 }
@@ -141,6 +152,8 @@ pub struct ShardImage {
     pub catalog: Catalog,
     /// The indexes as of the snapshot.
     pub indexes: IndexSet,
+    /// What followers may be told of the snapshot, if there is one that tells the members.
+    pub offer: Option<SnapshotOffer>,
 }
 
 /// The shard cannot go on: the process stops by this name.
@@ -188,6 +201,10 @@ pub struct ShardCounters {
     pub transactions: u64,
     /// Bytes handed to the log.
     pub log_bytes: u64,
+    /// Times that the snapshot of another replica took the place of the state.
+    pub restores: u64,
+    /// Snapshots of other replicas that could not be had.
+    pub fetches_failed: u64,
 }
 
 /// One shard of the key space.
@@ -234,6 +251,12 @@ pub struct Shard {
 
     locks: Locks<admit::LockWaiter>,
     waiting_prepares: BTreeSet<(crate::txn::TxnId, u32)>,
+    /// PREPAREs that this leader has proposed, with their try.
+    preparing: BTreeMap<crate::txn::TxnId, u32>,
+    /// FINISHes that this leader has proposed, with the try to be told to the coordinator.
+    finishing: BTreeMap<crate::txn::TxnId, u32>,
+    /// When coordinators were last asked about old intents.
+    asked_at: Millis,
     coordinator: Coordinator,
     txn_waiters: BTreeMap<crate::ids::Version, Vec<Waiter>>,
     /// What waiters of certain commands go on with, by [`Waiter::ticket`].
@@ -242,12 +265,14 @@ pub struct Shard {
     expiry: expiry::Expiry,
     snapshots: snapshots::Snapshots,
     searches: searches::Searches,
+    held: held::Held,
+    standing: role::Standing,
+    fetching: Option<restore::Fetching>,
 
     counters: ShardCounters,
     disk: DiskFigures,
     last_tick: Millis,
-    committed: Vec<Entry>,
-    appends: Vec<Append>,
+    collected: Collected,
 }
 
 /// Time between ticks: deadlines, resends, raft's clock.
@@ -273,10 +298,18 @@ impl Shard {
     pub fn restore(config: ShardConfig, image: ShardImage, now: Millis) -> Result<Self, ShardFault> {
         assert!((1..=crate::command::entry::COMMANDS_MAX).contains(&config.entry_commands_max));
         assert!(config.commits_in_flight_max > 0, "a log without a batch in flight never moves");
-        let ShardImage { group, state, txns, stamp, epoch, history, log_bytes, catalog, indexes } = image;
+        let ShardImage { group, state, txns, stamp, epoch, history, log_bytes, catalog, indexes, offer } =
+            image;
         let (applied, applied_term) = (group.snapshot_index, group.snapshot_term);
         let durable = group.sequence;
-        let group = Group::restore(group, config.floor == Floor::Always)?;
+        let wait_for_sync = config.floor == Floor::Always;
+        let retained_bytes_max = config.retained_bytes_max;
+        let group_config = GroupConfig { group: config.group, wait_for_sync, retained_bytes_max };
+        let mut group = Group::restore(group, group_config)?;
+        if let Some(offer) = offer {
+            group.offer_snapshot(offer);
+        }
+        let replica = group.replica();
         let mut locks = Locks::default();
         for (txn, intent) in txns.intents() {
             locks.hold(txn, &intent.items);
@@ -310,25 +343,32 @@ impl Shard {
             gated: VecDeque::new(),
             locks,
             waiting_prepares: BTreeSet::new(),
+            preparing: BTreeMap::new(),
+            finishing: BTreeMap::new(),
+            asked_at: now,
             coordinator,
             txn_waiters: BTreeMap::new(),
             tickets: BTreeMap::new(),
             next_ticket: 0,
             expiry: expiry::Expiry::default(),
-            searches: searches::Searches::restored(catalog, indexes),
+            searches: searches::Searches::restored(catalog, indexes, now, replica),
+            held: held::Held::default(),
+            standing: role::Standing::default(),
+            fetching: None,
             snapshots: snapshots::Snapshots::restored(applied, log_bytes, now),
             counters: ShardCounters::default(),
             disk: DiskFigures::default(),
             last_tick: now,
-            committed: Vec::new(),
-            appends: Vec::new(),
+            collected: Collected::default(),
         })
     }
 
-    /// Starts the first election.
+    /// Starts the first election, if this replica is alone or should lead; others wait for a leader's word.
     pub fn start(&mut self, now: Millis, effects: &mut Effects) -> Result<(), ShardFault> {
         self.now = self.now.max(now);
-        self.group.campaign()?;
+        if self.group.is_alone() || self.config.is_preferred {
+            self.group.campaign()?;
+        }
         self.advance(STEP_UNITS, effects)
     }
 
@@ -349,16 +389,17 @@ impl Shard {
                 Event::Disk(figures) => self.disk = figures,
                 Event::SnapshotWritten { bytes } => self.snapshot_written(bytes),
                 Event::SnapshotFinished(result) => self.snapshot_finished(result, effects),
-                Event::Raft(_)
-                | Event::Unreachable(_)
-                | Event::SnapshotFetched { .. }
-                | Event::Meta(_)
-                | Event::Resign(_) => unreachable!("a node that is alone has no peers"),
+                Event::Raft(message) => self.hear_raft(*message, effects)?,
+                Event::Unreachable(replica) => self.group.unreachable(replica),
+                Event::SnapshotFetched { index, image } => self.snapshot_fetched(index, image, effects)?,
+                // Members change by what a leader proposes, not by what the placement wishes.
+                Event::Meta(_) => {}
+                Event::Resign(until) => self.resign(until),
             }
         }
         if self.now.0 - self.last_tick.0 >= TICK_MS {
             self.last_tick = self.now;
-            self.tick(effects);
+            self.tick(effects)?;
         }
         self.advance(STEP_UNITS, effects)
     }
@@ -387,6 +428,7 @@ impl Shard {
             && self.gated.is_empty()
             && self.reads.is_empty()
             && self.scans.is_empty()
+            && self.held.is_empty()
             && self.coordinator.is_empty()
             && self.locks.waiting() == 0
             && self.group.in_flight() == 0
@@ -397,6 +439,11 @@ impl Shard {
     /// Whether the shard serves: it leads and has applied everything from before its term.
     pub fn is_ready(&self) -> bool {
         self.is_ready
+    }
+
+    /// Index of the last applied entry.
+    pub fn applied_index(&self) -> u64 {
+        self.applied
     }
 
     /// When [`Shard::step`] wants to be called again if nothing happens before.
@@ -429,8 +476,12 @@ impl Shard {
         self.open_gate(effects);
     }
 
-    fn tick(&mut self, effects: &mut Effects) {
+    fn tick(&mut self, effects: &mut Effects) -> Result<(), ShardFault> {
+        self.tick_resignation();
         self.group.tick();
+        self.follow_role(effects);
+        self.restore_fetched(effects)?;
+        self.tick_reads(effects);
         self.give_up_late(effects);
         self.give_up_searches(effects);
         self.measure_indexes();
@@ -440,29 +491,39 @@ impl Shard {
             self.perform(actions, effects);
             self.ask_about_old_intents(effects);
         }
+        Ok(())
     }
 
     /// Proposes, collects and applies until nothing moves or the units are spent.
     fn advance(&mut self, units: u32, effects: &mut Effects) -> Result<(), ShardFault> {
         let mut units = Units::new(units);
         loop {
-            let proposed = self.propose_some()?;
-            let mut committed = std::mem::take(&mut self.committed);
-            self.group.collect(&mut self.appends, &mut committed);
+            self.follow_role(effects);
+            let began = self.propose_some()? | self.ask_for_reads();
+            self.group.collect(&mut self.collected);
+            effects.raft.append(&mut self.collected.messages);
             self.hand_over_appends(effects);
-            let moved = proposed || !committed.is_empty();
-            self.slices.push(&mut committed);
-            self.committed = committed;
+            if !self.collected.replaced.is_empty() {
+                let replaced = std::mem::take(&mut self.collected.replaced);
+                self.entries_replaced(replaced, effects);
+            }
+            if let Some(answered) = self.collected.confirmed.take() {
+                self.end_rounds(answered, effects);
+            }
+            let moved = began || !self.collected.committed.is_empty();
+            self.slices.push(&mut self.collected.committed);
+            let applied = self.applied;
             self.apply_some(&mut units, effects)?;
             self.reserve_some(&mut units, effects);
-            if !moved {
+            if !moved && applied == self.applied {
+                self.tell_role(effects);
                 return Ok(());
             }
         }
     }
 
     fn hand_over_appends(&mut self, effects: &mut Effects) {
-        for append in self.appends.drain(..) {
+        for append in self.collected.appends.drain(..) {
             let bytes = append.entries.iter().map(|entry| entry.data.len() as u64).sum::<u64>();
             self.counters.log_bytes += bytes;
             // A batch takes whole blocks of the log, however little is in it.
@@ -470,9 +531,20 @@ impl Shard {
             if self.config.floor == Floor::Off {
                 continue;
             }
-            if let Some(last) = append.entries.last() {
-                self.batches.push_back((last.index, append.sequence));
-                self.history.push_back((last.index, append.sequence));
+            if let Some((index, _)) = append.reset {
+                for list in [&mut self.batches, &mut self.history] {
+                    list.clear();
+                    list.push_back((index, append.sequence));
+                }
+            }
+            if let (Some(first), Some(last)) = (append.entries.first(), append.entries.last()) {
+                for list in [&mut self.batches, &mut self.history] {
+                    // Batches whose entries are replaced by these have nothing more to wait for.
+                    while list.back().is_some_and(|(before, _)| *before >= first.index) {
+                        list.pop_back();
+                    }
+                    list.push_back((last.index, append.sequence));
+                }
             }
             effects.appends.push(append);
         }

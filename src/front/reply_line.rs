@@ -15,7 +15,9 @@ pub(super) fn open(out: &mut Vec<u8>, kind: ReplyKind, id: &[u8], members: impl 
     let status: &[u8] = match kind {
         ReplyKind::Ok | ReplyKind::Success => b"{\"status\":\"success\",",
         ReplyKind::Error => b"{\"status\":\"error\",",
-        ReplyKind::Part => unreachable!("a part is merged by the router before it becomes a reply"),
+        ReplyKind::Part | ReplyKind::StalePart => {
+            unreachable!("a part is merged by the router before it becomes a reply")
+        }
         ReplyKind::NotLeader => unreachable!("the router sends such a request elsewhere or fails it"),
     };
     out.extend_from_slice(status);

@@ -52,6 +52,8 @@ pub enum Failure {
     Overloaded(&'static str),
     /// This replica does not lead the group.
     NotLeader,
+    /// This replica led when the request came, and could not make sure that it still leads.
+    NoQuorum,
     /// The server is stopping.
     ShuttingDown,
     /// No index of this kind on this field.
@@ -104,6 +106,11 @@ pub fn write_absent(out: &mut Vec<u8>) {
 /// Appends `"version":"..."`.
 pub fn write_version(out: &mut Vec<u8>, version: Version) {
     write!(out, "\"version\":\"{version}\"").expect("a vector takes every byte");
+}
+
+/// Appends the members that say that a read may be stale, and as of which index.
+pub fn write_stale(out: &mut Vec<u8>, applied_index: u64) {
+    write!(out, "\"stale\":true,\"applied_index\":{applied_index}").expect("a vector takes every byte");
 }
 
 /// The remaining time to live in ms as the TTL command tells it.
@@ -171,6 +178,11 @@ fn write_failure(failure: &Failure, out: &mut Vec<u8>) {
         Failure::Overloaded(text) => error(out, Code::Overloaded, text),
         Failure::NotLeader => {
             error(out, Code::NotLeader, "this node does not lead the key's group; ask the leader");
+        }
+        Failure::NoQuorum => {
+            let text =
+                "a majority of the group's replicas did not answer in time; nothing was read, so try again";
+            error(out, Code::NoQuorum, text);
         }
         Failure::ShuttingDown => {
             error(out, Code::ShuttingDown, "the server is stopping; connect again later");

@@ -2,14 +2,21 @@
 //!
 //! - Entries stand in [`EntryStore`] and are on their way to the log before raft-rs is told so.
 //! - An entry counts as persisted only when the log says so ([`Group::durable`]), unless the floor is below `always`.
+//! - A leader's messages may leave at once; what a follower or candidate says waits for the batch that its promise stands in.
+//!   Only answers to heartbeats pass, once the term in them is durable: they promise nothing else.
 //! - Committed entries come out once, in order.
 //!
-//! The group never reads a clock and never draws a random number: raft-rs's own random election timeout is overridden.
+//! The group never reads a clock and never draws a random number: raft-rs's own random election timeout is overridden
+//! after whatever may have drawn it.
 
-use super::storage::EntryStore;
-use crate::ids::Sequence;
-use raft::prelude::{ConfState, Entry, HardState};
-use raft::{Config, RawNode, StateRole};
+use super::election::{HEARTBEAT_TICKS, LEASE_TICKS, WAIT_TICKS_END, WAIT_TICKS_MIN, wait_ticks};
+use super::membership::{MemberChange, conf_change, decode_change};
+use super::progress::{Follower, FollowerState, Heard, MemberRefusal, check};
+use super::storage::{EntryStore, SnapshotOffer, is_member};
+use crate::command::record::Malformed;
+use crate::ids::{GroupId, ReplicaId, Sequence};
+use raft::prelude::{ConfChangeV2, ConfState, Entry, HardState, Message, MessageType};
+use raft::{Config, ProgressState, RawNode, SnapshotStatus, StateRole};
 use std::collections::VecDeque;
 
 /// What must be written to the log in one batch.
@@ -19,6 +26,8 @@ pub struct Append {
     pub sequence: Sequence,
     /// Term, vote and commit index.
     pub hard_state: HardState,
+    /// The log begins anew behind this index and term: a snapshot holds everything up to it.
+    pub reset: Option<(u64, u64)>,
     /// Entries in index order; may be empty when only term or vote moved.
     pub entries: Vec<Entry>,
 }
@@ -30,7 +39,7 @@ pub struct Restored {
     pub replica: u64,
     /// Term, vote and commit index of the log's last batch, or the default for a new group.
     pub hard_state: HardState,
-    /// Voters and learners.
+    /// Voters and learners after the last entry of the snapshot; empty for a replica that waits to be filled.
     pub conf_state: ConfState,
     /// Index and term that the snapshot holds; zero without one.
     pub snapshot_index: u64,
@@ -40,6 +49,19 @@ pub struct Restored {
     pub entries: Vec<Entry>,
     /// Sequence of the last batch in the log.
     pub sequence: Sequence,
+    /// The log does not lead up to the snapshot, which came from another replica: the next batch says where it goes on.
+    pub needs_reset: bool,
+}
+
+/// What a group is told when it starts.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupConfig {
+    /// Which group, for the spread of election times.
+    pub group: GroupId,
+    /// Whether a batch counts as persisted only when durable.
+    pub wait_for_sync: bool,
+    /// Bytes of applied entries that stay in memory for followers.
+    pub retained_bytes_max: usize,
 }
 
 /// raft-rs refused what it was given: a defect of this program or of the log's contents.
@@ -52,39 +74,82 @@ impl From<raft::Error> for ConsensusError {
     }
 }
 
+/// What raft-rs wants done, in vectors that are drained and used again.
+#[derive(Debug, Default)]
+pub struct Collected {
+    /// Batches for the log, in order.
+    pub appends: Vec<Append>,
+    /// Messages to be sent now, in order. A leader's leave together with its batches.
+    pub messages: Vec<Message>,
+    /// Entries to apply, in order.
+    pub committed: Vec<Entry>,
+    /// Entries that stood in the log and were replaced before they were committed.
+    pub replaced: Vec<Entry>,
+    /// The newest question of [`Group::ask_leadership`] that a majority has answered.
+    pub confirmed: Option<u64>,
+}
+
+/// A batch on its way, and what waits for it.
+#[derive(Debug)]
+struct Unpersisted {
+    sequence: Sequence,
+    /// raft-rs's number of the last Ready that this batch makes durable.
+    number: u64,
+    term: u64,
+    /// The index of the snapshot behind which it begins the log anew.
+    restored: Option<u64>,
+    messages: Vec<Message>,
+}
+
 /// One replica of one group.
 pub struct Group {
     node: RawNode<EntryStore>,
-    /// Batches that the log has not made durable yet, with raft-rs's number for each.
-    unpersisted: VecDeque<(Sequence, u64)>,
+    config: GroupConfig,
+    unpersisted: VecDeque<Unpersisted>,
     next_sequence: Sequence,
-    /// Whether a batch counts as persisted only when durable.
-    wait_for_sync: bool,
-    election_ticks: usize,
+    /// The term of the newest durable batch.
+    durable_term: u64,
+    /// Messages whose batch is durable.
+    released: Vec<Message>,
+    ticks: u64,
+    heard: Heard,
+    /// Times that this replica stood for election.
+    attempts: u64,
+    /// Followers that need a snapshot, with the tick since when and what they had then.
+    stalled: Vec<(u64, u64, u64)>,
+    /// This replica wants to stop and does not stand for election.
+    is_resigned: bool,
+    /// Where the log goes on, to be told by the next batch: what stands in the log does not lead there.
+    owed_reset: Option<(u64, u64)>,
 }
 
+/// Ticks without progress after which a snapshot counts as lost and the follower is asked again where it stands.
+const SNAPSHOT_STALLED_TICKS: u64 = 100;
+/// A replica that does not lead keeps this part of the bytes that a leader may keep: it cannot know what others have.
+const FOLLOWER_RETAINS: usize = 8;
+/// While a snapshot is on its way, entries behind it may take this many times the bytes.
+const SNAPSHOT_RETAINS: usize = 4;
+
 impl Group {
-    /// Restores a group. With `wait_for_sync` entries commit when durable, without when handed to the log.
-    pub fn restore(restored: Restored, wait_for_sync: bool) -> Result<Self, ConsensusError> {
-        let election_ticks = 10;
-        let Restored {
-            replica,
-            mut hard_state,
-            conf_state,
-            snapshot_index,
-            snapshot_term,
-            entries,
-            sequence,
-        } = restored;
-        assert!(conf_state.voters.contains(&replica), "the replica is a voter of its group");
+    /// Restores a group. Entries that it was restored with count as durable.
+    pub fn restore(restored: Restored, config: GroupConfig) -> Result<Self, ConsensusError> {
+        let Restored { replica, mut hard_state, conf_state, snapshot_index, snapshot_term, .. } = restored;
+        let Restored { entries, sequence, needs_reset, .. } = restored;
         hard_state.commit = hard_state.commit.max(snapshot_index);
+        if hard_state.term < snapshot_term {
+            // The snapshot came from another replica and this one stopped before it could log its term.
+            (hard_state.term, hard_state.vote) = (snapshot_term, 0);
+        }
+        let durable_term = hard_state.term;
         let mut store = EntryStore::new(hard_state, conf_state, snapshot_index, snapshot_term);
-        store.append(&entries);
+        store.append(&entries, &mut Vec::new());
         assert!(store.hard_state().commit <= store.last(), "the log holds what it says is committed");
-        let config = Config {
+        let raft_config = Config {
             id: replica,
-            election_tick: election_ticks,
-            heartbeat_tick: 2,
+            election_tick: LEASE_TICKS,
+            min_election_tick: WAIT_TICKS_MIN,
+            max_election_tick: WAIT_TICKS_END,
+            heartbeat_tick: HEARTBEAT_TICKS,
             applied: snapshot_index,
             max_size_per_msg: 1 << 20,
             max_inflight_msgs: 64,
@@ -93,19 +158,37 @@ impl Group {
             ..Config::default()
         };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
-        let node = RawNode::new(&config, store, &logger)?;
-        let next_sequence = Sequence(sequence.0 + 1);
-        let mut group =
-            Self { node, unpersisted: VecDeque::new(), next_sequence, wait_for_sync, election_ticks };
+        let node = RawNode::new(&raft_config, store, &logger)?;
+        let mut group = Self {
+            node,
+            config,
+            unpersisted: VecDeque::new(),
+            next_sequence: Sequence(sequence.0 + 1),
+            durable_term,
+            released: Vec::new(),
+            ticks: 0,
+            heard: Heard::default(),
+            attempts: 0,
+            stalled: Vec::new(),
+            is_resigned: false,
+            owed_reset: needs_reset.then_some((snapshot_index, snapshot_term)),
+        };
         group.steady_election_timeout();
         Ok(group)
     }
 
-    /// Starts an election; the only voter of a group wins it at once.
+    /// Starts an election if this replica has a vote; the only voter of a group wins it at once.
     pub fn campaign(&mut self) -> Result<(), ConsensusError> {
-        self.node.campaign()?;
-        self.steady_election_timeout();
+        if self.is_voter() {
+            self.node.campaign()?;
+            self.steady_election_timeout();
+        }
         Ok(())
+    }
+
+    /// This replica's id.
+    pub fn replica(&self) -> ReplicaId {
+        ReplicaId(self.node.raft.id)
     }
 
     /// Whether this replica leads.
@@ -113,10 +196,26 @@ impl Group {
         self.node.raft.state == StateRole::Leader
     }
 
+    /// The leader of the current term; 0 while none is known.
+    pub fn leader(&self) -> ReplicaId {
+        ReplicaId(self.node.raft.leader_id)
+    }
+
     /// Whether this replica is the only voter, so that what it has applied is all there is.
     pub fn is_alone(&self) -> bool {
-        self.node.store().conf_state().voters.len() == 1
-            && self.node.store().conf_state().voters_outgoing.is_empty()
+        let conf_state = self.conf_state();
+        conf_state.voters_outgoing.is_empty() && conf_state.voters == [self.node.raft.id]
+    }
+
+    /// Whether this replica is a member of the last applied configuration.
+    pub fn is_member(&self) -> bool {
+        is_member(self.conf_state(), self.node.raft.id)
+    }
+
+    /// Whether this replica has a vote in the last applied configuration.
+    pub fn is_voter(&self) -> bool {
+        let (id, conf_state) = (self.node.raft.id, self.conf_state());
+        conf_state.voters.contains(&id) || conf_state.voters_outgoing.contains(&id)
     }
 
     /// The current term.
@@ -134,6 +233,11 @@ impl Group {
         self.node.raft.raft_log.last_index()
     }
 
+    /// Whether the log has an entry of this index and term.
+    pub fn has_entry(&self, index: u64, term: u64) -> bool {
+        self.node.raft.raft_log.match_term(index, term)
+    }
+
     /// Term, vote and commit index as last handed to the log.
     pub fn hard_state(&self) -> &HardState {
         self.node.store().hard_state()
@@ -144,9 +248,15 @@ impl Group {
         self.node.store().conf_state()
     }
 
-    /// Number of batches handed to the log and not yet durable.
+    /// Bytes of entries in memory, about.
+    pub fn entry_bytes(&self) -> usize {
+        self.node.store().bytes()
+    }
+
+    /// Number of batches handed to the log and not yet durable, or of entries not yet committed, whichever is more.
     pub fn in_flight(&self) -> usize {
-        self.unpersisted.len()
+        let uncommitted = if self.is_leader() { self.last_index() - self.commit_index() } else { 0 };
+        self.unpersisted.len().max(uncommitted as usize)
     }
 
     /// Sequence of the last batch handed to the log.
@@ -154,9 +264,15 @@ impl Group {
         Sequence(self.next_sequence.0 - 1)
     }
 
+    /// Whether an entry proposed now would go into the log: this replica leads and does not hand leadership over.
+    pub fn may_propose(&self) -> bool {
+        let raft = &self.node.raft;
+        self.is_leader() && raft.lead_transferee.is_none() && raft.prs().get(raft.id).is_some()
+    }
+
     /// Proposes an entry; returns its index.
     pub fn propose(&mut self, data: Vec<u8>) -> Result<u64, ConsensusError> {
-        assert!(self.is_leader(), "only a leader proposes");
+        assert!(self.may_propose(), "only a leader proposes");
         self.node.propose(Vec::new(), data)?;
         Ok(self.last_index())
     }
@@ -164,137 +280,375 @@ impl Group {
     /// The log has made every batch up to `sequence` durable.
     pub fn durable(&mut self, sequence: Sequence) {
         let mut number = None;
-        while let Some(&(oldest, oldest_number)) = self.unpersisted.front() {
-            if oldest > sequence {
-                break;
-            }
-            number = Some(oldest_number);
-            self.unpersisted.pop_front();
+        let mut restored = None;
+        while self.unpersisted.front().is_some_and(|oldest| oldest.sequence <= sequence) {
+            let Some(batch) = self.unpersisted.pop_front() else { break };
+            number = Some(batch.number);
+            restored = batch.restored.or(restored);
+            self.durable_term = batch.term;
+            self.released.extend(batch.messages);
         }
-        if let (Some(number), true) = (number, self.wait_for_sync) {
+        if let (Some(number), true) = (number, self.config.wait_for_sync) {
             self.node.on_persist_ready(number);
+            if let Some(index) = restored {
+                self.node.advance_apply_to(index);
+            }
         }
     }
 
-    /// Collects what raft-rs wants done: batches to append, entries to apply. Call after anything that may move it.
-    pub fn collect(&mut self, appends: &mut Vec<Append>, committed: &mut Vec<Entry>) {
+    /// Collects what raft-rs wants done. Call after anything that may move it.
+    pub fn collect(&mut self, out: &mut Collected) {
+        out.messages.append(&mut self.released);
         while self.node.has_ready() {
             let mut ready = self.node.ready();
-            assert!(ready.snapshot().is_empty(), "a group with one voter receives no snapshot");
-            committed.extend(ready.take_committed_entries());
+            out.messages.append(&mut ready.take_messages());
+            let mut held = ready.take_persisted_messages();
+            for state in ready.take_read_states() {
+                let context = state.request_ctx.try_into().map_or(0, u64::from_le_bytes);
+                out.confirmed = out.confirmed.max(Some(context));
+            }
+            let mut reset = None;
+            if !ready.snapshot().is_empty() {
+                let metadata = ready.snapshot().get_metadata();
+                reset = Some((metadata.index, metadata.term));
+                let members = metadata.get_conf_state().clone();
+                self.node.mut_store().restore(metadata.index, metadata.term, members);
+            }
+            out.committed.append(&mut ready.take_committed_entries());
             if let Some(hard_state) = ready.hs() {
                 let hard_state = hard_state.clone();
                 self.node.mut_store().set_hard_state(hard_state);
             }
             let entries = ready.take_entries();
-            self.node.mut_store().append(&entries);
+            self.node.mut_store().append(&entries, &mut out.replaced);
             let number = ready.number();
             let must_write = ready.must_sync();
             self.node.advance_append_async(ready);
+            let term = self.node.raft.term;
+            if !must_write && !held.is_empty() {
+                self.pass_heartbeat_answers(&mut held, &mut out.messages);
+            }
             if must_write {
                 let sequence = self.next_sequence;
                 self.next_sequence.0 += 1;
                 let hard_state = self.node.store().hard_state().clone();
-                appends.push(Append { sequence, hard_state, entries });
-                self.unpersisted.push_back((sequence, number));
+                let restored = reset.map(|(index, _)| index);
+                let owed = self.owed_reset.take();
+                out.appends.push(Append { sequence, hard_state, reset: reset.or(owed), entries });
+                self.unpersisted.push_back(Unpersisted { sequence, number, term, restored, messages: held });
             } else if let Some(last) = self.unpersisted.back_mut() {
                 // A commit index that moves writes nothing, but raft-rs wants its numbers confirmed in order.
-                last.1 = number;
+                last.number = number;
+                last.messages.append(&mut held);
+            } else {
+                self.node.on_persist_ready(number);
+                out.messages.append(&mut held);
             }
-            if !self.wait_for_sync || self.unpersisted.is_empty() {
+            if !self.config.wait_for_sync {
                 self.node.on_persist_ready(number);
             }
         }
+        out.messages.append(&mut self.released);
     }
 
-    /// Entries up to `index` are applied; they leave memory.
+    /// Takes a message of another replica. What only a defect or a peer without its log can say is an error.
+    pub fn step(&mut self, message: Message) -> Result<(), ConsensusError> {
+        if !travels(message.get_msg_type()) || message.to != self.node.raft.id {
+            return Ok(());
+        }
+        if message.get_msg_type() == MessageType::MsgTimeoutNow && self.must_not_stand() {
+            return Ok(());
+        }
+        self.refuse_impossible(&message)?;
+        self.heard.note(message.from, self.ticks);
+        match self.node.step(message) {
+            Ok(())
+            | Err(raft::Error::StepPeerNotFound | raft::Error::StepLocalMsg | raft::Error::ProposalDropped) =>
+                {}
+            Err(error) => return Err(error.into()),
+        }
+        self.steady_election_timeout();
+        Ok(())
+    }
+
+    /// What was sent to a replica may be lost.
+    pub fn unreachable(&mut self, replica: ReplicaId) {
+        if self.is_leader() {
+            self.node.report_unreachable(replica.0);
+        }
+    }
+
+    /// Asks a majority whether this replica still leads. The answer comes with [`Collected::confirmed`], or never.
+    pub fn ask_leadership(&mut self, question: u64) {
+        assert!(self.is_leader(), "only a leader asks");
+        self.node.read_index(question.to_le_bytes().to_vec());
+    }
+
+    /// Entries up to `index` are applied; what no follower needs leaves memory.
     pub fn applied(&mut self, index: u64) {
         self.node.advance_apply_to(index);
-        self.node.mut_store().truncate_to(index);
+        self.truncate();
+    }
+
+    /// Applies a committed entry that changes members. Call before [`Group::applied`] with its index.
+    pub fn apply_change(&mut self, entry: &Entry) -> Result<(), Malformed> {
+        let change = decode_change(&entry.data)?;
+        let members = self.node.apply_conf_change(&change);
+        let members = members.map_err(|_| Malformed("a change of members that the members do not allow"))?;
+        self.node.mut_store().set_conf_state(members);
+        self.steady_election_timeout();
+        Ok(())
+    }
+
+    /// A snapshot on this node's disk that followers may fetch from now on.
+    pub fn offer_snapshot(&mut self, offer: SnapshotOffer) {
+        self.node.mut_store().set_offer(offer);
+    }
+
+    /// Whether a follower has asked for a newer snapshot than there is since this was last asked.
+    pub fn take_snapshot_wish(&self) -> bool {
+        self.node.store().take_snapshot_wish()
+    }
+
+    /// Proposes a change of the members, if it is safe and none is under way; the index of its entry.
+    pub fn change_members(&mut self, changes: &[MemberChange]) -> Result<u64, MemberRefusal> {
+        if !self.may_propose() {
+            return Err(MemberRefusal::NotLeader);
+        }
+        if self.is_changing_members() {
+            return Err(MemberRefusal::Busy);
+        }
+        check(changes, self.replica(), self.conf_state(), self.last_index(), &self.followers())?;
+        self.propose_change(conf_change(changes)).map_err(|_| MemberRefusal::Busy)
+    }
+
+    /// Whether a change of members is proposed and not applied, or a joint configuration not left.
+    pub fn is_changing_members(&self) -> bool {
+        self.node.raft.has_pending_conf() || !self.conf_state().voters_outgoing.is_empty()
+    }
+
+    /// Begins to hand leadership over to a voter. It is given up when the other one does not take it in time.
+    pub fn transfer(&mut self, to: ReplicaId) -> Result<(), MemberRefusal> {
+        if !self.is_leader() {
+            return Err(MemberRefusal::NotLeader);
+        }
+        if to == self.replica() || !self.conf_state().voters.contains(&to.0) {
+            return Err(MemberRefusal::NoMember(to));
+        }
+        if !self.heard.is_active(to.0, self.ticks) {
+            return Err(MemberRefusal::Silent(to));
+        }
+        self.node.transfer_leader(to.0);
+        Ok(())
+    }
+
+    /// Whether leadership is being handed over.
+    pub fn is_transferring(&self) -> bool {
+        self.node.raft.lead_transferee.is_some()
+    }
+
+    /// Hands leadership over to the voter that has most of the log, if there is one; and stands for election no more.
+    pub fn resign(&mut self) {
+        self.is_resigned = true;
+        if !self.is_leader() || self.is_transferring() {
+            return;
+        }
+        let followers = self.followers();
+        let fit = followers.iter().filter(|one| {
+            one.is_voter
+                && one.is_active
+                && one.replica != self.replica()
+                && one.state == FollowerState::Replicating
+        });
+        if let Some(best) = fit.max_by_key(|one| (one.matched, one.replica)) {
+            self.node.transfer_leader(best.replica.0);
+        }
+    }
+
+    /// Stands for election again after a resignation that came to nothing.
+    pub fn withdraw_resignation(&mut self) {
+        self.is_resigned = false;
+    }
+
+    /// Whether a snapshot of this index is about to take the place of the log.
+    pub fn is_restoring(&self, index: u64) -> bool {
+        self.node.snap().is_some_and(|snapshot| snapshot.get_metadata().index == index)
+    }
+
+    /// Every member as this leader sees it, by replica; empty when it does not lead.
+    pub fn followers(&self) -> Vec<Follower> {
+        if !self.is_leader() {
+            return Vec::new();
+        }
+        let (raft, conf_state) = (&self.node.raft, self.conf_state());
+        let follower = |(id, progress): (&u64, &raft::Progress)| Follower {
+            replica: ReplicaId(*id),
+            is_voter: conf_state.voters.contains(id) || conf_state.voters_outgoing.contains(id),
+            matched: progress.matched,
+            state: match progress.state {
+                ProgressState::Probe => FollowerState::Probing,
+                ProgressState::Replicate => FollowerState::Replicating,
+                ProgressState::Snapshot => FollowerState::Snapshot,
+            },
+            is_active: *id == raft.id || self.heard.is_active(*id, self.ticks),
+        };
+        let mut followers: Vec<Follower> = raft.prs().iter().map(follower).collect();
+        followers.sort_by_key(|follower| follower.replica);
+        followers
     }
 
     /// One tick of raft's logical clock.
     pub fn tick(&mut self) {
+        self.ticks += 1;
+        if !self.is_leader() && self.must_not_stand() {
+            return;
+        }
+        let was_standing = self.is_standing();
         self.node.tick();
+        if self.is_standing() && !was_standing {
+            self.attempts += 1;
+        }
         self.steady_election_timeout();
+        if self.is_leader() {
+            self.fail_stalled_snapshots();
+            self.leave_joint();
+        } else {
+            self.stalled.clear();
+        }
+    }
+
+    fn is_standing(&self) -> bool {
+        matches!(self.node.raft.state, StateRole::PreCandidate | StateRole::Candidate)
+    }
+
+    /// Whether this replica must not stand for election now. raft-rs takes it for granted that a candidate's whole log is
+    /// durable; with other voters the votes see to that, alone nothing does.
+    fn must_not_stand(&self) -> bool {
+        let is_restoring = self.unpersisted.iter().any(|batch| batch.restored.is_some());
+        self.is_resigned || is_restoring || (self.is_alone() && !self.unpersisted.is_empty())
+    }
+
+    /// Lets answers to heartbeats pass while batches are on their way, if the term they speak of is durable.
+    fn pass_heartbeat_answers(&self, held: &mut Vec<Message>, out: &mut Vec<Message>) {
+        let may_pass = |message: &Message| {
+            message.get_msg_type() == MessageType::MsgHeartbeatResponse && message.term == self.durable_term
+        };
+        if held.iter().all(may_pass) {
+            out.append(held);
+        }
+    }
+
+    fn refuse_impossible(&self, message: &Message) -> Result<(), ConsensusError> {
+        let raft = &self.node.raft;
+        let is_current = message.term >= raft.term;
+        let replaces_committed = || {
+            let committed = raft.raft_log.committed;
+            let known = raft.raft_log.first_index();
+            message
+                .entries
+                .iter()
+                .take_while(|entry| entry.index <= committed)
+                .any(|entry| entry.index >= known && !raft.raft_log.match_term(entry.index, entry.term))
+        };
+        match message.get_msg_type() {
+            MessageType::MsgHeartbeat if is_current && message.commit > self.last_index() => {
+                let (commit, last) = (message.commit, self.last_index());
+                let text =
+                    format!("entry {commit} was acknowledged by this replica, whose log ends at {last}");
+                Err(ConsensusError(text))
+            }
+            MessageType::MsgAppend
+                if is_current && message.index >= raft.raft_log.committed && replaces_committed() =>
+            {
+                Err(ConsensusError("the leader would replace committed entries".to_owned()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn propose_change(&mut self, change: ConfChangeV2) -> Result<u64, ConsensusError> {
+        self.node.propose_conf_change(Vec::new(), change)?;
+        Ok(self.last_index())
+    }
+
+    /// raft-rs leaves a joint configuration by itself, unless the leader changed at the wrong moment.
+    fn leave_joint(&mut self) {
+        let conf_state = self.conf_state();
+        let is_joint = !conf_state.voters_outgoing.is_empty() && conf_state.auto_leave;
+        if is_joint && self.may_propose() && !self.node.raft.has_pending_conf() {
+            // Refused or lost, it is proposed again at a later tick.
+            let _ = self.propose_change(ConfChangeV2::default());
+        }
+    }
+
+    /// A follower that waits for a snapshot and does not move is asked again where it stands; raft-rs would wait for ever.
+    fn fail_stalled_snapshots(&mut self) {
+        let ticks = self.ticks;
+        let mut lost = Vec::new();
+        let before = std::mem::take(&mut self.stalled);
+        for follower in self.followers() {
+            if follower.state != FollowerState::Snapshot {
+                continue;
+            }
+            let id = follower.replica.0;
+            let known =
+                before.iter().find(|(known, _, matched)| *known == id && *matched == follower.matched);
+            let since = known.map_or(ticks, |(_, since, _)| *since);
+            if ticks - since >= SNAPSHOT_STALLED_TICKS {
+                lost.push(id);
+            } else {
+                self.stalled.push((id, since, follower.matched));
+            }
+        }
+        self.stalled.sort_unstable();
+        for id in lost {
+            self.node.report_snapshot(id, SnapshotStatus::Failure);
+        }
+    }
+
+    fn truncate(&mut self) {
+        let raft = &self.node.raft;
+        let applied = raft.raft_log.applied;
+        let (id, bytes_max) = (raft.id, self.config.retained_bytes_max);
+        let others = || raft.prs().iter().filter(|(other, _)| **other != id).map(|(_, progress)| progress);
+        let (needless, bytes_max) = if others().next().is_none() {
+            (applied, bytes_max)
+        } else if self.is_leader() {
+            let matched = others().map(|progress| progress.matched).min().unwrap_or(applied);
+            let awaits_snapshot = others().any(|progress| progress.state == ProgressState::Snapshot);
+            let times = if awaits_snapshot { SNAPSHOT_RETAINS } else { 1 };
+            (matched.min(applied), bytes_max.saturating_mul(times))
+        } else {
+            (0, bytes_max / FOLLOWER_RETAINS)
+        };
+        self.node.mut_store().truncate(needless, applied, bytes_max);
     }
 
     /// raft-rs draws its election timeout from a random source of its own; the engine must not.
     fn steady_election_timeout(&mut self) {
-        let replica = self.node.raft.id as usize;
-        let timeout = self.election_ticks + replica % self.election_ticks;
+        let (id, term) = (self.node.raft.id, self.node.raft.term);
+        let voters = &self.node.store().conf_state().voters;
+        let timeout = wait_ticks(self.config.group, id, voters, term, self.attempts);
         self.node.raft.set_randomized_election_timeout(timeout);
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn alone() -> Restored {
-        let conf_state = ConfState { voters: vec![1], ..ConfState::default() };
-        Restored { replica: 1, conf_state, ..Restored::default() }
-    }
-
-    fn collect(group: &mut Group) -> (Vec<Append>, Vec<Entry>) {
-        let (mut appends, mut committed) = (Vec::new(), Vec::new());
-        group.collect(&mut appends, &mut committed);
-        (appends, committed)
-    }
-
-    #[test]
-    fn an_entry_commits_only_when_durable() {
-        let mut group = Group::restore(alone(), true).unwrap();
-        group.campaign().unwrap();
-        let (appends, committed) = collect(&mut group);
-        assert!(group.is_leader() && committed.is_empty());
-        assert!(!appends.is_empty(), "the new term is written");
-        group.durable(appends.last().unwrap().sequence);
-        let (_, committed) = collect(&mut group);
-        assert_eq!(committed.len(), 1, "the leader's empty entry");
-        group.applied(committed[0].index);
-
-        let first = group.propose(b"a".to_vec()).unwrap();
-        let (one, committed) = collect(&mut group);
-        assert!(committed.is_empty());
-        let second = group.propose(b"b".to_vec()).unwrap();
-        let (two, committed) = collect(&mut group);
-        assert!(committed.is_empty());
-        assert_eq!(second, first + 1);
-        assert_eq!(group.in_flight(), 2);
-        group.durable(one[0].sequence);
-        let (_, committed) = collect(&mut group);
-        assert_eq!(committed.iter().map(|e| e.index).collect::<Vec<_>>(), [first]);
-        group.durable(two[0].sequence);
-        let (appends, committed) = collect(&mut group);
-        assert_eq!(committed.iter().map(|e| e.index).collect::<Vec<_>>(), [second]);
-        assert!(appends.is_empty(), "a commit index that moves writes nothing");
-    }
-
-    #[test]
-    fn without_waiting_it_commits_at_once() {
-        let mut group = Group::restore(alone(), false).unwrap();
-        group.campaign().unwrap();
-        collect(&mut group);
-        group.propose(b"a".to_vec()).unwrap();
-        let (appends, committed) = collect(&mut group);
-        assert_eq!((appends.len(), committed.len()), (1, 1));
-    }
-
-    #[test]
-    fn a_restored_group_commits_its_whole_log() {
-        let mut restored = alone();
-        restored.hard_state = HardState { term: 3, vote: 1, commit: 5, ..HardState::default() };
-        restored.snapshot_index = 5;
-        restored.snapshot_term = 2;
-        restored.entries = vec![Entry { index: 6, term: 3, data: b"x".to_vec().into(), ..Entry::default() }];
-        restored.sequence = Sequence(40);
-        let mut group = Group::restore(restored, true).unwrap();
-        group.campaign().unwrap();
-        let (appends, _) = collect(&mut group);
-        assert_eq!(appends[0].sequence, Sequence(41));
-        group.durable(appends.last().unwrap().sequence);
-        let (_, committed) = collect(&mut group);
-        assert_eq!(committed.iter().map(|e| (e.index, e.term)).collect::<Vec<_>>(), [(6, 3), (7, 4)]);
-    }
+/// What replicas say to one another. Proposals and questions are never forwarded by raft, and the rest is local.
+fn travels(kind: MessageType) -> bool {
+    matches!(
+        kind,
+        MessageType::MsgAppend
+            | MessageType::MsgAppendResponse
+            | MessageType::MsgRequestVote
+            | MessageType::MsgRequestVoteResponse
+            | MessageType::MsgRequestPreVote
+            | MessageType::MsgRequestPreVoteResponse
+            | MessageType::MsgSnapshot
+            | MessageType::MsgHeartbeat
+            | MessageType::MsgHeartbeatResponse
+            | MessageType::MsgTimeoutNow
+    )
 }
+
+#[cfg(test)]
+mod tests;

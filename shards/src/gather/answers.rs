@@ -68,6 +68,7 @@ pub(super) fn end_of(kind: ReplyKind, body: &[u8]) -> Result<Option<Step>, Malfo
     match kind {
         ReplyKind::Part => Ok(None),
         ReplyKind::Error => Ok(Some(Step::passed_on(kind, body))),
-        ReplyKind::Ok | ReplyKind::Success | ReplyKind::NotLeader => Err(NO_PART),
+        // The router takes the mark off a part that may be stale before it hands it on.
+        ReplyKind::Ok | ReplyKind::Success | ReplyKind::NotLeader | ReplyKind::StalePart => Err(NO_PART),
     }
 }

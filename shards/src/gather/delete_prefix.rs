@@ -72,7 +72,7 @@ impl DeletePrefix {
                 Ok(self.begin())
             }
             (Phase::Slices, ReplyKind::Part) => self.slice(number, body),
-            (_, ReplyKind::NotLeader)
+            (_, ReplyKind::NotLeader | ReplyKind::StalePart)
             | (Phase::Slices, ReplyKind::Ok | ReplyKind::Success)
             | (Phase::Remember, ReplyKind::Part) => Err(NO_PART),
         }

@@ -51,12 +51,16 @@ pub fn encode_group(message: &GroupMessage, out: &mut Vec<u8>) {
             begin(out, REFUSED, txn);
             out.extend_from_slice(&attempt.to_le_bytes());
         }
-        Message::Finish { txn, commit } => {
+        Message::Finish { txn, commit, attempt } => {
             begin(out, FINISH, txn);
             out.push(u8::from(commit.is_some()));
             push_version(out, commit.unwrap_or_default());
+            out.extend_from_slice(&attempt.to_le_bytes());
         }
-        Message::Finished { txn } => begin(out, FINISHED, txn),
+        Message::Finished { txn, attempt } => {
+            begin(out, FINISHED, txn);
+            out.extend_from_slice(&attempt.to_le_bytes());
+        }
         Message::Ask { txn } => begin(out, ASK, txn),
     }
 }
@@ -105,9 +109,9 @@ fn read(mut payload: &[u8]) -> Result<GroupMessage, Malformed> {
         FINISH => {
             let has_commit = take_flag(rest)?;
             let place: Version = take_version(rest)?;
-            Message::Finish { txn, commit: has_commit.then_some(place) }
+            Message::Finish { txn, commit: has_commit.then_some(place), attempt: take_u32(rest)? }
         }
-        FINISHED => Message::Finished { txn },
+        FINISHED => Message::Finished { txn, attempt: take_u32(rest)? },
         ASK => Message::Ask { txn },
         _ => return Err(Malformed("a message between groups of unknown kind")),
     };
@@ -121,6 +125,7 @@ fn read(mut payload: &[u8]) -> Result<GroupMessage, Malformed> {
 mod tests {
     use super::*;
     use crate::peer::hex;
+    use crate::txn::message::LAST_TRY;
     use proptest::prelude::*;
 
     fn examples() -> Vec<GroupMessage> {
@@ -138,9 +143,9 @@ mod tests {
             },
             Message::Prepared { txn, attempt: 2, place, count: -1, values: b"values".to_vec() },
             Message::Refused { txn, attempt: 3 },
-            Message::Finish { txn, commit: Some(place) },
-            Message::Finish { txn, commit: None },
-            Message::Finished { txn },
+            Message::Finish { txn, commit: Some(place), attempt: LAST_TRY },
+            Message::Finish { txn, commit: None, attempt: 2 },
+            Message::Finished { txn, attempt: 2 },
             Message::Ask { txn },
         ];
         bodies.into_iter().map(|body| GroupMessage { from: GroupId(3), to: GroupId(5), body }).collect()

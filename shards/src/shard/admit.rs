@@ -54,6 +54,11 @@ impl Shard {
     /// Admits every request of a batch, in order, and gives the batch back.
     pub(super) fn admit_batch(&mut self, router: u8, mut batch: Box<RequestBatch>, effects: &mut Effects) {
         self.counters.requests += batch.heads.len() as u64;
+        if !self.admits(router, &batch) {
+            self.refuse_batch(router, &batch, effects);
+            batch.clear(KEEP_BYTES);
+            return effects.returned.push((router, batch));
+        }
         for number in 0..batch.heads.len() {
             if number % READ_AHEAD == 0 && batch.heads.len() > 1 {
                 self.read_ahead(&batch, number);
@@ -100,6 +105,13 @@ impl Shard {
             Op::DeletePrefix => self.admit_scan(router, head, bytes, effects),
             Op::Get | Op::Exists | Op::Ttl => self.admit_read(asked, effects),
             Op::ReadMany => self.admit_read_many(asked, effects),
+            Op::Scan | Op::SearchStats | Op::QueryIndex if self.reads_locally(&record) => {
+                if self.slices.is_half_done() {
+                    let parked = self.parked(router, head, bytes);
+                    return self.slices.hold(parked);
+                }
+                self.answer_scan(router, head, bytes, effects);
+            }
             Op::Scan | Op::Recall => self.admit_scan(router, head, bytes, effects),
             Op::Info => self.answer_info(router, head, effects),
             Op::Snapshot => self.admit_snapshot(router, head, effects),
@@ -135,6 +147,9 @@ impl Shard {
                 parked.head.token,
                 Failure::Timeout { unknown: false },
             );
+        }
+        if !self.group.is_leader() && !self.is_for_any(&parked.record) {
+            return self.give_back_parked(parked, effects);
         }
         self.admit(parked.router, &parked.head, &parked.record, effects);
     }
@@ -232,7 +247,7 @@ impl Shard {
     fn admit_read(&mut self, asked: Asked<'_>, effects: &mut Effects) {
         let Asked { router, head, bytes, record } = asked;
         let hash = hash_checked(head, &record);
-        if record.has(flag::LOCAL) {
+        if self.reads_locally(&record) {
             if self.slices.is_half_done() {
                 let parked = self.parked(router, head, bytes);
                 return self.slices.hold(parked);
@@ -250,12 +265,12 @@ impl Shard {
                 return self.park_read(router, head, bytes);
             }
         }
-        self.answer_read(router, head, hash, &record, effects);
+        self.answer_read(router, head, bytes, hash, &record, effects);
     }
 
     fn admit_read_many(&mut self, asked: Asked<'_>, effects: &mut Effects) {
         let Asked { router, head, bytes, record } = asked;
-        if record.has(flag::LOCAL) {
+        if self.reads_locally(&record) {
             if self.slices.is_half_done() {
                 let parked = self.parked(router, head, bytes);
                 return self.slices.hold(parked);
@@ -277,7 +292,7 @@ impl Shard {
                 return self.park_read(router, head, bytes);
             }
         }
-        self.answer_read_many(router, head, &record, effects);
+        self.answer_read_many(router, head, bytes, &record, effects);
     }
 
     /// A command that looks at many keys: it waits for everything admitted and for the locks held when it came.
@@ -329,12 +344,12 @@ impl Shard {
             if keys().any(|key| self.is_overdue(hash_of(key), key)) {
                 return self.admit_parked(parked, effects);
             }
-            return self.answer_read_many(router, head, &record, effects);
+            return self.answer_read_many(router, head, &parked.record, &record, effects);
         }
         if self.is_overdue(head.hash, record.key) {
             return self.admit_parked(parked, effects);
         }
-        self.answer_read(router, head, head.hash, &record, effects);
+        self.answer_read(router, head, &parked.record, head.hash, &record, effects);
     }
 
     pub(super) fn release_scans(&mut self, effects: &mut Effects) {
@@ -368,6 +383,11 @@ impl Shard {
         let mut late: Vec<(u8, crate::ids::Token)> = Vec::new();
         self.reads.retain(|(_, _, parked)| keep_or_note(parked, now, &mut late));
         self.scans.retain(|(_, _, parked)| keep_or_note(parked, now, &mut late));
+        // With others in the group, what these waited for is a majority.
+        let missed = if self.held.is_on() { Failure::NoQuorum } else { Failure::Timeout { unknown: false } };
+        for (router, token) in late.drain(..) {
+            reply_failure(effects, router, token, missed.clone());
+        }
         self.slices.held().retain(|parked| keep_or_note(parked, now, &mut late));
         let taken = self.locks.take_waiting(|waiter| match waiter {
             LockWaiter::Request(parked) => is_over(parked.head.deadline),

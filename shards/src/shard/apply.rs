@@ -5,6 +5,7 @@
 //! applied in slices ([`super::slices`]); what must not be seen in between stands there.
 
 use super::outbox::{NO_TICKET, Ticket, Waiter};
+use super::role::as_it_came;
 use super::slices::{Current, Frame, Inside, cost_of};
 use super::{Shard, ShardFault, reads};
 use crate::batch::ReplyKind;
@@ -42,11 +43,14 @@ impl Shard {
     /// Applies committed entries, in order, while units are left, and answers who waited for them.
     pub(super) fn apply_some(&mut self, units: &mut Units, effects: &mut Effects) -> Result<(), ShardFault> {
         while units.left() && !self.slices.is_empty() {
+            if self.slices.current.is_none() && self.must_catch_up() {
+                return Ok(());
+            }
             let was_half_done = self.slices.is_half_done();
             let mut current = match self.slices.current.take() {
                 Some(current) => current,
                 None => match self.slices.pop() {
-                    Some(entry) => self.begin_entry(entry)?,
+                    Some(entry) => self.begin_entry(entry, effects)?,
                     None => return Ok(()),
                 },
             };
@@ -63,25 +67,34 @@ impl Shard {
         Ok(())
     }
 
-    fn begin_entry(&mut self, entry: Entry) -> Result<Current, ShardFault> {
+    /// A leader whose indexes or snapshot are behind proposes nothing; a follower, which cannot refuse what comes, applies
+    /// nothing until they have caught up.
+    fn must_catch_up(&self) -> bool {
+        !self.group.is_leader() && (self.snapshot_is_behind() || self.indexing_is_behind())
+    }
+
+    fn begin_entry(&mut self, entry: Entry, effects: &mut Effects) -> Result<Current, ShardFault> {
         assert_eq!(entry.index, self.applied + 1, "entries are applied in order, each once");
         self.applying = entry.index;
         let waiters = self.waiters_of(&entry);
+        // What an earlier leadership of this replica proposed is answered, but it is no part of what it leads now.
+        let is_led = self.leading_term() == Some(entry.term);
         let mut place = None;
-        if !entry.data.is_empty() {
-            if entry.entry_type != EntryType::EntryNormal {
-                return Err(Malformed("a change of members in a group of one").into());
-            }
+        if entry.entry_type != EntryType::EntryNormal {
+            self.group.apply_change(&entry)?;
+            self.follow_quorum(effects);
+        } else if !entry.data.is_empty() {
             let commands = EntryData::decode(&entry.data)?;
             if commands.stamp < self.stamp_applied {
                 return Err(Malformed("an entry's stamp goes back").into());
             }
             self.stamp = self.stamp.max(commands.stamp);
             self.stamp_applied = self.stamp_applied.max(commands.stamp);
+            self.epoch = self.epoch.max(commands.epoch);
             place = Some(commands.place());
         }
         let needed = self.sequence_of(entry.index);
-        Ok(Current { entry, waiters, needed, place, position: 0, inside: None })
+        Ok(Current { entry, waiters, is_led, needed, place, position: 0, inside: None })
     }
 
     fn end_entry(&mut self, current: &Current, effects: &mut Effects) {
@@ -110,7 +123,7 @@ impl Shard {
             return None;
         }
         let proposed = self.proposed.pop_front()?;
-        assert_eq!(proposed.term, entry.term, "a lone voter's proposals are never replaced");
+        assert_eq!(proposed.term, entry.term, "who waited for a replaced proposal was answered");
         Some(proposed.waiters)
     }
 
@@ -147,7 +160,7 @@ impl Shard {
                 self.release_reads_before(position, effects);
             }
             current.position += 1;
-            let is_own = waiter.is_some();
+            let is_own = waiter.is_some() && current.is_led;
             let waiter = waiter.unwrap_or_else(Waiter::nobody);
             let frame = Frame { version, stamp, needed, waiter, is_own };
             let end = data.len() - commands.bytes_left();
@@ -223,6 +236,7 @@ impl Shard {
                 if is_own {
                     self.searches.edits_in_flight -= 1;
                 }
+                self.interrupt_snapshot(effects);
                 self.apply_catalog(&record)?
             }
             _ => return Err(Malformed("an operation that is never logged").into()),
@@ -296,7 +310,7 @@ impl Shard {
 
     fn answer_slice(&mut self, waiter: &Waiter, outcome: &Outcome, needed: Sequence, effects: &mut Effects) {
         let ticket = self.tickets.remove(&waiter.ticket);
-        let (Some(Ticket::Slice(cursor)), Outcome::Integer(count)) = (ticket, outcome) else {
+        let (Some(Ticket::Slice { cursor, .. }), Outcome::Integer(count)) = (ticket, outcome) else {
             unreachable!("only a slice of DELETE_PREFIX is answered by its ticket");
         };
         let mut body = Vec::new();
@@ -312,9 +326,8 @@ impl Shard {
         effects: &mut Effects,
     ) -> Result<(), ShardFault> {
         if !waiter.is_silent {
-            let record = Record::decode(bytes)?;
-            let (start, length) = (0, bytes.len() as u32);
-            let hash = hash_of(record.key);
+            let (hash, record) = as_it_came(bytes, self.tickets.remove(&waiter.ticket));
+            let (bytes, start, length) = (&record[..], 0, record.len() as u32);
             let head = crate::batch::RequestHead {
                 token: waiter.token,
                 hash,
@@ -322,7 +335,10 @@ impl Shard {
                 start,
                 length,
             };
-            self.admit(waiter.router, &head, bytes, effects);
+            match self.group.is_leader() {
+                true => self.admit(waiter.router, &head, bytes, effects),
+                false => self.give_back(waiter.router, &head, bytes, effects),
+            }
         }
         Ok(())
     }

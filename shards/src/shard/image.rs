@@ -7,7 +7,9 @@ use super::{Shard, ShardImage};
 use crate::catalog::Catalog;
 use crate::command::record::Malformed;
 use crate::consensus::group::{Append, Restored};
-use crate::ids::{GroupId, Millis, Sequence};
+use crate::consensus::membership::decode_members;
+use crate::consensus::storage::SnapshotOffer;
+use crate::ids::{GroupId, Millis, ReplicaId, Sequence};
 use crate::index::set::{IndexSet, SetLoader};
 use crate::log::header::BatchKind;
 use crate::log::payload::{
@@ -26,6 +28,15 @@ use std::collections::VecDeque;
 /// The replica id of a node that is alone: the only voter of each of its groups.
 pub const LONE_REPLICA: u64 = 1;
 
+/// Index and term from which the log of a founded group goes on.
+const FOUNDING_INDEX: u64 = 1;
+/// See [`FOUNDING_INDEX`].
+const FOUNDING_TERM: u64 = 1;
+
+/// The kind, in the log, of the marker behind which the log begins anew; its index and term are those of the last entry in
+/// the snapshot that takes the place of all before. It stands first in its batch, and raft has no entry type of that number.
+pub const RESET_KIND: u8 = 255;
+
 /// Name of the snapshot section with intents and transaction records.
 pub(super) const SECTION_TXNS: &str = "transactions";
 
@@ -33,6 +44,8 @@ pub(super) const SECTION_TXNS: &str = "transactions";
 pub(super) const SECTION_CATALOG: &str = "catalogue";
 /// Name of the snapshot section with the indexes: pieces of the index room, each behind its length.
 pub(super) const SECTION_INDEXES: &str = "indexes";
+/// Name of the snapshot section with the group's members, as `consensus::membership` lays them out.
+pub(super) const SECTION_MEMBERS: &str = "members";
 
 /// Why snapshot and log make no shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +86,7 @@ pub struct SnapshotIntake {
 /// What the named sections hold.
 #[derive(Default)]
 struct Sections {
+    members: Vec<u8>,
     txns: Vec<u8>,
     catalog: Vec<u8>,
     /// Bytes of a piece of the indexes that has not come whole.
@@ -85,14 +99,35 @@ struct Sections {
 /// What a snapshot held.
 #[derive(Default)]
 pub struct SnapshotImage {
-    state: State,
-    txns: TxnState,
-    catalog: Catalog,
-    indexes: IndexSet,
-    applied_index: u64,
-    applied_term: u64,
-    stamp: Millis,
-    epoch: u32,
+    pub(super) state: State,
+    pub(super) txns: TxnState,
+    pub(super) catalog: Catalog,
+    pub(super) indexes: IndexSet,
+    /// Voters and learners after the last entry; a snapshot from before there were several has none.
+    pub(super) members: Option<ConfState>,
+    pub(super) applied_index: u64,
+    pub(super) applied_term: u64,
+    pub(super) stamp: Millis,
+    pub(super) epoch: u32,
+}
+
+/// Which replica starts, and with which members its group begins when neither log nor snapshot says more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Founding {
+    /// A node that is alone: the one voter of each of its groups.
+    Alone,
+    /// One of the first voters of a cluster's group.
+    Voter {
+        /// This replica.
+        replica: ReplicaId,
+        /// All first voters, itself included; the same list on each of them.
+        voters: Vec<ReplicaId>,
+    },
+    /// A replica that was added later and waits to be filled by the leader.
+    Empty {
+        /// This replica.
+        replica: ReplicaId,
+    },
 }
 
 impl std::fmt::Debug for SnapshotImage {
@@ -129,8 +164,9 @@ impl SnapshotIntake {
                 "the snapshot belongs to {found:?}, not to {identity:?}"
             )));
         }
-        let (txns, catalog, indexes) = sections.finish().map_err(ImageError::Mismatch)?;
+        let (members, txns, catalog, indexes) = sections.finish().map_err(ImageError::Mismatch)?;
         Ok(SnapshotImage {
+            members,
             state,
             txns,
             catalog,
@@ -146,6 +182,7 @@ impl SnapshotIntake {
 impl Sections {
     fn take(&mut self, name: &str, piece: &[u8]) {
         match name {
+            SECTION_MEMBERS => self.members.extend_from_slice(piece),
             SECTION_TXNS => self.txns.extend_from_slice(piece),
             SECTION_CATALOG => self.catalog.extend_from_slice(piece),
             SECTION_INDEXES => {
@@ -172,7 +209,7 @@ impl Sections {
         self.piece.drain(..taken);
     }
 
-    fn finish(self) -> Result<(TxnState, Catalog, IndexSet), String> {
+    fn finish(self) -> Result<(Option<ConfState>, TxnState, Catalog, IndexSet), String> {
         let told = |what: &str, malformed: Malformed| format!("its {what} cannot be read: {}", malformed.0);
         if let Some(error) = self.error {
             return Err(format!("its indexes cannot be read: {error}"));
@@ -180,6 +217,10 @@ impl Sections {
         if !self.piece.is_empty() {
             return Err("its indexes end too early".to_owned());
         }
+        let members = match self.members.is_empty() {
+            true => None,
+            false => Some(decode_members(&self.members).map_err(|malformed| told("members", malformed))?),
+        };
         let txns = match self.txns.is_empty() {
             true => TxnState::default(),
             false => TxnState::decode(&self.txns).map_err(|malformed| told("transactions", malformed))?,
@@ -197,7 +238,7 @@ impl Sections {
                 .map_err(|corrupt| format!("its indexes cannot be read: {}", corrupt.0))?,
             false => IndexSet::default(),
         };
-        Ok((txns, catalog, indexes))
+        Ok((members, txns, catalog, indexes))
     }
 }
 
@@ -210,24 +251,52 @@ pub struct ImageBuilder {
     history: VecDeque<(u64, Sequence)>,
     log_bytes: u64,
     scratch: PayloadBuffer,
+    /// What is read of the log parted from what the snapshot holds; a reset or a rewritten tail ends that.
+    is_stale: bool,
     error: Option<ImageError>,
 }
 
 impl ImageBuilder {
-    /// Begins with a snapshot, or with nothing.
+    /// Begins with a snapshot, or with nothing, for a node that is alone.
     pub fn new(group: GroupId, snapshot: Option<SnapshotImage>, sessions: SessionLimits) -> Self {
-        let snapshot = snapshot.unwrap_or_else(|| SnapshotImage {
+        Self::replica(group, &Founding::Alone, snapshot, sessions)
+    }
+
+    /// Begins with a snapshot, or as this replica was founded.
+    pub fn replica(
+        group: GroupId,
+        founding: &Founding,
+        snapshot: Option<SnapshotImage>,
+        sessions: SessionLimits,
+    ) -> Self {
+        let is_new = snapshot.is_none();
+        let mut snapshot = snapshot.unwrap_or_else(|| SnapshotImage {
             state: State { sessions: Sessions::new(sessions), ..State::default() },
             ..SnapshotImage::default()
         });
-        let mut snapshot = snapshot;
         if is_on(Mutant::SessionsNotKept) {
             snapshot.state.sessions = Sessions::new(sessions);
         }
-        let conf_state = ConfState { voters: vec![LONE_REPLICA], ..ConfState::default() };
+        let mut hard_state = HardState::default();
+        let (replica, first) = match founding {
+            Founding::Alone => (LONE_REPLICA, vec![LONE_REPLICA]),
+            Founding::Voter { replica, voters } => {
+                assert!(voters.contains(replica), "a first voter stands in the list of them");
+                if is_new {
+                    // As if a snapshot of nothing stood there: so a replica that is added later, which knows no members,
+                    // can never be filled from the first entry on, and always gets a snapshot that tells them.
+                    (snapshot.applied_index, snapshot.applied_term) = (FOUNDING_INDEX, FOUNDING_TERM);
+                    (hard_state.term, hard_state.commit) = (FOUNDING_TERM, FOUNDING_INDEX);
+                }
+                (replica.0, voters.iter().map(|voter| voter.0).collect())
+            }
+            Founding::Empty { replica } => (replica.0, Vec::new()),
+        };
+        let founded = ConfState { voters: first, ..ConfState::default() };
         let restored = Restored {
-            replica: LONE_REPLICA,
-            conf_state,
+            replica,
+            hard_state,
+            conf_state: snapshot.members.clone().unwrap_or(founded),
             snapshot_index: snapshot.applied_index,
             snapshot_term: snapshot.applied_term,
             ..Restored::default()
@@ -240,6 +309,7 @@ impl ImageBuilder {
             history: VecDeque::new(),
             log_bytes: 0,
             scratch: PayloadBuffer::new(),
+            is_stale: false,
             error: None,
         }
     }
@@ -273,13 +343,16 @@ impl ImageBuilder {
         {
             self.restored.entries.pop();
         }
+        self.restored.needs_reset = self.is_stale;
         let last = self.restored.entries.last().map_or(self.restored.snapshot_index, |entry| entry.index);
         if self.restored.hard_state.commit > last {
             let commit = self.restored.hard_state.commit;
             let text = format!("the log says that entry {commit} is committed but ends at entry {last}");
             return Err(ImageError::Mismatch(text));
         }
-        let SnapshotImage { state, txns, stamp, catalog, indexes, .. } = self.snapshot;
+        let SnapshotImage { state, txns, stamp, catalog, indexes, members, .. } = self.snapshot;
+        let (index, term) = (self.restored.snapshot_index, self.restored.snapshot_term);
+        let offer = members.map(|conf_state| SnapshotOffer { index, term, conf_state });
         let (history, log_bytes) = (self.history, self.log_bytes);
         Ok(ShardImage {
             group: self.restored,
@@ -291,6 +364,7 @@ impl ImageBuilder {
             log_bytes,
             catalog,
             indexes,
+            offer,
         })
     }
 
@@ -304,9 +378,8 @@ impl ImageBuilder {
                 commit: hard_state.commit.to_native(),
                 ..HardState::default()
             };
-            if !group.configuration.voters.is_empty() {
-                self.restored.conf_state = conf_state(&group.configuration);
-            }
+            // Its members are those of the moment at which the segment began. Raft wants those of the snapshot and applies
+            // every change after it once more.
             self.epoch = self.epoch.max(group.epoch.to_native());
         }
         Ok(())
@@ -328,6 +401,12 @@ impl ImageBuilder {
             };
         }
         for archived in record.entries.iter() {
+            if archived.kind == RESET_KIND {
+                reset(&mut self.restored, archived.index.to_native())?;
+                self.is_stale = false;
+                self.history.clear();
+                continue;
+            }
             let entry = Entry {
                 term: archived.term.to_native(),
                 index: archived.index.to_native(),
@@ -335,7 +414,7 @@ impl ImageBuilder {
                 data: archived.data.to_vec().into(),
                 ..Entry::default()
             };
-            put(&mut self.restored, entry)?;
+            put(&mut self.restored, &mut self.is_stale, entry)?;
         }
         if let Some(last) = record.entries.last() {
             let index = last.index.to_native();
@@ -350,14 +429,12 @@ impl ImageBuilder {
 
 /// Replaces the contents of `out` with the log payload of a batch.
 pub fn encode_append(append: &Append, out: &mut PayloadBuffer) {
-    let entries: SmallVec<[EntryV1<'_>; 4]> = append
-        .entries
-        .iter()
-        .map(|entry| {
-            let kind = entry_kind(entry.entry_type);
-            EntryV1 { term: entry.term, index: entry.index, kind, data: &entry.data }
-        })
-        .collect();
+    let reset = append.reset.map(|(index, term)| EntryV1 { term, index, kind: RESET_KIND, data: &[] });
+    let entries = append.entries.iter().map(|entry| {
+        let kind = entry_kind(entry.entry_type);
+        EntryV1 { term: entry.term, index: entry.index, kind, data: &entry.data }
+    });
+    let entries: SmallVec<[EntryV1<'_>; 4]> = reset.into_iter().chain(entries).collect();
     let HardState { term, vote, commit, .. } = append.hard_state;
     let hard_state = Some(HardStateV1 { term, vote, commit });
     RecordV1 { hard_state, entries: &entries }.encode(out);
@@ -415,10 +492,29 @@ pub(crate) fn entry_type(kind: u8) -> Result<EntryType, String> {
     }
 }
 
-/// Appends an entry, or replaces what stood from its index on.
-fn put(restored: &mut Restored, entry: Entry) -> Result<(), String> {
+/// The log begins anew behind an index: what stood before is void. A snapshot of that index or a later one was durable
+/// before this was written.
+fn reset(restored: &mut Restored, index: u64) -> Result<(), String> {
+    if restored.snapshot_index < index {
+        let end = restored.snapshot_index;
+        return Err(format!(
+            "the log begins behind entry {index}, but the newest snapshot ends at entry {end}"
+        ));
+    }
+    restored.entries.clear();
+    Ok(())
+}
+
+/// Appends an entry, or replaces what stood from its index on. What follows an entry that is not the snapshot's last one,
+/// though it has its index, was never committed: the snapshot came from another replica and its reset was not logged.
+fn put(restored: &mut Restored, is_stale: &mut bool, entry: Entry) -> Result<(), String> {
     let base = restored.snapshot_index;
     if entry.index <= base {
+        restored.entries.clear();
+        *is_stale = entry.index < base || entry.term != restored.snapshot_term;
+        return Ok(());
+    }
+    if *is_stale {
         return Ok(());
     }
     let place = (entry.index - base - 1) as usize;

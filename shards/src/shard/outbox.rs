@@ -35,7 +35,12 @@ pub(super) enum Ticket {
     /// An OPEN: drive this plan.
     Open(Plan),
     /// A slice of DELETE_PREFIX: tell where it goes on.
-    Slice(Vec<u8>),
+    Slice {
+        /// Where it goes on.
+        cursor: Vec<u8>,
+        /// The request.
+        record: Box<[u8]>,
+    },
 }
 
 /// What may leave once a batch is durable.

@@ -37,6 +37,12 @@ impl Pending {
         *count = count.checked_sub(1).expect("every pending write was added before");
     }
 
+    /// Forgets every write: none of those on their way is this leader's any more.
+    pub(super) fn clear(&mut self) {
+        self.counts.fill(0);
+        self.large = 0;
+    }
+
     /// A command that writes these items is on its way, if its items are large; tells whether they are.
     pub(super) fn add_large(&mut self, items: &[u8]) -> bool {
         let is_large = items.len() >= LARGE_BYTES;

@@ -5,8 +5,8 @@
 
 use super::outbox::Waiter;
 use super::{Floor, Shard, ShardFault};
-use crate::command::entry::{EntryBuilder, LENGTH_BYTES};
-use crate::ids::KeyHash;
+use crate::command::entry::{EntryBuilder, HEAD_BYTES, LENGTH_BYTES};
+use crate::ids::{KeyHash, Millis};
 
 /// Commands that will be one entry, with who waits for each.
 #[derive(Debug, Default)]
@@ -22,6 +22,8 @@ pub(super) struct Proposed {
     pub(super) index: u64,
     /// The term in which it was proposed.
     pub(super) term: u64,
+    /// Bytes of its commands, as the budget counts them.
+    pub(super) bytes: usize,
     /// Who waits, by position in the entry.
     pub(super) waiters: Vec<Waiter>,
 }
@@ -30,6 +32,11 @@ pub(super) struct Proposed {
 const ROOM_BYTES_MAX: usize = 256 << 10;
 
 impl Gathered {
+    /// The data of an entry that is never proposed, and who waits for its commands.
+    pub(super) fn take_apart(self) -> (Vec<u8>, Vec<Waiter>) {
+        (self.entry.finish(0, Millis(0)), self.waiters)
+    }
+
     /// Hands over what has gathered and begins anew with room for as much again, so that a busy shard takes the memory of
     /// an entry once and not in ever larger pieces.
     fn take(&mut self) -> Self {
@@ -84,8 +91,9 @@ impl Shard {
             self.stamp = self.stamp.max(self.now);
             let Gathered { entry, waiters } = gathered;
             let data = entry.finish(self.epoch, self.stamp);
+            let bytes = data.len() - HEAD_BYTES;
             let index = self.group.propose(data)?;
-            self.proposed.push_back(Proposed { index, term: self.group.term(), waiters });
+            self.proposed.push_back(Proposed { index, term: self.group.term(), bytes, waiters });
             self.counters.entries += 1;
             any = true;
         }
@@ -94,6 +102,10 @@ impl Shard {
 
     fn may_propose(&self) -> bool {
         if !self.is_ready || (self.sealed.is_empty() && self.gathered.is_empty()) {
+            return false;
+        }
+        if !self.group.may_propose() {
+            // Leadership is being handed over: what gathers is proposed if that fails, and goes back if it does not.
             return false;
         }
         if self.snapshot_is_behind() || self.indexing_is_behind() || self.slices.is_behind() {

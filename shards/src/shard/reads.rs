@@ -1,15 +1,15 @@
 //! Answers reads from applied state. Whoever calls has seen to it that nothing admitted before is missing.
 
 use super::Shard;
-use super::outbox::{NO_TICKET, Ticket, Waiter, reply, reply_failure};
-use crate::batch::{ReplyKind, RequestHead};
+use super::outbox::{NO_TICKET, Ticket, Waiter, reply_failure};
+use crate::batch::{ReplyBatch, ReplyKind, RequestHead};
 use crate::command::answer::{self, Failure, Outcome};
 use crate::command::context::is_over;
 use crate::command::items;
 use crate::command::record::{Op, Record, flag};
 use crate::effect::Effects;
 use crate::gather::{RESULT_BYTES_MAX, write_too_large};
-use crate::ids::{KeyHash, hash_of};
+use crate::ids::{KeyHash, Token, hash_of};
 use crate::state::{Check, Position};
 use crate::txn::message::push_version;
 use std::io::Write as _;
@@ -23,26 +23,45 @@ impl Shard {
         &mut self,
         router: u8,
         head: &RequestHead,
+        bytes: &[u8],
         hash: KeyHash,
         record: &Record<'_>,
         effects: &mut Effects,
     ) {
         // A local read may meet a record whose removal is still on its way: to its client it is gone.
         let now = self.now;
+        let (is_local, stale_at) = (self.reads_locally(record), self.stale_at());
+        let batch = match is_local {
+            true => effects.replies_to(router),
+            false => self.held.replies(effects, router, head, bytes),
+        };
+        let mark = |out: &mut Vec<u8>| {
+            if let (true, Some(applied)) = (is_local, stale_at) {
+                answer::write_stale(out, applied);
+                out.push(b',');
+            }
+        };
         let found = self.state.keys.get(hash, record.key).filter(|found| !is_over(found.expires_at, now));
         match record.op {
-            Op::Exists => reply(effects, router, head.token, &Outcome::Bool(found.is_some())),
-            Op::Ttl => {
+            Op::Exists => batch.push(head.token, ReplyKind::Success, |out| {
+                mark(out);
+                answer::write(&Outcome::Bool(found.is_some()), out);
+            }),
+            Op::Ttl => batch.push(head.token, ReplyKind::Success, |out| {
+                mark(out);
                 let left = found.map_or(-2, |found| answer::ttl_result(found.expires_at, now));
-                reply(effects, router, head.token, &Outcome::Integer(left));
-            }
+                answer::write(&Outcome::Integer(left), out);
+            }),
             _ => {
-                let batch = effects.replies_to(router);
                 let Some(found) = found else {
-                    return batch.push(head.token, ReplyKind::Success, answer::write_absent);
+                    return batch.push(head.token, ReplyKind::Success, |out| {
+                        mark(out);
+                        answer::write_absent(out);
+                    });
                 };
                 let with_version = record.has(flag::WITH_VERSION);
                 let prefix = |out: &mut Vec<u8>| {
+                    mark(out);
                     if with_version {
                         answer::write_version(out, found.version);
                         out.push(b',');
@@ -70,10 +89,12 @@ impl Shard {
         &mut self,
         router: u8,
         head: &RequestHead,
+        bytes: &[u8],
         record: &Record<'_>,
         effects: &mut Effects,
     ) {
         let now = self.now;
+        let (is_local, stale_at) = (self.reads_locally(record), self.stale_at());
         let keys = &self.state.keys;
         let value_of = |key| keys.get(hash_of(key), key).map_or(0, |found| found.value.len());
         let read = || items::iter(record.value).map_while(Result::ok);
@@ -81,7 +102,11 @@ impl Shard {
             // Refused before it is copied: a batch of replies must stay far below 4 GiB.
             return effects.replies_to(router).push(head.token, ReplyKind::Error, write_too_large);
         }
-        effects.replies_to(router).push(head.token, ReplyKind::Part, |out| {
+        let batch = match is_local {
+            true => effects.replies_to(router),
+            false => self.held.replies(effects, router, head, bytes),
+        };
+        push_part(batch, head.token, stale_at.filter(|_| is_local), |out| {
             for (key, _) in items::iter(record.value).map_while(Result::ok) {
                 let hash = hash_of(key);
                 let found = keys.get(hash, key).filter(|found| !is_over(found.expires_at, now));
@@ -107,16 +132,31 @@ impl Shard {
             return reply_failure(effects, router, head.token, failure);
         };
         match record.op {
-            Op::Scan => self.scan_page(router, head, &record, effects),
-            Op::DeletePrefix => self.delete_prefix_slice(router, head, &record, effects),
-            Op::SearchStats | Op::QueryIndex => self.begin_search(router, head, bytes, effects),
-            _ => self.recall(router, head, &record, effects),
+            Op::Scan => self.scan_page(router, head, bytes, &record, effects),
+            Op::DeletePrefix => self.delete_prefix_slice(router, head, bytes, &record, effects),
+            Op::SearchStats | Op::QueryIndex => {
+                let parked = self.parked(router, head, bytes);
+                let parked =
+                    if self.reads_locally(&record) { Some(parked) } else { self.hold_search(parked) };
+                if let Some(parked) = parked {
+                    self.begin_search(parked, effects);
+                }
+            }
+            _ => self.recall(router, head, bytes, &record, effects),
         }
     }
 
     /// One page: {cursor, items}, where the cursor is a flag byte and, unless it is the end, hash u64, key length u16 and
     /// key. The request's value holds such a cursor or nothing.
-    fn scan_page(&mut self, router: u8, head: &RequestHead, record: &Record<'_>, effects: &mut Effects) {
+    fn scan_page(
+        &mut self,
+        router: u8,
+        head: &RequestHead,
+        bytes: &[u8],
+        record: &Record<'_>,
+        effects: &mut Effects,
+    ) {
+        let (is_local, stale_at) = (self.reads_locally(record), self.stale_at());
         let Some(from) = read_cursor(record.value) else {
             let failure =
                 Failure::BadRequest("the cursor is not one that SCAN gave out; begin without one".to_owned());
@@ -140,7 +180,11 @@ impl Shard {
             }
         });
         let next = full_at.or(page.next);
-        effects.replies_to(router).push(head.token, ReplyKind::Part, |out| {
+        let batch = match is_local {
+            true => effects.replies_to(router),
+            false => self.held.replies(effects, router, head, bytes),
+        };
+        push_part(batch, head.token, stale_at.filter(|_| is_local), |out| {
             write_cursor(out, next.as_ref());
             out.extend_from_slice(&found);
         });
@@ -151,6 +195,7 @@ impl Shard {
         &mut self,
         router: u8,
         head: &RequestHead,
+        bytes: &[u8],
         record: &Record<'_>,
         effects: &mut Effects,
     ) {
@@ -170,27 +215,34 @@ impl Shard {
         let mut cursor = Vec::new();
         write_cursor(&mut cursor, page.next.as_ref());
         if found.is_empty() {
-            return effects
-                .replies_to(router)
-                .push(head.token, ReplyKind::Part, |out| write_slice(out, &cursor, 0));
+            return self.held.replies(effects, router, head, bytes).push(
+                head.token,
+                ReplyKind::Part,
+                |out| write_slice(out, &cursor, 0),
+            );
         }
         if let Some(key) = self.locks.first_held(&found, None) {
-            let mut bytes = Vec::new();
-            record.encode(&mut bytes);
-            let parked = self.parked(router, head, &bytes);
+            let parked = self.parked(router, head, bytes);
             return self.locks.wait(key, super::admit::LockWaiter::Request(parked));
         }
-        let mut bytes = Vec::new();
-        Record::plain(Op::BulkDelete, &[], &found).encode(&mut bytes);
+        let mut command = Vec::new();
+        Record::plain(Op::BulkDelete, &[], &found).encode(&mut command);
         let mut waiter = Waiter::client(router, head, false);
-        waiter.ticket = self.ticket(Ticket::Slice(cursor));
+        waiter.ticket = self.ticket(Ticket::Slice { cursor, record: bytes.into() });
         assert_ne!(waiter.ticket, NO_TICKET);
-        self.gather(&bytes, waiter, None);
+        self.gather(&command, waiter, None);
         self.mark_items(&found);
     }
 
     /// What is remembered of a multi-step command whose fingerprint is the argument: the reply, or an empty part.
-    fn recall(&mut self, router: u8, head: &RequestHead, record: &Record<'_>, effects: &mut Effects) {
+    fn recall(
+        &mut self,
+        router: u8,
+        head: &RequestHead,
+        bytes: &[u8],
+        record: &Record<'_>,
+        effects: &mut Effects,
+    ) {
         let Some(session) = record.session else {
             let failure = Failure::Internal("the router asked for a reply without naming it".to_owned());
             return reply_failure(effects, router, head.token, failure);
@@ -200,7 +252,8 @@ impl Shard {
             Check::Fresh => None,
             Check::Replay(remembered) => {
                 let (kind, body) = (remembered.kind, remembered.body.clone());
-                return effects.replies_to(router).push(head.token, kind, |out| out.extend_from_slice(&body));
+                let batch = self.held.replies(effects, router, head, bytes);
+                return batch.push(head.token, kind, |out| out.extend_from_slice(&body));
             }
             Check::Mismatch => Some(Failure::SeqReused),
             Check::Expired => Some(Failure::SeqExpired),
@@ -208,7 +261,10 @@ impl Shard {
         };
         match failure {
             Some(failure) => reply_failure(effects, router, head.token, failure),
-            None => effects.replies_to(router).push(head.token, ReplyKind::Part, |_| {}),
+            None => {
+                let batch = self.held.replies(effects, router, head, bytes);
+                batch.push(head.token, ReplyKind::Part, |_| {});
+            }
         }
     }
 
@@ -271,6 +327,20 @@ impl Shard {
             out.write_all(text.as_bytes()).expect("a vector takes every byte");
         });
     }
+}
+
+/// Adds an answer to a gathering router, marked with the applied index if it may be stale.
+pub(super) fn push_part(
+    batch: &mut ReplyBatch,
+    token: Token,
+    stale_at: Option<u64>,
+    write: impl FnOnce(&mut Vec<u8>),
+) {
+    let Some(applied) = stale_at else { return batch.push(token, ReplyKind::Part, write) };
+    batch.push(token, ReplyKind::StalePart, |out| {
+        out.extend_from_slice(&applied.to_le_bytes());
+        write(out);
+    });
 }
 
 /// Appends the answer to a slice of DELETE_PREFIX.

@@ -37,7 +37,10 @@ enum Then {
     /// Wait for this key, or be refused.
     WaitFor(Vec<u8>),
     /// The coordinator has given the transaction up.
-    TellFinished,
+    TellFinished {
+        /// The try that is given up.
+        attempt: u32,
+    },
 }
 
 impl Reservation {
@@ -52,12 +55,13 @@ impl Reservation {
     }
 
     /// The coordinator has given the transaction up: what is reserved is given back.
-    pub(super) fn cancel(&mut self) {
+    pub(super) fn cancel(&mut self, attempt: u32) {
+        let told = Then::TellFinished { attempt };
         if matches!(self.pass, Pass::Take) {
-            self.pass = Pass::GiveBack { upto: self.walked, then: Then::TellFinished };
+            self.pass = Pass::GiveBack { upto: self.walked, then: told };
             self.walked = 0;
         } else if let Pass::GiveBack { then, .. } = &mut self.pass {
-            *then = Then::TellFinished;
+            *then = told;
         }
     }
 }
@@ -123,7 +127,9 @@ impl Shard {
         let Pass::GiveBack { then, .. } = pass else { return self.propose_prepare(&message) };
         self.locks.end(txn);
         match then {
-            Then::TellFinished => self.tell(message.from, Message::Finished { txn }, effects),
+            Then::TellFinished { attempt } => {
+                self.tell(message.from, Message::Finished { txn, attempt }, effects);
+            }
             Then::WaitFor(key) if *wait && *deadline > self.now => {
                 if self.locks.is_held(&key) {
                     self.waiting_prepares.insert((txn, attempt));

@@ -7,18 +7,20 @@
 mod running;
 
 use super::outbox::{Waiter, reply_failure};
+use super::reads::push_part;
+use super::role::as_it_came;
 use super::{Parked, Shard, ShardFault};
 use crate::batch::{ReplyKind, RequestHead};
 use crate::catalog::{Catalog, Changed};
 use crate::command::answer::{Failure, Outcome};
 use crate::command::context::is_over;
-use crate::command::record::{Malformed, Op, Record};
+use crate::command::record::{Malformed, Op, Record, flag};
 use crate::effect::Effects;
 use crate::gather::catalog::Change;
 use crate::gather::list_indexes::Line;
 use crate::gather::query_index;
 use crate::gather::search::{self as ask, Ask, OnDemand, Scoring};
-use crate::ids::hash_of;
+use crate::ids::{Millis, ReplicaId, Token, hash_of};
 use crate::index::Units;
 use crate::index::filter::Filter;
 use crate::index::set::{BuildState, DocumentSource, IndexKind, IndexSet};
@@ -27,6 +29,7 @@ use crate::index::vector::VectorSearch;
 use crate::state::{KeySpace, Position};
 use running::{Pinned, Running, no_vectors};
 use std::collections::{BTreeMap, VecDeque};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Views that may be pinned at once.
 const VIEWS_MAX: usize = 1024;
@@ -64,9 +67,27 @@ pub(super) struct Searches {
 }
 
 impl Searches {
-    /// As a snapshot has them.
-    pub(super) fn restored(catalog: Catalog, indexes: IndexSet) -> Self {
-        Self { catalog, indexes, ..Self::default() }
+    /// As a snapshot has them. Views get numbers that no other replica and no earlier run of this one has given, since a
+    /// search that began there may ask here.
+    pub(super) fn restored(catalog: Catalog, indexes: IndexSet, now: Millis, replica: ReplicaId) -> Self {
+        let mut seed = [0; 16];
+        seed[..8].copy_from_slice(&now.0.to_le_bytes());
+        seed[8..].copy_from_slice(&replica.0.to_le_bytes());
+        // Far from the end, so that counting on never wraps.
+        let next_view = xxh3_64(&seed) >> 1;
+        Self { catalog, indexes, next_view, ..Self::default() }
+    }
+
+    /// Whether a view is pinned under this number.
+    pub(super) fn has_view(&self, number: u64) -> bool {
+        self.views.contains_key(&number)
+    }
+
+    /// Routers and tokens of everything that waits or runs.
+    pub(super) fn into_waiting(self) -> Vec<(u8, Token)> {
+        let parked = self.waiting.into_iter().map(|(_, parked)| parked).chain(self.held_edits);
+        let parked = parked.map(|parked| (parked.router, parked.head.token));
+        parked.chain(self.running.into_iter().map(|one| (one.waiter.router, one.waiter.token))).collect()
     }
 }
 
@@ -93,19 +114,13 @@ impl DocumentSource for Documents<'_> {
 
 impl Shard {
     /// SEARCH's first call: waits for what was applied when it came to be indexed.
-    pub(super) fn begin_search(
-        &mut self,
-        router: u8,
-        head: &RequestHead,
-        bytes: &[u8],
-        effects: &mut Effects,
-    ) {
+    pub(super) fn begin_search(&mut self, parked: Parked, effects: &mut Effects) {
         if self.searches_waiting() >= TASKS_MAX {
             let failure = Failure::Overloaded("too many searches wait in this shard; try again later");
-            return reply_failure(effects, router, head.token, failure);
+            return reply_failure(effects, parked.router, parked.head.token, failure);
         }
         let position = self.searches.indexes.position();
-        self.try_search(position, self.parked(router, head, bytes), effects);
+        self.try_search(position, parked, effects);
     }
 
     /// Goes on with searches and indexing; whether more can be done now.
@@ -190,6 +205,16 @@ impl Shard {
     fn gather_catalog(&mut self, router: u8, head: &RequestHead, bytes: &[u8]) {
         self.searches.edits_in_flight += 1;
         self.gather(bytes, Waiter::client(router, head, false), None);
+    }
+
+    /// Changes of the catalogue that a snapshot held back go back, and those on their way count no more: another replica
+    /// leads now.
+    pub(super) fn give_back_edits(&mut self, effects: &mut Effects) {
+        self.searches.edits_in_flight = 0;
+        for parked in std::mem::take(&mut self.searches.held_edits) {
+            let (_, record) = as_it_came(&parked.record, None);
+            self.give_back(parked.router, &parked.head, &record, effects);
+        }
     }
 
     /// Admits the changes of the catalogue that a snapshot held back.
@@ -340,7 +365,7 @@ impl Shard {
             return self.answer_query_index(position, parked, &record, effects);
         }
         match Ask::decode(record.value) {
-            Ok(ask) => self.count(position, parked, ask, effects),
+            Ok(ask) => self.count(position, parked, ask, record.has(flag::LOCAL), effects),
             Err(malformed) => {
                 internal(router, head, malformed, effects);
                 true
@@ -388,7 +413,8 @@ impl Shard {
             number += 1;
             live(key).is_some() || (number > last && !page.is_last)
         });
-        effects.replies_to(router).push(head.token, ReplyKind::Part, |out| {
+        let stale_at = self.stale_at().filter(|_| record.has(flag::LOCAL));
+        push_part(effects.replies_to(router), head.token, stale_at, |out| {
             query_index::write_page(out, &page, page.is_last, |key| {
                 live(key).filter(|_| query.with_values).map(|found| found.value)
             });
@@ -397,10 +423,18 @@ impl Shard {
     }
 
     /// Counts for a search whose indexes are ready, or says which are missing; false if it must wait on.
-    fn count(&mut self, position: u64, parked: &Parked, ask: Ask, effects: &mut Effects) -> bool {
+    fn count(
+        &mut self,
+        position: u64,
+        parked: &Parked,
+        ask: Ask,
+        is_local: bool,
+        effects: &mut Effects,
+    ) -> bool {
         let (router, head) = (parked.router, &parked.head);
+        let stale_at = self.stale_at().filter(|_| is_local);
         if let Scoring::Vector { .. } = ask.scoring {
-            return self.find_vectors(position, parked, &ask, effects);
+            return self.find_vectors(position, parked, &ask, stale_at, effects);
         }
         let indexes = &self.searches.indexes;
         let needed = needed(&ask);
@@ -412,9 +446,8 @@ impl Shard {
         };
         let missing: Vec<OnDemand> = needed.iter().filter(|index| !is_defined(index)).cloned().collect();
         if !missing.is_empty() {
-            effects
-                .replies_to(router)
-                .push(head.token, ReplyKind::Part, |out| ask::write_missing(out, &missing));
+            let batch = effects.replies_to(router);
+            push_part(batch, head.token, stale_at, |out| ask::write_missing(out, &missing));
             return true;
         }
         let is_indexed = |index: &OnDemand| {
@@ -436,16 +469,22 @@ impl Shard {
         let (views, stats): (Vec<_>, Vec<_>) = queries.iter().map(|query| text.pin(query)).unzip();
         let number = self.searches.next_view;
         self.searches.next_view += 1;
-        effects
-            .replies_to(router)
-            .push(head.token, ReplyKind::Part, |out| ask::write_stats(out, number, &known, &stats));
+        let batch = effects.replies_to(router);
+        push_part(batch, head.token, stale_at, |out| ask::write_stats(out, number, &known, &stats));
         let pinned = Pinned { views, queries, ask, filter, deadline: head.deadline, highlighter: None };
         self.searches.views.insert(number, pinned);
         true
     }
 
     /// Begins a search over vectors; false if it must wait for its index.
-    fn find_vectors(&mut self, position: u64, parked: &Parked, ask: &Ask, effects: &mut Effects) -> bool {
+    fn find_vectors(
+        &mut self,
+        position: u64,
+        parked: &Parked,
+        ask: &Ask,
+        stale_at: Option<u64>,
+        effects: &mut Effects,
+    ) -> bool {
         let (router, head) = (parked.router, &parked.head);
         let Scoring::Vector { path, vector } = &ask.scoring else { return true };
         let Some(index) = self.searches.indexes.vectors(path) else {
@@ -465,7 +504,7 @@ impl Shard {
         }
         if let Some(filter) = read_filter(ask, parked, effects) {
             let waiter = Waiter::client(router, head, false);
-            self.begin_vectors(path.clone(), search, filter, waiter, effects);
+            self.begin_vectors(path.clone(), search, filter, (waiter, stale_at), effects);
         }
         true
     }

@@ -53,6 +53,8 @@ pub(super) struct Current {
     pub(super) entry: Entry,
     /// Who waits for its commands, when this leader proposed it.
     pub(super) waiters: Option<Vec<Waiter>>,
+    /// Whether the present leadership of this replica proposed it.
+    pub(super) is_led: bool,
     /// The batch that makes it durable.
     pub(super) needed: Sequence,
     /// Where the commands to come stand; `None` for the empty entry of a new leader.
@@ -146,6 +148,41 @@ impl Slices {
     /// Whether the state holds a part of a command's changes.
     pub(super) fn is_half_done(&self) -> bool {
         self.current.as_ref().and_then(|current| current.inside.as_ref()).is_some_and(Inside::is_half_done)
+    }
+
+    /// This replica leads no more: what it marked and reserved is void, and what is half applied goes on without it.
+    pub(super) fn step_down(&mut self) {
+        self.reservations.clear();
+        if let Some(current) = &mut self.current {
+            current.is_led = false;
+            if let Some(inside) = &mut current.inside {
+                inside.frame.is_own = false;
+            }
+        }
+    }
+
+    /// Another state takes the place of this one: nothing goes on. Gives the entry under way.
+    pub(super) fn clear(&mut self) -> Option<Current> {
+        self.reservations.clear();
+        self.waiting.clear();
+        self.current.take()
+    }
+
+    /// The transaction whose keys are being locked or freed by an entry under way, with its items that are held.
+    pub(super) fn locking(&self) -> Option<(TxnId, &[u8])> {
+        let current = self.current.as_ref()?;
+        let inside = current.inside.as_ref()?;
+        match &inside.run {
+            Run::Bulk { .. } => None,
+            Run::Prepare { pass: PreparePass::LookForLocks, .. } => None,
+            Run::Prepare { .. } => {
+                let record = Record::decode(&current.entry.data[inside.at.clone()]).ok()?;
+                let prepare = Prepare::decode(record.value).ok()?;
+                Some((prepare.txn, prepare.items))
+            }
+            Run::Finish { pass: FinishPass::Change, txn, intent } => Some((*txn, &intent.items)),
+            Run::Finish { txn, intent, .. } => Some((*txn, &intent.items[inside.walked..])),
+        }
     }
 
     /// Holds a local read until the command that is half applied is whole.
@@ -265,6 +302,9 @@ impl Shard {
                                 is_locked |= txns.is_locked_for(key, txn);
                                 units.left() && !is_locked
                             })?;
+                            if frame.is_own && self.preparing.get(&txn) == Some(&prepare.attempt) {
+                                self.preparing.remove(&txn);
+                            }
                             if is_locked {
                                 // The leader proposes a PREPARE only when it has reserved its keys, so only a change of
                                 // leader brings this about, and nobody waits here.

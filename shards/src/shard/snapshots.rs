@@ -8,6 +8,8 @@ use super::outbox::{Waiter, reply};
 use super::{Floor, Shard};
 use crate::batch::RequestHead;
 use crate::command::answer::{Failure, Outcome};
+use crate::consensus::membership::encode_members;
+use crate::consensus::storage::SnapshotOffer;
 use crate::effect::{Effects, SnapshotEffect};
 use crate::ids::{Millis, Sequence};
 use crate::index::Units;
@@ -32,7 +34,7 @@ pub(super) struct Snapshots {
     waiters: Vec<Waiter>,
     /// Who came while one was under way and waits for the next.
     next_waiters: Vec<Waiter>,
-    /// Index of the last one that was kept.
+    /// Index of the last one that was kept or fetched.
     kept_index: u64,
     /// Bytes handed to the log since that one began.
     pub(super) log_bytes: u64,
@@ -65,6 +67,8 @@ pub struct SnapshotCounters {
 struct Run {
     stage: Stage,
     index: u64,
+    /// What followers are told of it once it is kept.
+    offer: SnapshotOffer,
     log_bytes_at_start: u64,
     in_flight_bytes: u64,
     bytes: u64,
@@ -122,6 +126,9 @@ impl Shard {
 
     /// Begins a snapshot when one is due, or writes a slice of the one under way; whether more can be done now.
     pub(super) fn snapshot_some(&mut self, effects: &mut Effects) -> bool {
+        if self.group.take_snapshot_wish() && self.applied > self.snapshots.kept_index {
+            self.snapshots.is_urgent = true;
+        }
         if self.snapshots.run.is_none() {
             self.snapshots.is_draining = self.snapshot_is_due();
             if self.snapshots.is_draining
@@ -220,7 +227,7 @@ impl Shard {
         let may_drain = self.backlog_is_short() || snapshots.log_bytes >= 2 * self.config.snapshot_log_bytes;
         is_wanted
             && may_drain
-            && self.is_ready
+            && self.applied > 0
             && self.slices.current.is_none()
             && self.config.floor != Floor::Off
             && self.now >= snapshots.not_before
@@ -254,10 +261,16 @@ impl Shard {
             self.searches.catalog.encode(&mut catalog);
         }
         writer.section(super::image::SECTION_CATALOG, &catalog, &mut chunks);
+        let mut members = Vec::new();
+        encode_members(self.group.conf_state(), &mut members);
+        writer.section(super::image::SECTION_MEMBERS, &members, &mut chunks);
+        let conf_state = self.group.conf_state().clone();
+        let offer = SnapshotOffer { index: self.applied, term: self.applied_term, conf_state };
         let indexes = Some(self.searches.indexes.begin_snapshot());
         let mut run = Run {
             stage: Stage::Writing { writer: Box::new(writer), indexes, state_is_written: false },
             index: self.applied,
+            offer,
             log_bytes_at_start: self.snapshots.log_bytes,
             in_flight_bytes: 0,
             bytes: 0,
@@ -292,6 +305,7 @@ impl Shard {
             upto = self.history.pop_front().map(|(_, sequence)| sequence);
         }
         effects.cut = upto.or(effects.cut);
+        self.group.offer_snapshot(run.offer.clone());
         let snapshots = &mut self.snapshots;
         snapshots.kept_index = run.index;
         snapshots.log_bytes = snapshots.log_bytes.saturating_sub(run.log_bytes_at_start);
@@ -310,6 +324,26 @@ impl Shard {
         for waiter in self.snapshots.waiters.drain(..).filter(|waiter| !waiter.is_silent) {
             reply(effects, waiter.router, waiter.token, &Outcome::Failed(Failure::Internal(text.clone())));
         }
+    }
+
+    /// A change of the catalogue does not wait for a replica that only follows: its snapshot is begun anew.
+    pub(super) fn interrupt_snapshot(&mut self, effects: &mut Effects) {
+        let is_writing =
+            self.snapshots.run.as_ref().is_some_and(|run| matches!(run.stage, Stage::Writing { .. }));
+        if is_writing {
+            self.abort_snapshot();
+            effects.snapshot.push(SnapshotEffect::Drop);
+            self.snapshots.is_urgent = true;
+        }
+    }
+
+    /// Gives the snapshot under way up. Who waits for it waits for the next.
+    pub(super) fn abort_snapshot(&mut self) {
+        if let Some(run) = self.snapshots.run.take() {
+            self.drop_writer(run);
+        }
+        let waiters = std::mem::take(&mut self.snapshots.waiters);
+        self.snapshots.next_waiters.extend(waiters);
     }
 
     fn drop_writer(&mut self, run: Run) {
@@ -331,6 +365,13 @@ impl Snapshots {
     /// A shard restored from a snapshot at this index, with so much log behind it.
     pub(super) fn restored(kept_index: u64, log_bytes: u64, now: Millis) -> Self {
         Self { kept_index, log_bytes, begun_at: now, ..Self::default() }
+    }
+
+    /// A snapshot of another replica is this replica's newest one now.
+    pub(super) fn fetched(&mut self, index: u64, now: Millis) {
+        assert!(self.run.is_none(), "the one under way was given up");
+        (self.kept_index, self.log_bytes, self.begun_at) = (index, 0, now);
+        (self.is_draining, self.is_urgent) = (false, false);
     }
 
     /// Whether one is being written.

@@ -5,6 +5,7 @@ use super::*;
 use crate::batch::{ReplyKind, RequestBatch, RequestHead};
 use crate::command::items;
 use crate::command::record::{Condition, Op, Record, Session, flag};
+use crate::consensus::group::Append;
 use crate::effect::SnapshotEffect;
 use crate::ids::{Token, hash_of};
 use crate::log::SegmentId;
@@ -13,8 +14,10 @@ use crate::log::payload::PayloadBuffer;
 use crate::log::replay::ReplayedBatch;
 use crate::snapshot::SnapshotReader;
 use crate::state::SessionLimits;
-use crate::txn::Kind;
-use crate::txn::message::{GroupMessage, Start};
+use crate::txn::{
+    Kind,
+    message::{GroupMessage, Start},
+};
 use std::collections::BTreeMap;
 
 mod slices;

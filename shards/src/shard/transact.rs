@@ -21,6 +21,8 @@ use std::ops::Range;
 
 /// An intent that has waited so long makes its participant ask, in ms.
 const ASK_AFTER_MS: u64 = 1000;
+/// Time between two such questions, in ms.
+const ASK_AGAIN_MS: u64 = 500;
 
 impl Shard {
     /// Another group, or this one in its other role, says something.
@@ -32,12 +34,20 @@ impl Shard {
         }
         match &message.body {
             Message::Prepare { .. } => self.hear_prepare(message, effects),
-            Message::Finish { txn, commit } => self.hear_finish(message.from, *txn, *commit, effects),
+            Message::Finish { txn, commit, attempt } => {
+                self.hear_finish(message.from, *txn, *commit, *attempt, effects);
+            }
             Message::Ask { txn } => {
                 let mut actions = Vec::new();
                 let record = self.txns.record(txn.opened);
+                let is_unknown = record.is_none();
                 self.coordinator.asked(message.from, *txn, record, &mut actions);
-                self.perform(actions, effects);
+                match actions.pop() {
+                    // A leader deposed without knowing it would not know what a newer one has opened.
+                    Some(Action::Send(to, body)) if is_unknown => self.tell_confirmed(to, body, effects),
+                    Some(action) => self.perform(vec![action], effects),
+                    None => {}
+                }
             }
             Message::Prepared { .. } | Message::Refused { .. } | Message::Finished { .. } => {
                 let mut actions = Vec::new();
@@ -77,6 +87,10 @@ impl Shard {
     /// Asks the coordinators of intents that nobody has finished for long.
     pub(super) fn ask_about_old_intents(&mut self, effects: &mut Effects) {
         let now = self.now.0;
+        if now.saturating_sub(self.asked_at.0) < ASK_AGAIN_MS {
+            return;
+        }
+        self.asked_at = self.now;
         let old: Vec<TxnId> = self
             .txns
             .intents()
@@ -101,6 +115,12 @@ impl Shard {
         self.send_behind_sync(message, effects);
     }
 
+    /// Says what only a leader can know, once a majority has confirmed that this replica leads.
+    fn tell_confirmed(&mut self, to: GroupId, body: Message, effects: &mut Effects) {
+        let message = GroupMessage { from: self.config.group, to, body };
+        self.send_confirmed(message, effects);
+    }
+
     fn gather_internal(&mut self, op: Op, value: &[u8]) {
         let mut bytes = Vec::new();
         Record::plain(op, &[], value).encode(&mut bytes);
@@ -118,9 +138,15 @@ impl Shard {
             let answer = self.prepared(txn, attempt, &intent.clone());
             return self.tell(message.from, answer, effects);
         }
+        let is_known = |known: &u32| *known >= attempt;
+        let is_late = self.txns.intent(txn).is_some_and(|intent| is_known(&intent.attempt));
         let is_reserving = self.slices.reservations.iter().any(|reservation| reservation.is_of(txn));
-        if is_reserving || self.locks.holds(txn) || self.waiting_prepares.contains(&(txn, attempt)) {
-            // Said again while the first is on its way.
+        if is_late
+            || is_reserving
+            || self.preparing.get(&txn).is_some_and(is_known)
+            || self.waiting_prepares.contains(&(txn, attempt))
+        {
+            // Said again while the first is on its way, or late, behind a later try.
             return;
         }
         if items.len() >= LARGE_BYTES {
@@ -141,6 +167,7 @@ impl Shard {
     /// Puts a PREPARE whose keys are reserved into the next entry.
     pub(super) fn propose_prepare(&mut self, message: &GroupMessage) {
         let Message::Prepare { txn, attempt, kind, debug, items, .. } = &message.body else { return };
+        self.preparing.insert(*txn, *attempt);
         let mut value = Vec::with_capacity(items.len() + 64);
         Prepare { txn: *txn, attempt: *attempt, kind: *kind, items }.encode(&mut value);
         let mut record = Record::plain(Op::TxnPrepare, &[], &value);
@@ -152,19 +179,33 @@ impl Shard {
         self.gather(&bytes, Waiter::nobody(), None);
     }
 
-    fn hear_finish(&mut self, from: GroupId, txn: TxnId, commit: Option<Version>, effects: &mut Effects) {
+    fn hear_finish(
+        &mut self,
+        from: GroupId,
+        txn: TxnId,
+        commit: Option<Version>,
+        attempt: u32,
+        effects: &mut Effects,
+    ) {
+        let is_later = |known: &u32| *known > attempt;
+        let intent_is_later = self.txns.intent(txn).is_some_and(|intent| is_later(&intent.attempt));
+        if intent_is_later || self.preparing.get(&txn).is_some_and(is_later) {
+            // Late: the try that it ends was followed by another.
+            return;
+        }
         let is_waiting = |waiter: &LockWaiter| matches!(waiter, LockWaiter::Prepare(m) if matches!(&m.body, Message::Prepare { txn: t, .. } if *t == txn));
         self.locks.take_waiting(is_waiting);
         self.waiting_prepares.retain(|(waiting, _)| *waiting != txn);
         if let Some(found) = self.slices.reservations.iter_mut().find(|found| found.is_of(txn)) {
-            return found.cancel();
+            return found.cancel(attempt);
         }
         if self.locks.holds(txn) {
             let mut value = Vec::new();
             Finish { txn, commit }.encode(&mut value);
             self.gather_internal(Op::TxnFinish, &value);
+            self.finishing.insert(txn, attempt);
         } else {
-            self.tell(from, Message::Finished { txn }, effects);
+            self.tell_confirmed(from, Message::Finished { txn, attempt }, effects);
         }
     }
 
@@ -201,13 +242,17 @@ impl Shard {
             self.budget.release_plan(plan.bytes());
         }
         let needed = self.sequence_of(self.applying);
+        let drives = self.is_ready;
+        let unknown = Outcome::Failed(Failure::Timeout { unknown: true });
         if let Some(session) = record.session {
             if let Some(outcome) = known(&self.state, session.client, session.seq, open.fingerprint) {
                 self.answer(&waiter, needed, &outcome, effects);
                 return Ok(());
             }
             if let Some((opened, running)) = self.txns.open_for(session.client, session.seq) {
-                if running.fingerprint == open.fingerprint {
+                if running.fingerprint == open.fingerprint && !drives {
+                    self.answer(&waiter, needed, &unknown, effects);
+                } else if running.fingerprint == open.fingerprint {
                     self.txn_waiters.entry(opened).or_default().push(waiter);
                 } else {
                     self.answer(&waiter, needed, &Outcome::Failed(Failure::SeqReused), effects);
@@ -221,7 +266,10 @@ impl Shard {
             acked: session.acked,
         });
         self.txns.open(version, open, origin);
-        if let Some(Ticket::Open(plan)) = plan {
+        if let (Some(Ticket::Open(_)), false) = (&plan, drives) {
+            // Opened by this replica and led by another one now, which will abort it.
+            self.answer(&waiter, needed, &unknown, effects);
+        } else if let Some(Ticket::Open(plan)) = plan {
             self.txn_waiters.insert(version, vec![waiter]);
             let mut actions = Vec::new();
             self.coordinator.opened(version, plan, self.now, &mut actions);
@@ -284,8 +332,8 @@ impl Shard {
     }
 
     fn tell_finished(&mut self, txn: TxnId, effects: &mut Effects) {
-        if self.is_ready {
-            self.tell(txn.group, Message::Finished { txn }, effects);
+        if let Some(attempt) = self.finishing.remove(&txn) {
+            self.tell(txn.group, Message::Finished { txn, attempt }, effects);
         }
     }
 

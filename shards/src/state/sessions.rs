@@ -82,7 +82,9 @@ impl Reply {
             ReplyKind::Success => 1,
             ReplyKind::Error => 2,
             ReplyKind::Part => 3,
-            ReplyKind::NotLeader => unreachable!("what was not proposed is never remembered"),
+            ReplyKind::NotLeader | ReplyKind::StalePart => {
+                unreachable!("what was not proposed and what may be stale is never remembered")
+            }
         }
     }
 

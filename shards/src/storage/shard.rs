@@ -11,7 +11,7 @@ use super::snapshots::{SnapshotError, list_snapshots, read_snapshot, snapshot_fi
 use crate::ids::{GroupId, Sequence};
 use crate::log::LogShape;
 use crate::shard::ShardImage;
-use crate::shard::image::{ImageBuilder, ImageIdentity, SnapshotImage, SnapshotIntake};
+use crate::shard::image::{Founding, ImageBuilder, ImageIdentity, SnapshotImage, SnapshotIntake};
 use crate::state::SessionLimits;
 use std::path::Path;
 
@@ -38,12 +38,21 @@ pub struct RecoveredShard {
     pub batches: u64,
 }
 
-/// Recovers a shard that keeps a log.
+/// Recovers a shard that keeps a log, on a node that is alone.
 pub fn recover_shard<D: Disk>(disk: &D, place: &ShardPlace<'_>) -> Result<RecoveredShard, RecoveryError> {
+    recover_replica(disk, place, &Founding::Alone)
+}
+
+/// Recovers a shard that keeps a log, as this replica of its group.
+pub fn recover_replica<D: Disk>(
+    disk: &D,
+    place: &ShardPlace<'_>,
+    founding: &Founding,
+) -> Result<RecoveredShard, RecoveryError> {
     let ShardPlace { directory, shape, group, sessions } = *place;
     let snapshot = newest_snapshot(disk, place)?;
     let has_snapshot = snapshot.is_some();
-    let mut builder = ImageBuilder::new(group, snapshot, sessions);
+    let mut builder = ImageBuilder::replica(group, founding, snapshot, sessions);
     let mut batches = 0;
     let mut log = recover_log(disk, directory, shape, &mut |batch| {
         batches += 1;

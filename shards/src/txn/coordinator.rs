@@ -6,7 +6,7 @@
 //! A first try prepares everywhere at once and is refused on a lock. Later tries prepare one group after the other in
 //! ascending order and wait for locks, so that no cycle of waiting can form.
 
-use super::message::{Decide, Message};
+use super::message::{Decide, LAST_TRY, Message};
 use super::state::{Record, Status};
 use super::{Kind, TxnId};
 use crate::ids::{GroupId, Millis, Version};
@@ -69,7 +69,7 @@ struct Prepared {
     values: Vec<u8>,
 }
 
-/// How long an unanswered message waits before it is sent again, in ms. Links inside one process lose nothing.
+/// How long an unanswered message waits before it is sent again, in ms. Links between nodes may lose any of them.
 const RESEND_AFTER_MS: u64 = 500;
 
 /// The transactions that this leader drives.
@@ -102,6 +102,12 @@ impl Coordinator {
     /// Whether nothing is under way.
     pub fn is_empty(&self) -> bool {
         self.drives.is_empty()
+    }
+
+    /// Drives nothing any more: this replica leads no longer.
+    pub fn clear(&mut self) {
+        self.drives.clear();
+        self.bytes = 0;
     }
 
     /// Bytes of the items that undecided transactions hold.
@@ -156,7 +162,7 @@ impl Coordinator {
                 self.prepared(txn, from, attempt, prepared, now, actions);
             }
             Message::Refused { txn, attempt } => self.refused(txn, from, attempt, actions),
-            Message::Finished { txn } => self.finished(txn, from, now, actions),
+            Message::Finished { txn, attempt } => self.finished(txn, from, attempt, now, actions),
             Message::Prepare { .. } | Message::Finish { .. } | Message::Ask { .. } => {
                 unreachable!("the shard gives a coordinator only what participants say to it")
             }
@@ -185,14 +191,18 @@ impl Coordinator {
         match record {
             // Forgotten only after every participant finished, so an intent that is left belongs to an aborted one.
             None if is_on(Mutant::UnknownNotAnswered) => {}
-            None => actions.push(Action::Send(from, Message::Finish { txn, commit: None })),
+            None => {
+                actions.push(Action::Send(from, Message::Finish { txn, commit: None, attempt: LAST_TRY }))
+            }
             Some(record) => match &record.status {
                 Status::Pending if self.drives.contains_key(&txn.opened) => {}
                 Status::Pending => self.abort(txn.opened, actions),
-                Status::Aborted => actions.push(Action::Send(from, Message::Finish { txn, commit: None })),
+                Status::Aborted => {
+                    actions.push(Action::Send(from, Message::Finish { txn, commit: None, attempt: LAST_TRY }))
+                }
                 Status::Committed(prepares) => {
                     let commit = prepares.iter().find(|(group, _)| *group == from).map(|(_, place)| *place);
-                    actions.push(Action::Send(from, Message::Finish { txn, commit }));
+                    actions.push(Action::Send(from, Message::Finish { txn, commit, attempt: LAST_TRY }));
                 }
             },
         }
@@ -253,10 +263,11 @@ impl Coordinator {
         }
     }
 
-    fn finished(&mut self, txn: TxnId, from: GroupId, now: Millis, actions: &mut Vec<Action>) {
+    fn finished(&mut self, txn: TxnId, from: GroupId, attempt: u32, now: Millis, actions: &mut Vec<Action>) {
         let Some(drive) = self.drives.get_mut(&txn.opened) else { return };
         match &mut drive.stage {
-            Stage::BackingOut(waiting) => {
+            // What comes late from an earlier try says nothing of this one.
+            Stage::BackingOut(waiting) if attempt == drive.attempt => {
                 waiting.remove(&from);
                 if waiting.is_empty() {
                     drive.stage = Stage::Preparing;
@@ -267,14 +278,14 @@ impl Coordinator {
                     actions.push(drive.prepare(txn, 0));
                 }
             }
-            Stage::Finishing { waiting, .. } => {
+            Stage::Finishing { waiting, .. } if attempt == LAST_TRY => {
                 waiting.remove(&from);
                 if waiting.is_empty() {
                     self.drives.remove(&txn.opened);
                     actions.push(Action::Forget(txn));
                 }
             }
-            Stage::Preparing | Stage::Deciding => {}
+            Stage::BackingOut(_) | Stage::Finishing { .. } | Stage::Preparing | Stage::Deciding => {}
         }
     }
 
@@ -315,13 +326,13 @@ impl Drive {
     /// Tells each participant that has not answered to apply what is decided for it, or to drop what it has.
     fn send_finishes(&self, txn: TxnId, actions: &mut Vec<Action>) {
         let nothing = BTreeMap::new();
-        let (waiting, commit) = match &self.stage {
-            Stage::Finishing { waiting, commit } => (waiting, commit),
-            Stage::BackingOut(waiting) => (waiting, &nothing),
+        let (waiting, commit, attempt) = match &self.stage {
+            Stage::Finishing { waiting, commit } => (waiting, commit, LAST_TRY),
+            Stage::BackingOut(waiting) => (waiting, &nothing, self.attempt),
             Stage::Preparing | Stage::Deciding => return,
         };
         for group in waiting {
-            let message = Message::Finish { txn, commit: commit.get(group).copied() };
+            let message = Message::Finish { txn, commit: commit.get(group).copied(), attempt };
             actions.push(Action::Send(*group, message));
         }
     }
@@ -395,14 +406,31 @@ mod tests {
         coordinator.decided(txn().opened, true, NOW, &mut actions);
         let finish = |group, index| {
             let commit = Some(Version::new(0, index, 0));
-            Action::Send(GroupId(group), Message::Finish { txn: txn(), commit })
+            Action::Send(GroupId(group), Message::Finish { txn: txn(), commit, attempt: LAST_TRY })
         };
         assert_eq!(actions, [finish(0, 8), finish(2, 7)]);
         actions.clear();
-        coordinator.answer(GroupId(0), Message::Finished { txn: txn() }, NOW, &mut actions);
-        coordinator.answer(GroupId(0), Message::Finished { txn: txn() }, NOW, &mut actions);
+        let early = Message::Finished { txn: txn(), attempt: 1 };
+        coordinator.answer(GroupId(2), early, NOW, &mut actions);
+        coordinator.answer(
+            GroupId(0),
+            Message::Finished { txn: txn(), attempt: LAST_TRY },
+            NOW,
+            &mut actions,
+        );
+        coordinator.answer(
+            GroupId(0),
+            Message::Finished { txn: txn(), attempt: LAST_TRY },
+            NOW,
+            &mut actions,
+        );
         assert!(actions.is_empty());
-        coordinator.answer(GroupId(2), Message::Finished { txn: txn() }, NOW, &mut actions);
+        coordinator.answer(
+            GroupId(2),
+            Message::Finished { txn: txn(), attempt: LAST_TRY },
+            NOW,
+            &mut actions,
+        );
         assert_eq!(actions, [Action::Forget(txn())]);
         assert!(coordinator.is_empty());
     }
@@ -417,8 +445,8 @@ mod tests {
         coordinator.answer(GroupId(2), prepared(1, 7), NOW, &mut actions);
         assert_eq!(actions.len(), 2, "both are told to drop: {actions:?}");
         actions.clear();
-        coordinator.answer(GroupId(2), Message::Finished { txn: txn() }, NOW, &mut actions);
-        coordinator.answer(GroupId(0), Message::Finished { txn: txn() }, NOW, &mut actions);
+        coordinator.answer(GroupId(2), Message::Finished { txn: txn(), attempt: 1 }, NOW, &mut actions);
+        coordinator.answer(GroupId(0), Message::Finished { txn: txn(), attempt: 1 }, NOW, &mut actions);
         assert!(matches!(
             actions[..],
             [Action::Send(GroupId(0), Message::Prepare { wait: true, attempt: 2, .. })]
@@ -447,7 +475,8 @@ mod tests {
         assert!(matches!(&actions[..], [Action::Decide(decide)] if !decide.commit));
         actions.clear();
         coordinator.asked(GroupId(2), txn(), None, &mut actions);
-        assert_eq!(actions, [Action::Send(GroupId(2), Message::Finish { txn: txn(), commit: None })]);
+        let dropped = Message::Finish { txn: txn(), commit: None, attempt: LAST_TRY };
+        assert_eq!(actions, [Action::Send(GroupId(2), dropped)]);
     }
 
     #[test]
@@ -467,8 +496,8 @@ mod tests {
         let mut actions = Vec::new();
         coordinator.take_over(records.into_iter(), NOW, &mut actions);
         assert!(matches!(&actions[0], Action::Decide(decide) if !decide.commit));
-        let finish =
-            Message::Finish { txn: TxnId { group: GroupId(0), opened: records[1].0 }, commit: Some(place) };
+        let txn = TxnId { group: GroupId(0), opened: records[1].0 };
+        let finish = Message::Finish { txn, commit: Some(place), attempt: LAST_TRY };
         assert_eq!(
             actions[1..],
             [Action::Send(GroupId(0), finish.clone()), Action::Send(GroupId(2), finish)]

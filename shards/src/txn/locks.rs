@@ -123,6 +123,13 @@ impl<W> Locks<W> {
         self.holders.remove(&txn);
     }
 
+    /// Holds nothing any more. Nobody may be waiting.
+    pub fn clear(&mut self) {
+        assert_eq!(self.waiting, 0, "whoever waits is taken out first");
+        self.held.clear();
+        self.holders.clear();
+    }
+
     /// Takes out the waiters that `is_over` names.
     pub fn take_waiting(&mut self, mut is_over: impl FnMut(&W) -> bool) -> Vec<W> {
         let mut taken = Vec::new();

@@ -18,6 +18,9 @@ pub struct GroupMessage {
     pub body: Message,
 }
 
+/// [`Message::Finish::attempt`] once a transaction is decided.
+pub const LAST_TRY: u32 = u32::MAX;
+
 /// One step of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
@@ -64,11 +67,16 @@ pub enum Message {
         txn: TxnId,
         /// The version of the PREPARE to apply; `None` drops.
         commit: Option<Version>,
+        /// The try that is over, and with it those before; [`LAST_TRY`] when the transaction is decided. A word about an
+        /// earlier try, come late, must not touch what a later one has locked.
+        attempt: u32,
     },
-    /// Participant to coordinator: no intent of this transaction is left.
+    /// Participant to coordinator: no intent of this try or of one before it is left.
     Finished {
         /// The transaction.
         txn: TxnId,
+        /// The try of the FINISH that this answers.
+        attempt: u32,
     },
     /// Participant to coordinator: what became of it?
     Ask {

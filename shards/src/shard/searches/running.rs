@@ -9,7 +9,7 @@ use crate::batch::{ReplyKind, RequestHead};
 use crate::command::answer::Failure;
 use crate::command::context::is_over;
 use crate::command::items;
-use crate::command::record::{Malformed, Record};
+use crate::command::record::{Malformed, Record, flag};
 use crate::effect::Effects;
 use crate::gather::search::{self as ask, Ask, Scoring};
 use crate::gather::{RESULT_BYTES_MAX, write_too_large};
@@ -27,6 +27,7 @@ use crate::index::text::search::{Model, Search, View};
 use crate::index::vector::VectorSearch;
 use crate::shard::Shard;
 use crate::shard::outbox::{Waiter, reply_failure};
+use crate::shard::reads::push_part;
 use crate::state::KeySpace;
 
 /// Units of one slice of one search.
@@ -55,6 +56,8 @@ pub(super) struct Running {
     task: Task,
     filter: Option<Filter>,
     pub(super) waiter: Waiter,
+    /// The index to be told, when the search may be stale.
+    stale_at: Option<u64>,
 }
 
 enum Task {
@@ -140,7 +143,11 @@ impl Shard {
         }
         match task {
             Err(malformed) => internal(router, head, malformed, effects),
-            Ok(task) => self.begin_running(task, filter, Waiter::client(router, head, false), effects),
+            Ok(task) => {
+                let stale_at = self.stale_at().filter(|_| record.has(flag::LOCAL));
+                let waiter = Waiter::client(router, head, false);
+                self.begin_running(Running { task, filter, waiter, stale_at }, effects);
+            }
         }
     }
 
@@ -150,15 +157,15 @@ impl Shard {
         path: String,
         search: VectorSearch,
         filter: Option<Filter>,
-        waiter: Waiter,
+        (waiter, stale_at): (Waiter, Option<u64>),
         effects: &mut Effects,
     ) {
-        self.begin_running(Task::Vector { path, search: Some(search) }, filter, waiter, effects);
+        let task = Task::Vector { path, search: Some(search) };
+        self.begin_running(Running { task, filter, waiter, stale_at }, effects);
     }
 
     /// Most searches end within their first slice, and then at once.
-    fn begin_running(&mut self, task: Task, filter: Option<Filter>, waiter: Waiter, effects: &mut Effects) {
-        let running = Running { task, filter, waiter };
+    fn begin_running(&mut self, running: Running, effects: &mut Effects) {
         self.run_slice(running, SLICE_UNITS, effects);
     }
 
@@ -245,21 +252,20 @@ impl Fetch {
 }
 
 fn answer(running: Running, indexes: &IndexSet, effects: &mut Effects) {
-    let Running { task, waiter, .. } = running;
+    let Running { task, waiter, stale_at, .. } = running;
     let replies = effects.replies_to(waiter.router);
-    let part = ReplyKind::Part;
     match task {
-        Task::Text(search) => replies.push(waiter.token, part, |out| {
+        Task::Text(search) => push_part(replies, waiter.token, stale_at, |out| {
             search.into_hits().iter().for_each(|hit| ask::write_hit(out, hit));
         }),
-        Task::Embedding(search) => replies.push(waiter.token, part, |out| {
+        Task::Embedding(search) => push_part(replies, waiter.token, stale_at, |out| {
             search.into_hits().iter().for_each(|hit| ask::write_hit(out, hit));
         }),
-        Task::Hybrid(search) => {
-            replies.push(waiter.token, part, |out| encode_candidates(&search.into_candidates(), out));
-        }
+        Task::Hybrid(search) => push_part(replies, waiter.token, stale_at, |out| {
+            encode_candidates(&search.into_candidates(), out);
+        }),
         Task::Vector { path, search } => match (search, indexes.vectors(&path)) {
-            (Some(search), Some(index)) => replies.push(waiter.token, part, |out| {
+            (Some(search), Some(index)) => push_part(replies, waiter.token, stale_at, |out| {
                 search.into_hits(index).iter().for_each(|found| ask::write_vector_hit(out, found));
             }),
             _ => reply_failure(effects, waiter.router, waiter.token, no_vectors(&path)),
@@ -267,7 +273,9 @@ fn answer(running: Running, indexes: &IndexSet, effects: &mut Effects) {
         Task::Fetch(fetch) if fetch.out.len() > RESULT_BYTES_MAX => {
             replies.push(waiter.token, ReplyKind::Error, write_too_large);
         }
-        Task::Fetch(fetch) => replies.push(waiter.token, part, |out| out.extend_from_slice(&fetch.out)),
+        Task::Fetch(fetch) => {
+            push_part(replies, waiter.token, stale_at, |out| out.extend_from_slice(&fetch.out));
+        }
     }
 }
 

@@ -1,0 +1,162 @@
+//! A group alone, and the order of what leaves a follower.
+
+use super::*;
+use crate::consensus::membership::decode_change;
+use crate::ids::NodeNumber;
+
+fn config(wait_for_sync: bool) -> GroupConfig {
+    GroupConfig { group: GroupId(0), wait_for_sync, retained_bytes_max: 1 << 20 }
+}
+
+fn alone() -> Restored {
+    let conf_state = ConfState { voters: vec![1], ..ConfState::default() };
+    Restored { replica: 1, conf_state, ..Restored::default() }
+}
+
+fn collect(group: &mut Group) -> Collected {
+    let mut collected = Collected::default();
+    group.collect(&mut collected);
+    collected
+}
+
+fn sync(group: &mut Group, appends: &[Append]) {
+    group.durable(appends.last().unwrap().sequence);
+}
+
+#[test]
+fn an_entry_commits_only_when_durable() {
+    let mut group = Group::restore(alone(), config(true)).unwrap();
+    group.campaign().unwrap();
+    let out = collect(&mut group);
+    assert!(group.is_leader() && out.committed.is_empty());
+    assert!(!out.appends.is_empty(), "the new term is written");
+    sync(&mut group, &out.appends);
+    let out = collect(&mut group);
+    assert_eq!(out.committed.len(), 1, "the leader's empty entry");
+    group.applied(out.committed[0].index);
+
+    let first = group.propose(b"a".to_vec()).unwrap();
+    let one = collect(&mut group);
+    assert!(one.committed.is_empty());
+    let second = group.propose(b"b".to_vec()).unwrap();
+    let two = collect(&mut group);
+    assert!(two.committed.is_empty());
+    assert_eq!((second, group.in_flight()), (first + 1, 2));
+    sync(&mut group, &one.appends);
+    let indexes = |out: &Collected| out.committed.iter().map(|entry| entry.index).collect::<Vec<_>>();
+    assert_eq!(indexes(&collect(&mut group)), [first]);
+    sync(&mut group, &two.appends);
+    let out = collect(&mut group);
+    assert_eq!(indexes(&out), [second]);
+    assert!(out.appends.is_empty(), "a commit index that moves writes nothing");
+    group.applied(second);
+    assert_eq!(group.entry_bytes(), 0, "nobody needs what is applied");
+}
+
+#[test]
+fn without_waiting_it_commits_at_once() {
+    let mut group = Group::restore(alone(), config(false)).unwrap();
+    group.campaign().unwrap();
+    collect(&mut group);
+    group.propose(b"a".to_vec()).unwrap();
+    let out = collect(&mut group);
+    assert_eq!((out.appends.len(), out.committed.len()), (1, 1));
+}
+
+#[test]
+fn a_restored_group_commits_its_whole_log() {
+    let mut restored = alone();
+    restored.hard_state = HardState { term: 3, vote: 1, commit: 5, ..HardState::default() };
+    restored.snapshot_index = 5;
+    restored.snapshot_term = 2;
+    restored.entries = vec![Entry { index: 6, term: 3, data: b"x".to_vec().into(), ..Entry::default() }];
+    restored.sequence = Sequence(40);
+    let mut group = Group::restore(restored, config(true)).unwrap();
+    group.campaign().unwrap();
+    let out = collect(&mut group);
+    assert_eq!(out.appends[0].sequence, Sequence(41));
+    sync(&mut group, &out.appends);
+    let out = collect(&mut group);
+    assert_eq!(out.committed.iter().map(|e| (e.index, e.term)).collect::<Vec<_>>(), [(6, 3), (7, 4)]);
+}
+
+fn follower() -> Group {
+    let conf_state = ConfState { voters: vec![1, 2, 3], ..ConfState::default() };
+    Group::restore(Restored { replica: 2, conf_state, ..Restored::default() }, config(true)).unwrap()
+}
+
+fn said(kind: MessageType, term: u64) -> Message {
+    let mut message = Message { from: 1, to: 2, term, ..Message::default() };
+    message.set_msg_type(kind);
+    message
+}
+
+#[test]
+fn a_follower_acknowledges_and_votes_when_durable() {
+    let mut group = follower();
+    group.step(said(MessageType::MsgRequestVote, 1)).unwrap();
+    let vote = collect(&mut group);
+    assert!(vote.messages.is_empty() && vote.appends[0].hard_state.vote == 1);
+    sync(&mut group, &vote.appends);
+    assert_eq!(collect(&mut group).messages[0].get_msg_type(), MessageType::MsgRequestVoteResponse);
+
+    let mut append = said(MessageType::MsgAppend, 1);
+    append.set_entries(vec![Entry { index: 1, term: 1, ..Entry::default() }].into());
+    group.step(append).unwrap();
+    let appended = collect(&mut group);
+    assert!(appended.messages.is_empty() && appended.appends[0].entries.len() == 1);
+
+    // An answer to a heartbeat of the durable term promises nothing about the entry on its way.
+    group.step(said(MessageType::MsgHeartbeat, 1)).unwrap();
+    let out = collect(&mut group);
+    assert_eq!(out.messages[0].get_msg_type(), MessageType::MsgHeartbeatResponse);
+    // In a term that is not durable it waits.
+    group.step(said(MessageType::MsgHeartbeat, 2)).unwrap();
+    let newer = collect(&mut group);
+    assert!(newer.messages.is_empty());
+
+    sync(&mut group, &appended.appends);
+    let out = collect(&mut group);
+    assert_eq!(out.messages[0].get_msg_type(), MessageType::MsgAppendResponse);
+    sync(&mut group, &newer.appends);
+    assert_eq!(collect(&mut group).messages[0].get_msg_type(), MessageType::MsgHeartbeatResponse);
+}
+
+#[test]
+fn what_cannot_be_is_an_error_and_no_panic() {
+    let mut group = follower();
+    let heartbeat = Message { commit: 7, ..said(MessageType::MsgHeartbeat, 1) };
+    assert!(group.step(heartbeat).is_err(), "this log never had entry 7");
+    let proposal = said(MessageType::MsgPropose, 0);
+    assert!(group.step(proposal).is_ok(), "proposals do not travel, and are dropped");
+    let stranger = Message { from: 9, ..said(MessageType::MsgAppendResponse, 0) };
+    assert!(group.step(stranger).is_ok());
+}
+
+#[test]
+fn members_change_by_entries_that_this_room_reads_itself() {
+    let mut group = Group::restore(alone(), config(true)).unwrap();
+    group.campaign().unwrap();
+    let out = collect(&mut group);
+    sync(&mut group, &out.appends);
+    for entry in collect(&mut group).committed {
+        group.applied(entry.index);
+    }
+    let learner = ReplicaId::new(1 << 40, NodeNumber(7));
+    let index = group.change_members(&[MemberChange::AddLearner(learner)]).unwrap();
+    assert_eq!(group.change_members(&[MemberChange::Remove(learner)]), Err(MemberRefusal::Busy));
+    let out = collect(&mut group);
+    sync(&mut group, &out.appends);
+    let committed = collect(&mut group).committed;
+    assert_eq!(committed[0].index, index);
+    assert_eq!(decode_change(&committed[0].data), Ok(conf_change(&[MemberChange::AddLearner(learner)])));
+    group.apply_change(&committed[0]).unwrap();
+    group.applied(index);
+    assert_eq!(group.conf_state().learners, [learner.0]);
+    assert!(group.is_alone(), "a learner has no vote");
+    assert_eq!(
+        group.change_members(&[MemberChange::Promote(learner)]),
+        Err(MemberRefusal::Silent(learner)),
+        "it was never heard"
+    );
+}

@@ -1,0 +1,55 @@
+//! Members and leadership of the group, as the balancer and the operator change them.
+
+use super::Shard;
+use crate::consensus::membership::MemberChange;
+use crate::consensus::progress::{Follower, MemberRefusal};
+use crate::ids::{Millis, ReplicaId};
+
+impl Shard {
+    /// Proposes a change of the members, in one entry: one change simply, several through a joint configuration. Refused,
+    /// with nothing done, unless this replica leads, no other change is under way, and an active majority remains.
+    /// Returns the entry's index: the change holds on a replica that has applied it.
+    pub fn change_members(&mut self, changes: &[MemberChange]) -> Result<u64, MemberRefusal> {
+        if !self.is_ready {
+            return Err(MemberRefusal::NotLeader);
+        }
+        self.group.change_members(changes)
+    }
+
+    /// Whether a change of members is under way.
+    pub fn is_changing_members(&self) -> bool {
+        self.group.is_changing_members()
+    }
+
+    /// Begins to hand leadership over to a voter that is active. Meanwhile nothing is proposed; what gathers goes back as
+    /// not leading when the other one has taken over, and is proposed after all when it has not within an election time.
+    pub fn transfer(&mut self, to: ReplicaId) -> Result<(), MemberRefusal> {
+        if !self.is_ready {
+            return Err(MemberRefusal::NotLeader);
+        }
+        self.group.transfer(to)
+    }
+
+    /// Every member as this leader sees it, by replica, itself included; empty when it does not lead.
+    pub fn progress(&self) -> Vec<Follower> {
+        self.group.followers()
+    }
+
+    /// Hands leadership over while there is somebody to take it, until this time.
+    pub(super) fn resign(&mut self, until: Millis) {
+        self.standing.resigns_until = Some(until);
+        self.group.resign();
+    }
+
+    /// Goes on with what a resignation began.
+    pub(super) fn tick_resignation(&mut self) {
+        match self.standing.resigns_until {
+            Some(until) if until <= self.now => {
+                self.standing.resigns_until = None;
+                self.group.withdraw_resignation();
+            }
+            Some(_) => self.group.resign(),
+            None => {}
+        }
+    }
+}
