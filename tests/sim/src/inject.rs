@@ -10,7 +10,7 @@ use shards::log::header::{BLOCK_BYTES, BatchHeader, BatchKind};
 impl World {
     /// Injects one fault.
     pub(crate) fn inject(&mut self) {
-        let classes: Vec<Fault> = self.plan.faults.iter().filter(|fault| !fault.needs_cluster()).collect();
+        let classes: Vec<Fault> = self.plan.faults.iter().collect();
         if classes.is_empty() {
             return;
         }
@@ -68,6 +68,18 @@ impl World {
                 }
             }
             Fault::ClockSkew => self.report.faults.add(fault),
+            Fault::Loss | Fault::Duplicate | Fault::Delay => {
+                self.weather(fault, true);
+                let after = 10_000 + self.rng.around(1_000_000);
+                self.schedule(after, Happening::Calm(number, fault));
+            }
+            Fault::Partition | Fault::OneWay | Fault::Bridge | Fault::Clog => {
+                self.report.faults.add(fault);
+                let (machines, now) = (self.machines.len(), self.now());
+                self.net.cut(&mut self.rng, fault, machines, now);
+                let after = 100_000 + self.rng.around(3_000_000);
+                self.schedule(after, Happening::Calm(number, fault));
+            }
             Fault::WriteError
             | Fault::ShortWrite
             | Fault::SyncError
@@ -84,7 +96,20 @@ impl World {
 
     /// What was switched on ends.
     pub(crate) fn calm(&mut self, number: usize, fault: Fault) {
-        self.switch(number, fault, false);
+        match fault {
+            Fault::Loss | Fault::Duplicate | Fault::Delay => self.weather(fault, false),
+            Fault::Partition | Fault::OneWay | Fault::Bridge | Fault::Clog => self.net.join(),
+            _ => self.switch(number, fault, false),
+        }
+    }
+
+    fn weather(&mut self, fault: Fault, is_on: bool) {
+        let rate = |per_mille: u64| if is_on { per_mille } else { 0 };
+        match fault {
+            Fault::Loss => self.net.loss = rate(100),
+            Fault::Duplicate => self.net.double = rate(150),
+            _ => self.net.late = rate(200),
+        }
     }
 
     fn switch(&mut self, number: usize, fault: Fault, is_on: bool) {
@@ -135,12 +160,19 @@ impl World {
             }
         }
         self.hang_up(number);
+        self.replicas.restarted(number);
+        for other in 0..self.machines.len() {
+            if other != number && self.machines[other].is_up {
+                let (after, life) = (500 + self.rng.below(5_000), self.machines[other].life);
+                self.schedule(after, Happening::LinkBroke(other, life, number));
+            }
+        }
     }
 
     /// The server is asked to stop: it drains, seals and closes. Clients that still wait lose their connections.
     fn stop_in_order(&mut self, number: usize) {
         let machine = &mut self.machines[number];
-        if !machine.strands.iter().all(crate::strand::Strand::is_quiet) || machine.router.outstanding > 0 {
+        if !machine.strands.iter().all(crate::strand::Strand::is_quiet) || machine.router.outstanding() > 0 {
             return;
         }
         self.report.faults.add(Fault::Stop);

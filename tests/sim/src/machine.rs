@@ -5,7 +5,7 @@ use crate::fault::Fault;
 use crate::plan::Plan;
 use crate::rng::Rng;
 use crate::router::Router;
-use crate::strand::{Fuse, Moment, Stop, Strand};
+use crate::strand::{Fuse, Moment, Out, Stop, Strand};
 use crate::world::BEGINNING_US;
 use shards::ids::{GroupId, Millis};
 use std::cell::Cell;
@@ -43,8 +43,11 @@ pub struct Machine {
     pub paused_until_us: u64,
     /// Damage that a good copy can mend.
     pub damage: Vec<Damage>,
+    /// Who leads each group, as far as this machine knows: the term and the machine.
+    pub views: Vec<(u64, Option<usize>)>,
     /// How far its wall clock is off, in ms.
     pub clock_off_ms: i64,
+    number: usize,
     shards: u32,
     started_us: u64,
     started_wall_ms: u64,
@@ -52,7 +55,7 @@ pub struct Machine {
 
 impl Machine {
     /// A machine with an empty disk.
-    pub fn new(plan: &Plan, disk: SimDisk, rng: &mut Rng) -> Self {
+    pub fn new(plan: &Plan, number: usize, disk: SimDisk, rng: &mut Rng) -> Self {
         for number in 0..plan.shards {
             crate::strand::make_directory(&disk, GroupId(number));
         }
@@ -64,11 +67,13 @@ impl Machine {
             is_up: false,
             is_listening: false,
             strands: Vec::new(),
-            router: Router::new(plan.shards),
+            router: Router::new(plan.shards, number, 0),
             fuse: Fuse::default(),
             paused_until_us: 0,
             damage: Vec::new(),
+            views: vec![(0, None); plan.shards as usize],
             clock_off_ms,
+            number,
             shards: plan.shards,
             started_us: BEGINNING_US,
             started_wall_ms: 0,
@@ -98,22 +103,40 @@ impl Machine {
     }
 
     /// Starts a process: every shard comes back from the disk.
-    pub fn boot(&mut self, plan: &Plan, clock: &Rc<Cell<u64>>, is_healed: bool) -> Result<(), Stop> {
+    pub fn boot(&mut self, plan: &Plan, clock: &Rc<Cell<u64>>, is_healed: bool) -> Result<Vec<Out>, Stop> {
         assert!(!self.is_up, "a machine runs one process");
         self.life += 1;
         self.fuse = Fuse::default();
         self.disk.power_on();
-        self.router = Router::new(plan.shards);
-        self.is_listening = false;
+        self.router = Router::new(plan.shards, self.number, self.life);
+        self.views = vec![(0, (plan.nodes == 1).then_some(0)); plan.shards as usize];
+        // A node of a cluster takes requests at once, whoever leads.
+        self.is_listening = plan.nodes > 1;
         self.started_us = clock.get();
         self.started_wall_ms = self.wall_ms(clock.get());
         let now = self.moment(clock.get());
         // It counts as up from here on, so that a death on the way is one.
         self.is_up = true;
+        let mut outs = Vec::new();
         for number in 0..self.shards {
-            self.strands.push(Strand::recover(plan, GroupId(number), &self.disk, clock, now, is_healed)?);
+            let group = GroupId(number);
+            let (strand, out) = Strand::recover(plan, self.number, group, &self.disk, clock, now, is_healed)?;
+            self.strands.push(strand);
+            outs.push(out);
         }
-        Ok(())
+        Ok(outs)
+    }
+
+    /// The newest snapshot of a group on its disk.
+    pub fn newest_snapshot(&self, group: GroupId) -> Option<(u64, Vec<u8>)> {
+        let place = crate::strand::directory(group);
+        let files = self.disk.durable_files(&place.to_string_lossy());
+        let indexed = files.into_iter().filter_map(|(name, bytes)| {
+            let index = name.rsplit_once("snap-")?.1.parse::<u64>().ok()?;
+            Some((index, name, bytes))
+        });
+        let (index, name, bytes) = indexed.max()?;
+        Some((index, self.disk.peek(&name, 0, bytes)))
     }
 
     /// Puts good copies back where damage stands; false when there was none.
@@ -144,19 +167,23 @@ impl Machine {
     pub fn is_quiet(&self) -> bool {
         self.is_up
             && self.is_listening
-            && self.router.outstanding == 0
+            && self.router.outstanding() == 0
             && self.router.gathers() == 0
             && self.strands.iter().all(Strand::is_quiet)
     }
 
     /// What it is at, for complaints.
     pub fn describe(&self) -> String {
-        let quiet: Vec<bool> = self.strands.iter().map(Strand::is_quiet).collect();
+        let quiet: Vec<(bool, bool, u64)> = self
+            .strands
+            .iter()
+            .map(|strand| (strand.is_quiet(), strand.shard.is_ready(), strand.shard.applied_index()))
+            .collect();
         format!(
             "up {} listening {} outstanding {} gathers {} shards quiet {quiet:?}",
             self.is_up,
             self.is_listening,
-            self.router.outstanding,
+            self.router.outstanding(),
             self.router.gathers()
         )
     }

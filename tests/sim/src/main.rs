@@ -1,6 +1,6 @@
 //! The simulator's command line: one seed, a range of seeds, the kept seeds, the mutants; prints how to bring a failure back.
 //!
-//! `SEED=7`, `SEEDS=1..1000`, `FAULTS=kill,power-cut`, `REQUESTS=50`, `CLIENTS=2`, `WORK=1`, `SHARDS=1`, `LYING=1`,
+//! `SEED=7`, `SEEDS=1..1000`, `FAULTS=kill,power-cut`, `REQUESTS=50`, `CLIENTS=2`, `WORK=1`, `SHARDS=1`, `NODES=3`, `LYING=1`,
 //! `THREADS=2`, `MUTANTS=all`: as words of the command line. Exit code 1 says that a plan failed.
 
 use std::io::{IsTerminal as _, Write as _};
@@ -22,6 +22,7 @@ struct Wishes {
     clients: Option<u32>,
     work: Option<u32>,
     shards: Option<u32>,
+    nodes: Option<u32>,
     lying: bool,
     threads: usize,
     #[cfg_attr(not(feature = "mutants"), allow(dead_code, reason = "read where mutants are compiled in"))]
@@ -61,6 +62,7 @@ impl Wishes {
                 "CLIENTS" => wishes.clients = Some(small()?.max(1)),
                 "WORK" => wishes.work = Some(small()?),
                 "SHARDS" => wishes.shards = Some(small()?.max(1)),
+                "NODES" => wishes.nodes = Some(small()?.max(1)),
                 "LYING" => wishes.lying = text != "0",
                 "THREADS" => wishes.threads = (number()? as usize).max(1),
                 "MUTANTS" => wishes.mutants = Some(text.to_owned()),
@@ -77,6 +79,7 @@ impl Wishes {
         plan.clients = self.clients.unwrap_or(plan.clients);
         plan.work = self.work.unwrap_or(plan.work);
         plan.shards = self.shards.unwrap_or(plan.shards);
+        plan.nodes = self.nodes.unwrap_or(plan.nodes);
         plan.lying_disk = self.lying;
         plan
     }

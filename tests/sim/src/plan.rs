@@ -32,6 +32,8 @@ pub struct Plan {
     pub segment_bytes: u64,
     /// Most segment files of a shard.
     pub segments_max: Option<u64>,
+    /// Bytes of applied entries that a leader keeps for followers.
+    pub retained_bytes: u64,
     /// Buffers of a log.
     pub buffers: u32,
     /// Log bytes after which a snapshot is due.
@@ -61,6 +63,14 @@ impl Plan {
                 faults = faults.with(fault);
             }
         }
+        let nodes = *rng.pick(&[1, 1, 3, 3, 5]);
+        for fault in
+            Fault::ALL.into_iter().filter(|fault| fault.needs_cluster() && *fault != Fault::Membership)
+        {
+            if nodes > 1 && !is_calm && rng.chance(400) {
+                faults = faults.with(fault);
+            }
+        }
         let is_full = faults.has(Fault::DiskFull);
         let clients = rng.between(2, 12);
         let requests = rng.between(150, 600);
@@ -69,7 +79,7 @@ impl Plan {
         let pause_us = lasts_us * clients / requests * 1000 / crate::world::PAUSES_PER_MILLE;
         Self {
             seed,
-            nodes: 1,
+            nodes,
             shards: *rng.pick(&[1, 2, 2, 3, 4]),
             clients: clients as u32,
             requests: requests as u32,
@@ -81,6 +91,7 @@ impl Plan {
             pause_us,
             segment_bytes: *rng.pick(&[256 << 10, 256 << 10, 512 << 10]),
             segments_max: (is_full && rng.chance(500)).then(|| rng.between(4, 8)),
+            retained_bytes: *rng.pick(&[0, 64 << 10, 1 << 20]),
             buffers: rng.between(2, 6) as u32,
             snapshot_log_bytes: *rng.pick(&[64 << 10, 256 << 10, 1 << 20]),
             snapshot_every_ms: *rng.pick(&[0, 0, 500, 3000]),
@@ -104,6 +115,7 @@ impl Plan {
             ("CLIENTS", self.clients, drawn.clients),
             ("WORK", self.work, drawn.work),
             ("SHARDS", self.shards, drawn.shards),
+            ("NODES", self.nodes, drawn.nodes),
         ] {
             if mine != theirs {
                 flags += &format!(" {name}={mine}");

@@ -3,8 +3,9 @@
 //! Smaller than the server's and equal where it counts: lines go through the wire crate's parser, records through the
 //! engine's encoder, commands over several shards through the engine's gathers. Every line gets one answer.
 
-use shards::batch::{NOT_SHARED, ReplyBatch, ReplyKind, RequestBatch, RequestHead};
+use shards::batch::{NOT_SHARED, NotLeader, ReplyBatch, ReplyKind, RequestBatch, RequestHead};
 use shards::command::encode;
+use shards::command::record::{Op, Record};
 use shards::gather::bulk_get::BulkGet;
 use shards::gather::catalog::{CatalogChange, Change};
 use shards::gather::delete_prefix::DeletePrefix;
@@ -42,6 +43,18 @@ pub struct Answer {
     pub members: Vec<u8>,
 }
 
+/// A request at a shard.
+struct Sent {
+    group: GroupId,
+    deadline: Millis,
+    /// Which machine has it; none while it waits in a batch.
+    target: Option<usize>,
+    is_logged: bool,
+}
+
+/// A gateway that is sure of nothing waits so much longer than its client.
+const ANSWER_GRACE_MS: u64 = 1000;
+
 struct Running {
     ask: AskId,
     deadline: Millis,
@@ -56,21 +69,30 @@ pub struct Router {
     gathers: BTreeMap<u32, Running>,
     next_gather: u32,
     /// Requests at shards that are not answered.
-    pub outstanding: u64,
+    pending: BTreeMap<u64, Sent>,
+    /// Requests that were refused as not leading and wait to be sent again.
+    refused: Vec<(GroupId, Token, KeyHash, Millis, Vec<u8>)>,
+    /// This machine.
+    home: usize,
+    next_view: u32,
     /// Answers ready to leave.
     pub answers: Vec<Answer>,
 }
 
 impl Router {
     /// A router over so many groups.
-    pub fn new(groups: u32) -> Self {
+    pub fn new(groups: u32, home: usize, life: u32) -> Self {
         Self {
             topology: Topology::even(groups as u16),
             limits: Limits::default(),
             open: (0..groups).map(|_| Box::default()).collect(),
             gathers: BTreeMap::new(),
-            next_gather: 0,
-            outstanding: 0,
+            // Answers to an earlier process of this machine name none of this one's gathers.
+            next_gather: (life & 0x3ff) << 21,
+            pending: BTreeMap::new(),
+            refused: Vec::new(),
+            home,
+            next_view: 0,
             answers: Vec::new(),
         }
     }
@@ -193,48 +215,117 @@ impl Router {
         deadline: Millis,
         write: impl FnOnce(&mut Vec<u8>),
     ) {
-        self.outstanding += 1;
         let batch = &mut self.open[group.0 as usize];
         let start = batch.bytes.len() as u32;
         write(&mut batch.bytes);
         let length = batch.bytes.len() as u32 - start;
+        let op = Record::decode(&batch.bytes[start as usize..]).map(|record| record.op);
+        let is_logged = op.is_ok_and(|op| op.is_logged()) || op.is_ok_and(changes_something);
+        self.pending.insert(token.0, Sent { group, deadline, target: None, is_logged });
         batch.heads.push(RequestHead { token, hash, deadline, start, length });
     }
 
-    /// The batches that have gathered, with their groups.
-    pub fn take_batches(&mut self) -> Vec<(GroupId, Box<RequestBatch>)> {
+    /// The batches that have gathered, with their groups; `target` says which machine gets a group's.
+    pub fn take_batches(&mut self, target: impl Fn(GroupId) -> usize) -> Vec<(GroupId, Box<RequestBatch>)> {
         let mut taken = Vec::new();
         for (number, open) in self.open.iter_mut().enumerate() {
-            if !open.heads.is_empty() {
-                taken.push((GroupId(number as u32), std::mem::take(open)));
+            if open.heads.is_empty() {
+                continue;
             }
+            let group = GroupId(number as u32);
+            let mut batch = std::mem::take(open);
+            // Every batch is a word of its own: what was refused once may be sent again at any time.
+            self.next_view += 1;
+            (batch.group, batch.view) = (group, self.next_view);
+            for head in &batch.heads {
+                if let Some(sent) = self.pending.get_mut(&head.token.0) {
+                    sent.target = Some(target(group));
+                }
+            }
+            taken.push((group, batch));
         }
         taken
     }
 
-    /// Takes a shard's replies.
-    pub fn replies(&mut self, batch: &ReplyBatch) {
+    /// Takes a shard's replies. Tells which leaders were named: group, term, machine.
+    pub fn replies(&mut self, batch: &ReplyBatch) -> Vec<(GroupId, u64, Option<usize>)> {
+        let mut named = Vec::new();
         for head in &batch.heads {
-            self.outstanding = self.outstanding.checked_sub(1).expect("one reply for each request");
+            // What was given up is answered to nobody.
+            let Some(sent) = self.pending.remove(&head.token.0) else { continue };
             let mut body = batch.body(head).to_vec();
             if head.shared != NOT_SHARED {
                 body.extend_from_slice(&batch.shared[head.shared as usize]);
             }
-            if head.token.0 & CALL_BIT == 0 {
-                assert!(head.kind != ReplyKind::Part, "a client's request is not answered with a part");
-                self.answers.push(Answer { ask: head.token.0, kind: head.kind, members: body });
+            if head.kind == ReplyKind::NotLeader {
+                let refused = NotLeader::decode(&body).expect("the engine's own bytes");
+                named.push((sent.group, refused.term, crate::strand::machine_of(refused.leader)));
+                let (hash, deadline) = (refused.hash, refused.deadline);
+                self.refused.push((sent.group, head.token, hash, deadline, refused.record.to_vec()));
                 continue;
             }
-            let id = (head.token.0 >> 16) as u32 & 0x7fff_ffff;
-            if let Some(running) = self.gathers.get_mut(&id) {
-                let step = running.gather.part(head.token.0 as u16, head.kind, &body);
-                self.go_on(id, step);
+            self.answer(head.token, head.kind, body);
+        }
+        named
+    }
+
+    fn answer(&mut self, token: Token, kind: ReplyKind, body: Vec<u8>) {
+        if token.0 & CALL_BIT == 0 {
+            assert!(kind != ReplyKind::Part, "a client's request is not answered with a part");
+            return self.answers.push(Answer { ask: token.0, kind, members: body });
+        }
+        let id = (token.0 >> 16) as u32 & 0x7fff_ffff;
+        if let Some(running) = self.gathers.get_mut(&id) {
+            let step = running.gather.part(token.0 as u16, kind, &body);
+            self.go_on(id, step);
+        }
+    }
+
+    /// Gives up a request that nobody may answer any more.
+    fn give_up(&mut self, token: u64) {
+        let Some(sent) = self.pending.remove(&token) else { return };
+        let unknown = if sent.is_logged { ",\"outcome\":\"unknown\"" } else { "" };
+        let members = format!("\"code\":\"TIMEOUT\",\"error\":\"no answer from the group\"{unknown}");
+        self.answer(Token(token), ReplyKind::Error, members.into_bytes());
+    }
+
+    /// A machine is gone, and with it what it had.
+    pub fn link_broke(&mut self, machine: usize) {
+        if machine == self.home {
+            return;
+        }
+        let lost: Vec<u64> = self
+            .pending
+            .iter()
+            .filter(|(_, sent)| sent.target == Some(machine))
+            .map(|(token, _)| *token)
+            .collect();
+        lost.into_iter().for_each(|token| self.give_up(token));
+    }
+
+    /// Sends again what was refused as not leading.
+    pub fn send_refused(&mut self, now: Millis) {
+        for (group, token, hash, deadline, record) in std::mem::take(&mut self.refused) {
+            if deadline > now {
+                self.push(group, token, hash, deadline, |out| out.extend_from_slice(&record));
+            } else {
+                let members = b"\"code\":\"NO_QUORUM\",\"error\":\"nobody leads\"".to_vec();
+                self.answer(token, ReplyKind::Error, members);
             }
         }
     }
 
+    /// Requests at shards that are not answered.
+    pub fn outstanding(&self) -> usize {
+        self.pending.len() + self.refused.len()
+    }
+
     /// Ends the gathers whose clients have stopped waiting.
     pub fn end_late(&mut self, now: Millis) {
+        let late = self.pending.iter().filter(|(_, sent)| sent.deadline.0 + ANSWER_GRACE_MS <= now.0);
+        let late: Vec<u64> =
+            late.filter(|(_, sent)| sent.target != Some(self.home)).map(|(token, _)| *token).collect();
+        late.into_iter().for_each(|token| self.give_up(token));
         let late: Vec<u32> =
             self.gathers.iter().filter(|(_, running)| running.deadline <= now).map(|(id, _)| *id).collect();
         for id in late {
@@ -249,4 +340,9 @@ impl Router {
     pub fn gathers(&self) -> usize {
         self.gathers.len()
     }
+}
+
+/// Whether a request that is no log entry itself brings about some.
+fn changes_something(op: Op) -> bool {
+    matches!(op, Op::TxnStart | Op::DeletePrefix | Op::CatalogChange)
 }

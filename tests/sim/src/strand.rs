@@ -6,26 +6,31 @@
 use crate::disk::{DeviceHandle, SimDevice, SimDisk, SimSupply, SnapshotJobs};
 use crate::fault::Fault;
 use crate::plan::Plan;
+use raft::prelude::Message as RaftMessage;
 use shards::batch::{ReplyBatch, RequestBatch};
 use shards::consensus::group::Append;
-use shards::effect::Effects;
+use shards::effect::{Effects, Role, SnapshotFetch};
 use shards::event::{DiskFigures, Event};
-use shards::ids::{GroupId, Millis, Sequence, even_slots};
+use shards::ids::{GroupId, Millis, NodeNumber, ReplicaId, Sequence, even_slots};
 use shards::log::payload::PayloadBuffer;
 use shards::log::{LogIdentity, LogShape, ReplayError};
-use shards::shard::image::{encode_append, encode_start};
+use shards::shard::image::{
+    Founding, ImageIdentity, SnapshotImage, SnapshotIntake, encode_append, encode_start,
+};
 use shards::shard::{Floor, Left, Shard, ShardConfig};
 use shards::state::SessionLimits;
 use shards::storage::disk::{Disk as _, Open};
 use shards::storage::manifest::{MANIFEST_FILE, create_manifest};
 use shards::storage::recovery::RecoveryError;
-use shards::storage::shard::{ShardPlace, recover_shard};
+use shards::storage::shard::{ShardPlace, recover_replica};
+use shards::storage::snapshots::{SnapshotWriter, Verifier};
 use shards::storage::wal::{Append as LogAppend, BUFFERS_MIN, Full, Reaped, Wal, WalFailure, WalOptions};
 use shards::txn::message::GroupMessage;
 use std::cell::Cell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// The cluster of every simulation.
 const CLUSTER: u128 = 0x51_0000;
@@ -71,6 +76,12 @@ pub struct Out {
     pub replies: Vec<(u8, ReplyBatch)>,
     /// Messages to other groups.
     pub messages: Vec<GroupMessage>,
+    /// Messages to other replicas of the group.
+    pub raft: Vec<RaftMessage>,
+    /// Who leads, when that changed.
+    pub role: Option<Role>,
+    /// A snapshot that is wanted from another machine.
+    pub fetch: Option<SnapshotFetch>,
 }
 
 /// See the module's head.
@@ -79,6 +90,8 @@ pub struct Strand {
     pub shard: Shard,
     /// What was handed to the log: sequence and last index of each batch not yet reported durable.
     pub handed: VecDeque<(Sequence, u64)>,
+    /// Term and content hash of the log's entries.
+    pub entries: BTreeMap<u64, (u64, u64)>,
     /// The last index that was reported durable.
     pub durable_index: u64,
     /// What has come and was not yet stepped.
@@ -125,8 +138,28 @@ pub fn directory(group: GroupId) -> PathBuf {
     PathBuf::from(format!("/data/shard-{:04}", group.0))
 }
 
-fn config(plan: &Plan, group: GroupId) -> ShardConfig {
+/// The replica of a machine: each holds one of every group.
+pub fn replica_of(machine: usize) -> ReplicaId {
+    ReplicaId::new(0, NodeNumber(machine as u16 + 1))
+}
+
+/// The machine of a replica.
+pub fn machine_of(replica: ReplicaId) -> Option<usize> {
+    usize::from(replica.node().0).checked_sub(1)
+}
+
+fn founding(plan: &Plan, machine: usize) -> Founding {
+    if plan.nodes == 1 {
+        return Founding::Alone;
+    }
+    let voters = (0..plan.nodes as usize).map(replica_of).collect();
+    Founding::Voter { replica: replica_of(machine), voters }
+}
+
+fn config(plan: &Plan, group: GroupId, machine: usize) -> ShardConfig {
     ShardConfig {
+        is_preferred: machine == group.0 as usize % plan.nodes as usize,
+        retained_bytes_max: plan.retained_bytes as usize,
         cluster: CLUSTER,
         slots: even_slots(group, plan.shards),
         floor: Floor::Always,
@@ -145,25 +178,27 @@ impl Strand {
     /// Brings a shard back from its disk.
     pub fn recover(
         plan: &Plan,
+        machine: usize,
         group: GroupId,
         disk: &SimDisk,
         clock: &Rc<Cell<u64>>,
         now: Moment,
         is_healed: bool,
-    ) -> Result<Self, Stop> {
-        let recovered = Self::recover_from(plan, group, disk, clock, now, is_healed);
+    ) -> Result<(Self, Out), Stop> {
+        let recovered = Self::recover_from(plan, machine, group, disk, clock, now, is_healed);
         // Whatever a machine without power said meanwhile was never said.
         if disk.is_cut() { Err(Stop::Cut) } else { recovered }
     }
 
     fn recover_from(
         plan: &Plan,
+        machine: usize,
         group: GroupId,
         disk: &SimDisk,
         clock: &Rc<Cell<u64>>,
         now: Moment,
         is_healed: bool,
-    ) -> Result<Self, Stop> {
+    ) -> Result<(Self, Out), Stop> {
         let path = directory(group);
         let place = ShardPlace {
             directory: &path,
@@ -171,12 +206,14 @@ impl Strand {
             group,
             sessions: SessionLimits::default(),
         };
-        let recovered = recover_shard(disk, &place).map_err(recovery_failed)?;
+        let recovered = recover_replica(disk, &place, &founding(plan, machine)).map_err(recovery_failed)?;
         let (log, image) = (&recovered.log, recovered.image);
         let last = log.recovered.last_sequence;
         let durable_index =
             image.group.entries.last().map_or(image.group.snapshot_index, |entry| entry.index);
-        let shard = Shard::restore(config(plan, group), image, now.wall)
+        let entries = image.group.entries.iter();
+        let entries = entries.map(|entry| (entry.index, (entry.term, xxh3_64(&entry.data)))).collect();
+        let shard = Shard::restore(config(plan, group, machine), image, now.wall)
             .map_err(|fault| Stop::Corrupt(fault.to_string()))?;
         let options = WalOptions {
             buffers: (plan.buffers as usize).max(BUFFERS_MIN),
@@ -199,6 +236,7 @@ impl Strand {
         let mut strand = Self {
             shard,
             handed: VecDeque::new(),
+            entries,
             durable_index,
             events: Vec::new(),
             inbox: VecDeque::new(),
@@ -217,8 +255,9 @@ impl Strand {
         };
         let started = strand.shard.start(now.wall, &mut strand.effects);
         started.map_err(|fault| Stop::Corrupt(fault.to_string()))?;
-        strand.perform(now, &mut Fuse::default(), &mut Out::default())?;
-        Ok(strand)
+        let mut out = Out::default();
+        strand.perform(now, &mut Fuse::default(), &mut out)?;
+        Ok((strand, out))
     }
 
     /// One turn: whatever has happened, stepped and performed, and a slice of background work. True when more is to be
@@ -333,8 +372,14 @@ impl Strand {
         if !self.effects.appends.is_empty() {
             fuse.burn()?;
             for append in self.effects.appends.drain(..) {
-                if let Some(last) = append.entries.last() {
+                if let (Some(first), Some(last)) = (append.entries.first(), append.entries.last()) {
+                    // What is replaced was never committed, and what replaces it is not durable yet.
+                    self.durable_index = self.durable_index.min(first.index - 1);
+                    self.entries.split_off(&first.index);
                     self.handed.push_back((append.sequence, last.index));
+                }
+                for entry in &append.entries {
+                    self.entries.insert(entry.index, (entry.term, xxh3_64(&entry.data)));
                 }
                 self.waiting.push_back(append);
             }
@@ -359,6 +404,13 @@ impl Strand {
             fuse.burn()?;
             out.messages.push(message);
         }
+        for message in self.effects.raft.drain(..) {
+            fuse.burn()?;
+            out.raft.push(message);
+        }
+        out.role = self.effects.role.take().or(out.role);
+        out.fetch = self.effects.fetch.take().or(out.fetch);
+        self.effects.meta = None;
         for effect in self.effects.snapshot.drain(..) {
             fuse.burn()?;
             self.files.perform(effect);
@@ -427,4 +479,34 @@ fn recovery_failed(error: RecoveryError) -> Stop {
 /// The directory of a file.
 pub fn parent(file: &str) -> &str {
     file.rsplit_once('/').map_or("", |(parent, _)| parent)
+}
+
+/// Puts the bytes of another machine's snapshot on this machine's disk and loads them.
+pub fn take_snapshot(disk: &SimDisk, group: GroupId, index: u64, bytes: &[u8]) -> Event {
+    let image = load_snapshot(disk, group, index, bytes).map(Box::new);
+    Event::SnapshotFetched { index, image }
+}
+
+fn load_snapshot(disk: &SimDisk, group: GroupId, index: u64, bytes: &[u8]) -> Result<SnapshotImage, String> {
+    let mut writer =
+        SnapshotWriter::create(disk.clone(), &directory(group), index).map_err(|error| error.to_string())?;
+    writer.append(bytes).map_err(|error| error.to_string())?;
+    writer.finish(&mut AsTheyAre).map_err(|error| error.to_string())?;
+    let identity = ImageIdentity { cluster: CLUSTER, shard: group.0, group };
+    let mut intake = SnapshotIntake::new(identity, SessionLimits::default());
+    intake.feed(bytes).map_err(|error| error.to_string())?;
+    intake.finish().map_err(|error| error.to_string())
+}
+
+/// The bytes are checked when they are loaded.
+struct AsTheyAre;
+
+impl Verifier for AsTheyAre {
+    fn chunk(&mut self, _: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<(), String> {
+        Ok(())
+    }
 }

@@ -146,6 +146,9 @@ pub fn shrink(plan: &Plan, text: &str, mut tries: usize) -> (Plan, String) {
         if plan.shards > 1 {
             smaller.push(Plan { shards: plan.shards - 1, ..plan.clone() });
         }
+        if plan.nodes > 3 {
+            smaller.push(Plan { nodes: 3, ..plan.clone() });
+        }
         let mut found = None;
         for candidate in smaller {
             if tries == 0 {

@@ -7,14 +7,17 @@ use crate::client::{Client, Pending};
 use crate::disk::SimDisk;
 use crate::fault::{Fault, FaultCounts};
 use crate::machine::Machine;
+use crate::net::Net;
 use crate::plan::Plan;
+use crate::replicas::Replicas;
 use crate::rng::Rng;
 use crate::router::{Answer, AskId};
 use crate::strand::{Out, Stop, class_of};
 use crate::trace::Trace;
 use crate::work::{self, Outcome, Workload};
-use shards::batch::ReplyBatch;
-use shards::event::Event;
+use raft::prelude::Message as RaftMessage;
+use shards::batch::{ReplyBatch, RequestBatch};
+use shards::effect::SnapshotFetch;
 use shards::ids::GroupId;
 use shards::txn::message::GroupMessage;
 use std::cell::Cell;
@@ -33,8 +36,12 @@ pub enum Happening {
     Line(usize, u32, AskId, String),
     /// A shard's replies reach their router.
     Replies(usize, u32, ReplyBatch),
-    /// A group's message reaches another group.
-    Message(usize, u32, GroupMessage),
+    /// Something from a machine reaches another, or itself.
+    Packet(usize, usize, Packet),
+    /// A router hears that the link to a machine broke.
+    LinkBroke(usize, u32, usize),
+    /// A snapshot from another machine is here, or could not be had.
+    Fetched(usize, u32, GroupId, SnapshotFetch),
     /// A client hears an answer, or that its connection is gone.
     Hear(usize, AskId, Option<Answer>),
     /// A client goes on: asks, or asks again.
@@ -45,6 +52,19 @@ pub enum Happening {
     Calm(usize, Fault),
     /// A machine starts.
     Boot(usize, u32),
+}
+
+/// What travels between machines.
+#[derive(Clone)]
+pub enum Packet {
+    /// Between two replicas of a group.
+    Raft(GroupId, Box<RaftMessage>),
+    /// Between two groups.
+    Message(GroupMessage),
+    /// A router's requests, with the life of its process.
+    Requests(u32, Rc<Cell<Option<Box<RequestBatch>>>>),
+    /// Replies to the process of this life.
+    Replies(u32, Rc<ReplyBatch>),
 }
 
 struct Scheduled {
@@ -124,7 +144,11 @@ pub struct World {
     tick: u64,
     asked: u32,
     /// State digests by group and log index.
-    digests: BTreeMap<(u32, u64), u64>,
+    pub(crate) digests: BTreeMap<(u32, u64), u64>,
+    /// The links between machines.
+    pub(crate) net: Net,
+    /// What must hold among replicas.
+    pub(crate) replicas: Replicas,
 }
 
 /// Runs a plan.
@@ -134,6 +158,7 @@ pub fn run(plan: &Plan) -> Report {
     for machine in &mut world.machines {
         world.report.faults.merge(&machine.disk.take_counts());
     }
+    world.report.faults.merge(&world.net.counts);
     world.report.virtual_us = world.clock.get() - BEGINNING_US;
     world.report.trace = world.trace.hash();
     if let Err(text) = result {
@@ -149,7 +174,7 @@ impl World {
         let machines = (0..plan.nodes)
             .map(|number| {
                 let disk = SimDisk::new(rng.fork(100 + u64::from(number)));
-                let machine = Machine::new(plan, disk, &mut rng);
+                let machine = Machine::new(plan, number as usize, disk, &mut rng);
                 machine.disk.set_faults(|faults| faults.lies = plan.lying_disk);
                 machine
             })
@@ -178,6 +203,8 @@ impl World {
             tick: 0,
             asked: 0,
             digests: BTreeMap::new(),
+            net: Net::default(),
+            replicas: Replicas::default(),
         }
     }
 
@@ -316,6 +343,8 @@ impl World {
             }
             Happening::Look(machine, life) => {
                 if self.machines[machine].is_alive(life) {
+                    let now = self.machines[machine].moment(self.clock.get()).wall;
+                    self.machines[machine].router.send_refused(now);
                     self.route(machine);
                     self.schedule(ROUTER_SLEEP_US, Happening::Look(machine, life));
                 }
@@ -329,17 +358,17 @@ impl World {
                     self.schedule(after, Happening::Route(machine, life));
                 }
             }
-            Happening::Replies(machine, life, batch) => {
+            Happening::Replies(machine, life, batch) => self.take_replies(machine, life, &batch),
+            Happening::Packet(from, to, packet) => self.arrive(from, to, packet),
+            Happening::LinkBroke(machine, life, other) => {
                 if self.machines[machine].is_alive(life) {
-                    self.machines[machine].router.replies(&batch);
+                    self.machines[machine].router.link_broke(other);
                     self.route(machine);
                 }
             }
-            Happening::Message(machine, life, message) => {
+            Happening::Fetched(machine, life, group, fetch) => {
                 if self.machines[machine].is_alive(life) {
-                    let shard = message.to.0 as usize;
-                    self.machines[machine].strands[shard].events.push(Event::Message(message));
-                    self.wake(machine, shard, 2);
+                    return self.fetched(machine, group, fetch);
                 }
             }
             Happening::Hear(client, ask, answer) => return self.hear(client, ask, answer),
@@ -387,16 +416,7 @@ impl World {
         let turned = strand.turn(moment, &machine.disk, &mut machine.fuse, &mut out);
         let applied = strand.shard.group().commit_index();
         self.trace.note(&[2, number as u64, shard as u64, now_us, applied, out.messages.len() as u64]);
-        let life = machine.life;
-        for (_, batch) in out.replies {
-            let after = self.rng.below(10);
-            self.trace.note_bytes(&batch.bytes);
-            self.schedule(after, Happening::Replies(number, life, batch));
-        }
-        for message in out.messages {
-            // Rings between two threads keep their order.
-            self.schedule(3, Happening::Message(number, life, message));
-        }
+        self.send_out(number, shard, out);
         match turned {
             Ok(is_busy) => {
                 self.inspect(number, shard)?;
@@ -413,33 +433,8 @@ impl World {
         }
     }
 
-    /// What must hold after every turn.
-    fn inspect(&mut self, number: usize, shard: usize) -> Result<(), String> {
-        let strand = &self.machines[number].strands[shard];
-        let (true_durable, reported) = (strand.truly_durable(), strand.reported_durable());
-        if true_durable < reported && !self.plan.lying_disk {
-            return Err(format!("the log says that batch {} is durable; {} is", reported.0, true_durable.0));
-        }
-        let (commit, durable) = (strand.shard.group().commit_index(), strand.durable_index);
-        if commit > durable {
-            return Err(format!("entry {commit} of group {shard} counts as committed, {durable} is durable"));
-        }
-        if commit % 3 == 0 && commit > 0 && !strand.shard.is_applying() {
-            let digest = digest_of(strand);
-            if let Some(before) = self.digests.insert((shard as u32, commit), digest)
-                && !self.plan.lying_disk
-            {
-                self.report.compared += 1;
-                if before != digest {
-                    return Err(format!("group {shard} holds two states at entry {commit}"));
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// A process ended on its own account.
-    fn stopped(&mut self, number: usize, stop: Stop) -> Result<(), String> {
+    pub(crate) fn stopped(&mut self, number: usize, stop: Stop) -> Result<(), String> {
         self.trace.note(&[3, number as u64, self.clock.get()]);
         if let Some(class) = class_of(&stop) {
             self.report.faults.add(class);
@@ -470,8 +465,9 @@ impl World {
         let booted = self.machines[number].boot(&self.plan, &self.clock, self.is_healed);
         self.trace.note(&[4, number as u64, self.clock.get(), u64::from(booted.is_ok())]);
         match booted {
-            Ok(()) => {
-                for shard in 0..self.machines[number].strands.len() {
+            Ok(outs) => {
+                for (shard, out) in outs.into_iter().enumerate() {
+                    self.send_out(number, shard, out);
                     self.wake(number, shard, 1);
                 }
                 self.schedule(1, Happening::Look(number, self.machines[number].life));
@@ -482,17 +478,18 @@ impl World {
     }
 
     /// Sends what a router has gathered, to shards and to clients.
-    fn route(&mut self, number: usize) {
+    pub(crate) fn route(&mut self, number: usize) {
         let machine = &mut self.machines[number];
         let now = machine.moment(self.clock.get()).wall;
         machine.router.end_late(now);
-        let batches = machine.router.take_batches();
+        let views = machine.views.clone();
+        let life = machine.life;
+        let target = |group: GroupId| views[group.0 as usize].1.unwrap_or(number);
+        let batches = machine.router.take_batches(target);
         let answers = std::mem::take(&mut machine.router.answers);
-        for (GroupId(shard), batch) in batches {
-            let shard = shard as usize;
-            self.machines[number].strands[shard].inbox.push_back((0, batch));
-            let after = 1 + self.rng.below(5);
-            self.wake(number, shard, after);
+        for (group, batch) in batches {
+            let packet = Packet::Requests(life, Rc::new(Cell::new(Some(batch))));
+            self.send(number, target(group), packet, false);
         }
         for answer in answers {
             let Some(client) = self.client_of(answer.ask) else { continue };
@@ -604,6 +601,7 @@ impl World {
     /// The faults end; everything that is down comes back.
     fn heal(&mut self) {
         self.is_healed = true;
+        self.net.heal();
         for number in 0..self.machines.len() {
             self.machines[number].heal(self.plan.lying_disk);
             if !self.machines[number].is_up {
@@ -618,10 +616,4 @@ fn machine_clock_error_ms(plan: &Plan) -> u64 {
     let jumps = plan.faults.has(Fault::ClockJump) || plan.faults.has(Fault::ClockSkew);
     // Expiry runs beside traffic and is judged by entry stamps: the clock of the last tick, and what was under way.
     if jumps { u64::MAX / 4000 } else { 50 }
-}
-
-fn digest_of(strand: &crate::strand::Strand) -> u64 {
-    let state = strand.shard.state();
-    let keys = state.keys.digest();
-    keys.sum.wrapping_mul(31).wrapping_add(keys.records)
 }
