@@ -372,6 +372,11 @@ impl Strand {
         if !self.effects.appends.is_empty() {
             fuse.burn()?;
             for append in self.effects.appends.drain(..) {
+                if let Some((index, _)) = append.reset {
+                    // A snapshot stands for everything up to here; the log begins anew behind it.
+                    self.entries.clear();
+                    self.handed.push_back((append.sequence, index));
+                }
                 if let (Some(first), Some(last)) = (append.entries.first(), append.entries.last()) {
                     // What is replaced was never committed, and what replaces it is not durable yet.
                     self.durable_index = self.durable_index.min(first.index - 1);

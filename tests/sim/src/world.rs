@@ -94,8 +94,9 @@ impl Ord for Scheduled {
 pub const BEGINNING_US: u64 = 1_770_000_000_000_000;
 /// After healing, everything under way is answered within this time.
 const HEALED_US: u64 = 150_000_000;
-/// And all is quiet within this.
-const QUIET_US: u64 = 30_000_000;
+/// And all is quiet within this: a router gives up what a machine that is gone has to answer when its client does, a
+/// minute later at most.
+const QUIET_US: u64 = 90_000_000;
 /// As the server's router: its longest sleep.
 const ROUTER_SLEEP_US: u64 = 50_000;
 /// So many requests in a thousand are followed by a pause; the others by the next one almost at once.
