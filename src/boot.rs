@@ -3,6 +3,7 @@
 //! Shards recover in their own threads, all at once; clients are listened for before (a taken port fails early) and
 //! served after every shard is ready. Decides nothing about data. Whatever a thread dies of ends the whole process.
 
+mod cluster;
 mod recover;
 mod settings;
 
@@ -11,15 +12,17 @@ use crate::disk::data_dir::{DataDir, DataDirError, DataMeta};
 use crate::disk::segment::SegmentPool;
 use crate::disk::worker::{FileWorker, Wake, start_file_worker};
 use crate::doorbell::Doorbell;
-use crate::driver::{self, Driver, SnapshotFiles};
+use crate::driver::{self, Seat, SnapshotFiles, Stage};
 use crate::fatal::{self, Fatal};
 use crate::front::{Front, Listeners, Wait};
 use crate::links::{self, RouterLink, ShardLink, ShardMesh};
+use crate::peer::hub::{Hub, News};
 use crate::preflight;
 use crate::router::{Router, ServerFacts, StopHandle};
 use crate::sys;
 use crate::tuning::cores::{self, Deal};
 use crate::tuning::{Tuning, WalSync};
+use cluster::{Joined, Member, Settled};
 use glommio::{LocalExecutorBuilder, Placement};
 use shards::gather::topology::Topology;
 use shards::ids::GroupId;
@@ -36,6 +39,8 @@ use std::time::Duration;
 const MESH_SLOTS: usize = 1024;
 /// Messages that may wait at a sender: a few for each request that routers may admit.
 const MESH_OVERFLOW_MAX: usize = 1 << 22;
+/// Time for other nodes to take leadership over before the server stops without that.
+const RESIGN_WITHIN: Duration = Duration::from_secs(3);
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 4096;
 /// The executor's preempt timer, which must not fire: a shard's loop is the only future and never suspends, and the timer
@@ -47,21 +52,26 @@ const PREEMPT_NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// # Errors
 /// The reason for which it could not start or had to stop.
 pub fn serve(tuning: Tuning) -> Result<(), Fatal> {
-    let signals = Signals::take()?;
+    let mut signals = Signals::take()?;
     let available =
         sys::available_cores().map_err(|source| Fatal::Start { thread: "main".to_owned(), source })?;
     let told = |error: cores::DealError| Fatal::Configuration(error.to_string());
     let usable = cores::usable(&available, &tuning.cores.allowed).map_err(told)?;
     let shards_wanted = cores::shards_of_new_directory(tuning.server.shards, &tuning.cores, &usable);
     preflight::demand(&tuning, shards_wanted)?;
-    let directory = Arc::new(open_directory(&tuning, shards_wanted)?);
+    let member = match cluster::settle(&tuning, shards_wanted, || signals.came())? {
+        Settled::Stopped => return Ok(()),
+        Settled::Alone => None,
+        Settled::Member(member) => Some(member),
+    };
+    let directory = Arc::new(open_directory(&tuning, shards_wanted, member.as_deref())?);
     let shards = directory.meta().shards;
     if shards != shards_wanted {
         preflight::demand(&tuning, shards)?;
     }
     let deal = cores::deal(&usable, shards, &tuning.cores, &tuning.router).map_err(told)?;
     let server = Server { tuning: Arc::new(tuning), directory, deal };
-    server.run(signals)
+    server.run(signals, member)
 }
 
 struct Server {
@@ -85,10 +95,12 @@ struct ShardParts {
     routers: Vec<RouterLink>,
     mesh: ShardMesh<GroupMessage>,
     files: Option<FileWorker>,
+    /// In a cluster: what its threads share, and where news for this shard come out.
+    peers: Option<(Arc<Hub>, Receiver<News>)>,
 }
 
 impl Server {
-    fn run(self, signals: Signals) -> Result<(), Fatal> {
+    fn run(self, signals: Signals, member: Option<Box<Member>>) -> Result<(), Fatal> {
         let shards = self.directory.meta().shards as usize;
         let routers = self.deal.routers.len();
         let listeners = self.listen(routers)?;
@@ -100,7 +112,16 @@ impl Server {
             made.map_err(|source| Fatal::Start { thread: "doorbell".to_owned(), source })
         };
         let (shard_bells, router_bells) = (bells(shards)?, bells(routers)?);
+        let joined = member.map(|member| member.join(self.directory.path(), &shard_bells)).transpose()?;
+        let (hub, inboxes, peer_facts) = match joined {
+            Some(Joined { hub, inboxes, facts }) => (Some(hub), inboxes, Some(facts)),
+            None => (None, Vec::new(), None),
+        };
+        let mut inboxes = inboxes.into_iter();
         let stop = StopHandle::new(router_bells.iter().chain(&shard_bells).cloned().collect());
+        if let Some(hub) = hub.clone() {
+            stop.precede(move || hub.resign(RESIGN_WITHIN));
+        }
         let shards_stop = Arc::new(AtomicBool::new(false));
         let (shard_links, router_links) = self.links(&shard_bells, &router_bells);
         let meshes = links::mesh::<GroupMessage>(&shard_bells, MESH_SLOTS, MESH_OVERFLOW_MAX);
@@ -112,7 +133,9 @@ impl Server {
         let mut shard_threads = Vec::new();
         let parts = shard_bells.iter().zip(shard_links).zip(meshes).zip(workers);
         for (number, (((bell, routers), mesh), files)) in parts.enumerate() {
-            let parts = ShardParts { number: number as u32, bell: Arc::clone(bell), routers, mesh, files };
+            let number = number as u32;
+            let peers = hub.clone().zip(inboxes.next());
+            let parts = ShardParts { number, bell: Arc::clone(bell), routers, mesh, files, peers };
             shard_threads.push(self.spawn_shard(parts, &pool, told.clone(), Arc::clone(&shards_stop))?);
         }
         drop(told);
@@ -125,6 +148,10 @@ impl Server {
             extra: std::sync::Mutex::new(String::new()),
             stop: Arc::clone(&stop),
         });
+        if let Some(told) = &peer_facts {
+            // Set once, here.
+            let _ = told.set(Arc::clone(&facts));
+        }
         let mut router_threads = Vec::new();
         let parts = router_links.into_iter().zip(&router_bells).zip(listeners).enumerate();
         for (number, ((links, bell), listeners)) in parts {
@@ -143,6 +170,9 @@ impl Server {
         }
         for thread in shard_threads {
             thread.join().map_err(|_| lost("shard"))?;
+        }
+        if let Some(hub) = hub {
+            hub.stop();
         }
         tracing::info!("stopped in good order");
         Ok(())
@@ -219,27 +249,37 @@ impl Server {
             .name(&format!("shard-{number}"))
             .preempt_timer(PREEMPT_NEVER)
             .io_memory((shard.io_memory_kib as usize) << 10);
-        let group = GroupId(number);
         let started = builder.spawn(move || async move {
-            let ShardParts { number, bell, routers, mesh, files } = parts;
-            let recovered = recover::shard(&tuning, &directory, number, segments, &bell);
-            let made = recovered.and_then(|recovered| {
-                let settings = settings::driver(&tuning);
-                let files = SnapshotFiles::new(files);
-                let recover::RecoveredShard { shard, wal, clock } = recovered;
-                let mut driver =
-                    Driver::new(number, group, shard, wal, routers, mesh, files, bell, clock, settings);
+            let ShardParts { number, bell, routers, mesh, files, peers } = parts;
+            let settings = settings::driver(&tuning);
+            let peers =
+                peers.map(|(hub, inbox)| cluster::peer_side(&hub, &tuning, number, inbox)).transpose();
+            let peers = match peers {
+                Ok(peers) => peers,
+                Err(reason) => return drop(told.send(Err(reason))),
+            };
+            let (group, clock) = (GroupId(number), Clock::start());
+            let seat = Box::new(Seat { number, group, routers, mesh, bell, clock, settings, peers });
+            let mut spare = Some((segments, SnapshotFiles::new(files)));
+            let mut appoint = |seat: Box<Seat>| {
+                let (segments, files) = spare.take().expect("a shard is given a replica once in a run");
+                let mut driver = recover::driver(&tuning, &directory, seat, segments, files)?;
                 driver.start().map(|()| driver)
-            });
-            let driver = match made {
-                Ok(driver) => driver,
+            };
+            let is_vacant = seat.peers.as_ref().is_some_and(|peers| peers.appointment().is_none());
+            let made = match is_vacant {
+                true => Ok(Stage::Vacant(seat)),
+                false => appoint(seat).map(|driver| Stage::Serving(Box::new(driver))),
+            };
+            let stage = match made {
+                Ok(stage) => stage,
                 Err(reason) => return drop(told.send(Err(reason))),
             };
             if told.send(Ok(())).is_err() {
                 return;
             }
             drop(told);
-            if let Err(reason) = driver::run(driver, move || stop.load(Ordering::Acquire)).await {
+            if let Err(reason) = driver::run(stage, move || stop.load(Ordering::Acquire), appoint).await {
                 fatal::exit(&reason);
             }
         });
@@ -338,18 +378,18 @@ fn await_shards(ready: &Receiver<Result<(), Fatal>>, shards: usize) -> Result<()
     Ok(())
 }
 
-fn open_directory(tuning: &Tuning, shards: u32) -> Result<DataDir, Fatal> {
+fn open_directory(tuning: &Tuning, shards: u32, member: Option<&Member>) -> Result<DataDir, Fatal> {
     let path = tuning.data_dir();
     let asked = (tuning.server.shards > 0).then_some(tuning.server.shards);
-    let node_id = tuning.server.id.clone();
-    let fresh = || DataMeta {
+    let alone = || DataMeta {
         cluster: clock::random_u128(),
         incarnation: clock::random_u128(),
         log_key: clock::random_u64(),
-        node_id: node_id.clone(),
+        node_id: tuning.server.id.clone(),
         shards,
         segment_bytes: u64::from(tuning.wal.segment_mib) << 20,
     };
+    let fresh = || member.map_or_else(alone, |member| member.data_meta(tuning));
     let directory = DataDir::open(&path, Some(&tuning.server.id), asked, fresh)
         .map_err(|error| directory_failed(&path, error))?;
     if tuning.wal.sync == WalSync::Off {
@@ -379,6 +419,11 @@ impl Signals {
         let taken =
             signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT]);
         taken.map(Self).map_err(|source| Fatal::Start { thread: "signals".to_owned(), source })
+    }
+
+    /// Whether one has come: for those who wait before anybody watches.
+    fn came(&mut self) -> bool {
+        self.0.pending().next().is_some()
     }
 
     /// Watches for them in a thread of its own: the first asks for the stop, the second ends the process at once.

@@ -8,11 +8,11 @@
 //! taken by the ringer, so a parked thread costs its producers one system call, not one for each of them.
 //!
 //! The eventfd blocks on purpose: io_uring answers a read of a non-blocking one with EAGAIN at once instead of waiting.
-//! Only [`Doorbell::wait`] blocks.
+//! Only [`Doorbell::wait`] and [`Doorbell::wait_beside`] block.
 #![allow(unsafe_code, reason = "eventfd and its write have no safe wrapper in the dependencies")]
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Duration;
@@ -80,14 +80,34 @@ impl Doorbell {
         // SAFETY: the pointer names one pollfd that lives through the call.
         match unsafe { libc::poll(&raw mut waited, 1, timeout_ms) } {
             0 => Ok(false),
-            1 => {
-                let mut count = [0; 8];
-                // SAFETY: the pointer and length name `count`. The bell was rung and nobody else reads, so this does not wait.
-                let read = unsafe { libc::read(self.fd(), count.as_mut_ptr().cast(), count.len()) };
-                if read == 8 { Ok(true) } else { interrupted_is_no_ring(io::Error::last_os_error()) }
-            }
+            1 => self.take_ring(),
             _ => interrupted_is_no_ring(io::Error::last_os_error()),
         }
+    }
+
+    /// As [`Doorbell::wait`], and also until `other` is readable, which is not read here.
+    ///
+    /// # Errors
+    /// As [`Doorbell::wait`].
+    pub fn wait_beside(&self, other: BorrowedFd<'_>, at_most: Duration) -> io::Result<bool> {
+        let timeout_ms = i32::try_from(at_most.as_millis().max(1)).unwrap_or(i32::MAX);
+        let mut waited =
+            [self.fd(), other.as_raw_fd()].map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
+        // SAFETY: the pointer and count name the array, which lives through the call.
+        match unsafe { libc::poll(waited.as_mut_ptr(), waited.len() as libc::nfds_t, timeout_ms) } {
+            0 => Ok(false),
+            1.. if waited[0].revents != 0 => self.take_ring(),
+            1.. => Ok(false),
+            _ => interrupted_is_no_ring(io::Error::last_os_error()),
+        }
+    }
+
+    /// Reads the eventfd, which is known to be readable and which nobody else reads.
+    fn take_ring(&self) -> io::Result<bool> {
+        let mut count = [0; 8];
+        // SAFETY: the pointer and length name `count`. The bell was rung and nobody else reads, so this does not wait.
+        let read = unsafe { libc::read(self.fd(), count.as_mut_ptr().cast(), count.len()) };
+        if read == 8 { Ok(true) } else { interrupted_is_no_ring(io::Error::last_os_error()) }
     }
 
     fn signal(&self) {
@@ -108,6 +128,12 @@ impl Doorbell {
     }
 }
 
+impl AsFd for Doorbell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.eventfd.as_fd()
+    }
+}
+
 /// A signal ends a wait early, which its caller meets by looking for work.
 fn interrupted_is_no_ring(error: io::Error) -> io::Result<bool> {
     if error.kind() == io::ErrorKind::Interrupted { Ok(false) } else { Err(error) }
@@ -117,6 +143,7 @@ fn interrupted_is_no_ring(error: io::Error) -> io::Result<bool> {
 mod tests {
     use super::*;
     use std::io::Read;
+    use std::os::fd::AsFd;
     use std::thread;
 
     /// Waits for the bell as io_uring would: a read of eight bytes.
@@ -146,6 +173,21 @@ mod tests {
         assert!(bell.ring());
         assert!(bell.wait(Duration::from_secs(60)).unwrap());
         assert!(!bell.wait(Duration::ZERO).unwrap(), "one ring ends one wait");
+    }
+
+    #[test]
+    fn a_wait_ends_with_another_descriptor_too() {
+        let (bell, other) = (Doorbell::new().unwrap(), Doorbell::new().unwrap());
+        let beside = || other.eventfd.try_clone().unwrap();
+        let began = std::time::Instant::now();
+        assert!(!bell.wait_beside(beside().as_fd(), Duration::from_millis(1)).unwrap());
+        other.prepare_park();
+        other.ring();
+        assert!(!bell.wait_beside(beside().as_fd(), Duration::from_secs(60)).unwrap(), "the other was it");
+        bell.prepare_park();
+        bell.ring();
+        assert!(bell.wait_beside(beside().as_fd(), Duration::from_secs(60)).unwrap());
+        assert!(began.elapsed() < Duration::from_secs(30));
     }
 
     #[test]

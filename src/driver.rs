@@ -6,28 +6,30 @@
 //! never lets a failure pass: whatever makes durability unknown ends the process by name.
 
 mod commit_times;
+mod peers;
 mod snapshot;
+mod vacant;
 
-use crate::clock::Clock;
 use crate::disk::wal::Wal;
 use crate::doorbell::Doorbell;
 use crate::fatal::Fatal;
-use crate::links::{RouterLink, ShardMesh};
+use crate::links::RouterLink;
 use commit_times::CommitTimes;
+pub use peers::PeerSide;
 use shards::consensus::group::Append;
 use shards::effect::Effects;
 use shards::event::{DiskFigures, Event};
-use shards::ids::{GroupId, Millis};
+use shards::ids::Millis;
 use shards::log::payload::PayloadBuffer;
 use shards::shard::image::{encode_append, encode_start};
 use shards::shard::{Left, Shard, ShardFault};
 use shards::storage::wal::{Append as LogAppend, Full, Reaped, WalFailure};
-use shards::txn::message::GroupMessage;
 pub use snapshot::SnapshotFiles;
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
+pub use vacant::Seat;
 
 /// Times and bounds of the loop.
 #[derive(Clone, Copy, Debug)]
@@ -45,27 +47,29 @@ pub struct DriverSettings {
 /// Records that one call of background work looks at; small, so that a slice ends near its time.
 const WORK_UNITS: usize = 256;
 
-/// Everything that a shard's thread owns.
+/// A shard that holds a replica, and everything that its thread owns.
 pub struct Driver {
-    number: u32,
-    group: GroupId,
+    seat: Box<Seat>,
     shard: Shard,
     wal: Option<Wal>,
     /// Batches that the log had no room for, in order.
     waiting: VecDeque<Append>,
     log_has_room: bool,
-    routers: Vec<RouterLink>,
-    mesh: ShardMesh<GroupMessage>,
     files: SnapshotFiles,
-    bell: Arc<Doorbell>,
-    clock: Clock,
-    settings: DriverSettings,
     events: Vec<Event>,
     effects: Effects,
     payload: PayloadBuffer,
     commit_times: CommitTimes,
     next_tick: Millis,
     has_more_work: bool,
+}
+
+/// What a shard's thread does.
+pub enum Stage {
+    /// It drives a replica.
+    Serving(Box<Driver>),
+    /// It waits for one.
+    Vacant(Box<Seat>),
 }
 
 /// What a turn came to.
@@ -79,32 +83,14 @@ pub enum Turn {
 
 impl Driver {
     /// A driver for a restored shard. `wal` is absent for a cache without a log.
-    #[allow(clippy::too_many_arguments, reason = "the parts of a shard's thread, put together in one place")]
-    pub fn new(
-        number: u32,
-        group: GroupId,
-        shard: Shard,
-        wal: Option<Wal>,
-        routers: Vec<RouterLink>,
-        mesh: ShardMesh<GroupMessage>,
-        files: SnapshotFiles,
-        bell: Arc<Doorbell>,
-        clock: Clock,
-        settings: DriverSettings,
-    ) -> Self {
+    pub fn new(seat: Box<Seat>, shard: Shard, wal: Option<Wal>, files: SnapshotFiles) -> Self {
         Self {
-            number,
-            group,
+            seat,
             shard,
             wal,
             waiting: VecDeque::new(),
             log_has_room: true,
-            routers,
-            mesh,
             files,
-            bell,
-            clock,
-            settings,
             events: Vec::new(),
             effects: Effects::default(),
             payload: PayloadBuffer::new(),
@@ -114,13 +100,14 @@ impl Driver {
         }
     }
 
-    /// Elects the shard and goes on until it serves. Blocks; before the loop only.
+    /// Starts the shard. One that is alone elects itself, and this goes on until it serves; a group of several finds its
+    /// leader later, and its requests wait at their routers until then. Blocks; before the loop only.
     pub fn start(&mut self) -> Result<(), Fatal> {
-        let now = self.clock.now();
+        let now = self.seat.clock.now();
         let started = self.shard.start(now, &mut self.effects);
         self.checked(started)?;
         self.perform()?;
-        while !self.shard.is_ready() {
+        while self.shard.group().is_alone() && !self.shard.is_ready() {
             if self.shard.is_applying() {
                 self.work()?;
                 continue;
@@ -138,12 +125,12 @@ impl Driver {
     /// One turn: whatever has happened, stepped and performed, and a slice of background work.
     pub fn turn(&mut self) -> Result<Turn, Fatal> {
         self.gather_events()?;
-        let now = self.clock.now();
+        let now = self.seat.clock.now();
         let is_tick = now >= self.next_tick;
         let mut busy = !self.events.is_empty();
         if busy || is_tick {
             if is_tick {
-                self.next_tick = Millis(now.0 + self.settings.tick_ms);
+                self.next_tick = Millis(now.0 + self.seat.settings.tick_ms);
                 self.report_disk();
             }
             self.step()?;
@@ -155,8 +142,8 @@ impl Driver {
             busy |= self.has_more_work;
         }
         if let Some(wal) = &mut self.wal {
-            let flushed = wal.flush(self.clock.elapsed_us() * 1000);
-            flushed.map_err(|failure| log_failed(self.number, failure))?;
+            let flushed = wal.flush(self.seat.clock.elapsed_us() * 1000);
+            flushed.map_err(|failure| log_failed(self.seat.number, failure))?;
         }
         Ok(if busy { Turn::Busy } else { Turn::Idle })
     }
@@ -164,33 +151,34 @@ impl Driver {
     /// Whether a turn would find something now: asked again after the park was announced.
     pub fn has_work(&mut self) -> bool {
         self.has_more_work
-            || (self.shard.has_room() && self.routers.iter().any(RouterLink::has_requests))
-            || self.mesh.has_messages()
-            || self.mesh.can_advance()
+            || (self.shard.has_room() && self.seat.routers.iter().any(RouterLink::has_requests))
+            || self.seat.mesh.has_messages()
+            || self.seat.mesh.can_advance()
             || self.files.has_news()
             || self.wal.as_mut().is_some_and(Wal::has_completions)
+            || self.seat.peers.as_ref().is_some_and(PeerSide::has_work)
     }
 
     /// The bell that wakes this shard.
     pub fn bell(&self) -> &Arc<Doorbell> {
-        &self.bell
+        &self.seat.bell
     }
 
     /// Times and bounds.
     pub fn settings(&self) -> &DriverSettings {
-        &self.settings
+        &self.seat.settings
     }
 
     /// How long the loop may sleep.
     pub fn longest_sleep(&self) -> Duration {
-        Duration::from_millis(self.settings.tick_ms)
+        Duration::from_millis(self.seat.settings.tick_ms)
     }
 
     /// Whether nothing is under way: every request answered, every transaction finished, every batch durable.
     pub fn is_quiet(&self) -> bool {
         self.shard.is_quiet()
             && self.waiting.is_empty()
-            && self.routers.iter().all(|link| link.unanswered() == 0)
+            && self.seat.routers.iter().all(|link| link.unanswered() == 0)
     }
 
     /// Syncs what was written without waiting for the interval: at the end nobody writes what would share the sync.
@@ -203,14 +191,14 @@ impl Driver {
     /// Seals and closes the log. The last thing that a shard does.
     pub fn close(self) -> Result<(), Fatal> {
         match self.wal {
-            Some(wal) => wal.close().map_err(|failure| log_failed(self.number, failure)),
+            Some(wal) => wal.close().map_err(|failure| log_failed(self.seat.number, failure)),
             None => Ok(()),
         }
     }
 
     fn gather_events(&mut self) -> Result<(), Fatal> {
-        for (number, link) in self.routers.iter_mut().enumerate() {
-            for _ in 0..self.settings.inbox_batches_max {
+        for (number, link) in self.seat.routers.iter_mut().enumerate() {
+            for _ in 0..self.seat.settings.inbox_batches_max {
                 // What is left in the rings holds the router's credits, and that slows its clients down.
                 if !self.shard.has_room() {
                     break;
@@ -219,8 +207,11 @@ impl Driver {
                 self.events.push(Event::Requests { router: number as u8, batch });
             }
         }
-        while let Some((_, message)) = self.mesh.receive() {
+        while let Some((_, message)) = self.seat.mesh.receive() {
             self.events.push(Event::Message(*message));
+        }
+        if let Some(peers) = &mut self.seat.peers {
+            peers.gather(&mut self.events, &mut self.seat.mesh);
         }
         self.files.collect(&mut self.events);
         if let Some(wal) = &mut self.wal {
@@ -231,9 +222,9 @@ impl Driver {
     }
 
     fn reaped(&mut self, reaped: Result<Reaped, WalFailure>) -> Result<(), Fatal> {
-        let reaped = reaped.map_err(|failure| log_failed(self.number, failure))?;
+        let reaped = reaped.map_err(|failure| log_failed(self.seat.number, failure))?;
         if let Some(upto) = reaped.durable_upto {
-            self.commit_times.durable(upto, self.clock.elapsed_us());
+            self.commit_times.durable(upto, self.seat.clock.elapsed_us());
             self.events.push(Event::Durable(upto));
         }
         if reaped.room && !self.waiting.is_empty() {
@@ -244,10 +235,10 @@ impl Driver {
             self.log_has_room = has_room;
             self.events.push(Event::LogRoom(has_room));
             if has_room {
-                tracing::info!(shard = self.number, "the log has room again");
+                tracing::info!(shard = self.seat.number, "the log has room again");
             } else {
                 tracing::error!(
-                    shard = self.number,
+                    shard = self.seat.number,
                     "the log has no room: writes answer DISK_FULL until there is space"
                 );
             }
@@ -256,20 +247,22 @@ impl Driver {
     }
 
     fn step(&mut self) -> Result<(), Fatal> {
-        let now = self.clock.now();
+        let now = self.seat.clock.now();
         let stepped = self.shard.step(now, &mut self.events, &mut self.effects);
         self.checked(stepped)
     }
 
     fn work(&mut self) -> Result<(), Fatal> {
-        let begun_us = self.clock.elapsed_us();
+        let begun_us = self.seat.clock.elapsed_us();
         loop {
-            let now = self.clock.now();
+            let now = self.seat.clock.now();
             let worked = self.shard.work(now, WORK_UNITS, &mut self.effects);
             let is_more = self.checked(worked)? == Left::More;
             self.has_more_work = is_more && (self.files.has_room() || self.shard.has_work());
             self.perform()?;
-            if !self.has_more_work || self.clock.elapsed_us() - begun_us >= self.settings.work_slice_us {
+            if !self.has_more_work
+                || self.seat.clock.elapsed_us() - begun_us >= self.seat.settings.work_slice_us
+            {
                 return Ok(());
             }
         }
@@ -288,23 +281,27 @@ impl Driver {
             if let Some(upto) = self.effects.cut.take() {
                 wal.cut(upto);
             }
-            let flushed = wal.flush(self.clock.elapsed_us() * 1000);
-            flushed.map_err(|failure| log_failed(self.number, failure))?;
+            let flushed = wal.flush(self.seat.clock.elapsed_us() * 1000);
+            flushed.map_err(|failure| log_failed(self.seat.number, failure))?;
+        }
+        if let Some(peers) = &mut self.seat.peers {
+            // Before the replies: a follower's disk works while they are handed over.
+            peers.perform(&mut self.effects, &mut self.seat.mesh);
         }
         for (number, replies) in self.effects.replies.iter_mut().enumerate() {
             if !replies.heads.is_empty() {
-                let link = &mut self.routers[number];
+                let link = &mut self.seat.routers[number];
                 std::mem::swap(link.batch(), replies);
                 link.flush();
             }
         }
         for (router, batch) in self.effects.returned.drain(..) {
-            self.routers[usize::from(router)].recycle(batch);
+            self.seat.routers[usize::from(router)].recycle(batch);
         }
         for message in self.effects.messages.drain(..) {
-            self.mesh.send(message.to.0 as usize, Box::new(message));
+            self.seat.mesh.send(message.to.0 as usize, Box::new(message));
         }
-        self.mesh.flush();
+        self.seat.mesh.flush();
         self.files.perform(&mut self.effects.snapshot);
         Ok(())
     }
@@ -319,12 +316,16 @@ impl Driver {
             encode_append(batch, &mut self.payload);
             // Votes and terms may use the reserve: without them the shard could not even answer reads.
             let reserved = batch.entries.is_empty();
-            let append =
-                LogAppend { sequence: batch.sequence, group: self.group, payload: &self.payload, reserved };
+            let append = LogAppend {
+                sequence: batch.sequence,
+                group: self.seat.group,
+                payload: &self.payload,
+                reserved,
+            };
             let shard = &self.shard;
             match wal.append(&append, |out| encode_start(shard, out)) {
                 Ok(()) => {
-                    self.commit_times.begun(batch.sequence, self.clock.elapsed_us());
+                    self.commit_times.begun(batch.sequence, self.seat.clock.elapsed_us());
                     self.waiting.pop_front();
                 }
                 Err(Full::Buffers | Full::Preparing) => return Ok(()),
@@ -332,7 +333,10 @@ impl Driver {
                     if self.log_has_room {
                         self.log_has_room = false;
                         self.events.push(Event::LogRoom(false));
-                        tracing::error!(shard = self.number, "the log has no room: writes answer DISK_FULL");
+                        tracing::error!(
+                            shard = self.seat.number,
+                            "the log has no room: writes answer DISK_FULL"
+                        );
                     }
                     return Ok(());
                 }
@@ -347,7 +351,7 @@ impl Driver {
     fn report_disk(&mut self) {
         if let Some(wal) = &self.wal {
             let counters = wal.counters();
-            let commits = self.commit_times.percentiles(self.clock.elapsed_us());
+            let commits = self.commit_times.percentiles(self.seat.clock.elapsed_us());
             let figures = DiskFigures {
                 batches: counters.batches,
                 writes: counters.writes,
@@ -364,7 +368,7 @@ impl Driver {
     }
 
     fn checked<T>(&self, result: Result<T, ShardFault>) -> Result<T, Fatal> {
-        result.map_err(|fault| Fatal::Corruption { shard: self.number, detail: fault.to_string() })
+        result.map_err(|fault| Fatal::Corruption { shard: self.seat.number, detail: fault.to_string() })
     }
 }
 
@@ -378,7 +382,7 @@ fn log_failed(shard: u32, failure: WalFailure) -> Fatal {
     Fatal::LogFailed { shard, action, source: std::io::Error::from_raw_os_error(errno) }
 }
 
-/// Runs a driver on the shard's executor until `stop` says so and nothing is under way.
+/// Runs a shard on its executor until `stop` says so and nothing is under way. `appoint` makes a driver for a new replica.
 ///
 /// The thread sleeps in its doorbell and not in the executor: glommio 0.9 goes to sleep with tasks ready to run when its
 /// preempt timer fires between the poll of its rings and the first look at its queues, and nothing would wake it then. So
@@ -386,7 +390,23 @@ fn log_failed(shard: u32, failure: WalFailure) -> Fatal {
 ///
 /// # Errors
 /// The reason for which the process must end.
-pub async fn run(mut driver: Driver, stop: impl Fn() -> bool) -> Result<(), Fatal> {
+pub async fn run(
+    mut stage: Stage,
+    stop: impl Fn() -> bool,
+    mut appoint: impl FnMut(Box<Seat>) -> Result<Driver, Fatal>,
+) -> Result<(), Fatal> {
+    loop {
+        match stage {
+            Stage::Serving(driver) => return drive(*driver, stop),
+            Stage::Vacant(seat) => match vacant::wait_for_replica(seat, &stop)? {
+                vacant::Vacated::Stopped => return Ok(()),
+                vacant::Vacated::Appointed(seat) => stage = Stage::Serving(Box::new(appoint(seat)?)),
+            },
+        }
+    }
+}
+
+fn drive(mut driver: Driver, stop: impl Fn() -> bool) -> Result<(), Fatal> {
     let bell = Arc::clone(driver.bell());
     let sleep = driver.longest_sleep();
     loop {
@@ -405,10 +425,7 @@ pub async fn run(mut driver: Driver, stop: impl Fn() -> bool) -> Result<(), Fata
         bell.prepare_park();
         let has_ended = stop() && driver.is_quiet();
         if !has_ended && !driver.has_work() {
-            bell.wait(sleep).map_err(|error| Fatal::ThreadLost {
-                thread: format!("shard {}", driver.number),
-                detail: format!("its doorbell cannot be waited for: {error}"),
-            })?;
+            driver.seat.wait(sleep)?;
         }
         bell.cancel_park();
     }
@@ -417,12 +434,12 @@ pub async fn run(mut driver: Driver, stop: impl Fn() -> bool) -> Result<(), Fata
 
 /// Looks at the inbox for a while before the thread sleeps; whether something came.
 fn spin(driver: &mut Driver) -> bool {
-    let spin_us = driver.settings.spin_us;
+    let spin_us = driver.seat.settings.spin_us;
     if spin_us == 0 {
         return false;
     }
-    let begun_us = driver.clock.elapsed_us();
-    while driver.clock.elapsed_us() - begun_us < spin_us {
+    let begun_us = driver.seat.clock.elapsed_us();
+    while driver.seat.clock.elapsed_us() - begun_us < spin_us {
         if driver.has_work() {
             return true;
         }

@@ -36,8 +36,6 @@ impl From<ExitCode> for std::process::ExitCode {
 pub enum Fatal {
     /// Settings are unknown, out of range or contradict each other; the text names each.
     Configuration(String),
-    /// A cluster was asked for, and this version has none.
-    ClusterUnsupported,
     /// The machine does not let the server run as configured; the text says what to change.
     Machine(String),
     /// Another process holds the data directory; the text names both.
@@ -109,10 +107,9 @@ impl Fatal {
     /// The exit code for this reason.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Fatal::Configuration(_)
-            | Fatal::ClusterUnsupported
-            | Fatal::Machine(_)
-            | Fatal::DirectoryMismatch(_) => ExitCode::Configuration,
+            Fatal::Configuration(_) | Fatal::Machine(_) | Fatal::DirectoryMismatch(_) => {
+                ExitCode::Configuration
+            }
             Fatal::Directory { source, .. } if is_about_rights(source) => ExitCode::Configuration,
             Fatal::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => ExitCode::TryAgain,
             Fatal::Listen { .. } => ExitCode::Configuration,
@@ -137,15 +134,12 @@ fn is_about_rights(error: &io::Error) -> bool {
 impl fmt::Display for Fatal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Fatal::Configuration(told) | Fatal::Machine(told) | Fatal::DirectoryMismatch(told) => f.write_str(told),
-            Fatal::ClusterUnsupported => f.write_str(
-                "This version runs a single node: replication between nodes arrives in a later version. Start without \
-                 --peers (and without cluster.peers in the file or STRAND_CLUSTER__PEERS).",
-            ),
-            Fatal::DirectoryLocked(told) => write!(
-                f,
-                "{told}. Stop it first, or give this server another --data-dir or --id."
-            ),
+            Fatal::Configuration(told) | Fatal::Machine(told) | Fatal::DirectoryMismatch(told) => {
+                f.write_str(told)
+            }
+            Fatal::DirectoryLocked(told) => {
+                write!(f, "{told}. Stop it first, or give this server another --data-dir or --id.")
+            }
             Fatal::DirectoryDamaged(path, told) => write!(
                 f,
                 "The data directory {} is damaged: {told}. Keep it as it is and restore a backup elsewhere.",
@@ -242,7 +236,6 @@ mod tests {
     fn reasons_have_the_documented_codes() {
         let error = io::Error::from;
         check(&Fatal::Configuration("port".into()), 78);
-        check(&Fatal::ClusterUnsupported, 78);
         check(&Fatal::DirectoryLocked("d".into()), 75);
         check(&Fatal::Directory { path: "d".into(), source: error(io::ErrorKind::PermissionDenied) }, 78);
         check(&Fatal::Directory { path: "d".into(), source: error(io::ErrorKind::Other) }, 1);

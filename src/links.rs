@@ -93,6 +93,12 @@ impl ShardLink {
         self.outstanding
     }
 
+    /// Requests of the open batch.
+    #[inline]
+    pub fn unsent(&self) -> usize {
+        self.open.heads.len()
+    }
+
     /// The batch that gathers requests until [`ShardLink::flush`]. The caller adds no more than [`ShardLink::room`].
     pub fn batch(&mut self) -> &mut RequestBatch {
         &mut self.open

@@ -40,8 +40,7 @@ struct Costs {
     longest_step: Duration,
     longest_work: Duration,
     longest_encode: Duration,
-    calls: u64,
-    all: Duration,
+    calls: Vec<Duration>,
 }
 
 impl World {
@@ -77,13 +76,16 @@ impl World {
         assert_eq!(answers, 1, "the command is answered");
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         let costs = &self.costs;
+        let mut calls = costs.calls.clone();
+        calls.sort_unstable();
+        let over = calls.iter().filter(|call| **call > Duration::from_millis(1)).count();
         println!(
-            "{name:44} longest step {:7.3} ms, work {:7.3}, encode {:7.3}; {:6} calls, {:8.3} ms in all",
+            "{name:44} longest step {:7.3} ms, work {:7.3}, encode {:7.3}; {:5} calls, p99 {:7.3} ms, {over} over 1 ms",
             ms(costs.longest_step),
             ms(costs.longest_work),
             ms(costs.longest_encode),
-            costs.calls,
-            ms(costs.all)
+            calls.len(),
+            ms(calls[calls.len() * 99 / 100])
         );
     }
 
@@ -135,8 +137,7 @@ impl World {
 impl Costs {
     fn count(&mut self, begun: Instant) -> Duration {
         let taken = begun.elapsed();
-        self.calls += 1;
-        self.all += taken;
+        self.calls.push(taken);
         taken
     }
 }

@@ -6,7 +6,7 @@
 
 mod change;
 
-pub use change::{MetaChange, MetaChanged, NODES_MAX};
+pub use change::{MetaChange, MetaChanged};
 
 use crate::ids::{GroupId, NodeNumber, ReplicaId};
 

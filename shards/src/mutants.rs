@@ -47,6 +47,11 @@ pub enum Mutant {
     OldEntryStays,
     SearchDoesNotWait,
     OneRoundIsEnough,
+    VoteForgotten,
+    StaleRead,
+    LeaderCountsUnsynced,
+    AppendAckBeforePersist,
+    VoteBeforePersist,
 }
 
 impl Mutant {
@@ -90,6 +95,11 @@ impl Mutant {
         Self::OldEntryStays,
         Self::SearchDoesNotWait,
         Self::OneRoundIsEnough,
+        Self::VoteForgotten,
+        Self::StaleRead,
+        Self::LeaderCountsUnsynced,
+        Self::AppendAckBeforePersist,
+        Self::VoteBeforePersist,
     ];
 }
 

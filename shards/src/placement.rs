@@ -8,6 +8,9 @@
 //! The method is the usual greedy one of placement drivers: equalise counts by moving one replica at a time from the
 //! fullest to the emptiest node.
 
+mod codec;
+
+use crate::consensus::membership::MemberChange;
 use crate::ids::{GroupId, NodeNumber, ReplicaId};
 use crate::meta::{GroupPlacement, Meta, NodeState};
 use std::collections::BTreeMap;
@@ -49,22 +52,11 @@ pub struct Progress {
     pub is_active: bool,
 }
 
-/// One change of a group's members.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MemberChange {
-    /// A new replica that follows and does not vote.
-    AddLearner(ReplicaId),
-    /// A learner that caught up votes from now on.
-    Promote(ReplicaId),
-    /// A voter or learner is no longer one.
-    Remove(ReplicaId),
-}
-
 /// What the planner wants of a group's leader.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Change the members.
-    Change(MemberChange),
+    /// Change the members; several at once through a joint configuration.
+    Change(Vec<MemberChange>),
     /// Hand leadership over.
     Transfer(ReplicaId),
 }
@@ -291,13 +283,20 @@ pub fn step(placement: &GroupPlacement, report: &Report) -> Option<Step> {
     if let Some(missing) =
         placement.replicas.iter().find(|replica| !is_voter(replica) && !report.learners.contains(replica))
     {
-        return Some(Step::Change(MemberChange::AddLearner(*missing)));
+        return Some(Step::Change(vec![MemberChange::AddLearner(*missing)]));
     }
     if let Some(stray) = report.learners.iter().find(|learner| !placement.replicas.contains(learner)) {
-        return Some(Step::Change(MemberChange::Remove(*stray)));
+        return Some(Step::Change(vec![MemberChange::Remove(*stray)]));
     }
     if let Some(learner) = report.learners.first() {
-        return report.is_caught_up(*learner).then_some(Step::Change(MemberChange::Promote(*learner)));
+        if !report.is_caught_up(*learner) {
+            return None;
+        }
+        // The one it replaces goes in the same change, unless it leads: then it hands over first.
+        let is_replaced =
+            |voter: &&ReplicaId| !placement.replicas.contains(voter) && **voter != report.leader;
+        let replaced = report.voters.iter().find(is_replaced).map(|voter| MemberChange::Remove(*voter));
+        return Some(Step::Change([MemberChange::Promote(*learner)].into_iter().chain(replaced).collect()));
     }
     let extra = report.voters.iter().copied().filter(|voter| !placement.replicas.contains(voter));
     for extra in extra {
@@ -308,7 +307,7 @@ pub fn step(placement: &GroupPlacement, report: &Report) -> Option<Step> {
                 .map(Step::Transfer);
         }
         if report.has_quorum_without(extra) {
-            return Some(Step::Change(MemberChange::Remove(extra)));
+            return Some(Step::Change(vec![MemberChange::Remove(extra)]));
         }
     }
     let wants = placement.preferred != ReplicaId::default() && placement.preferred != report.leader;

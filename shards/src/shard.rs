@@ -9,6 +9,7 @@
 mod admit;
 mod apply;
 mod budget;
+mod cluster;
 mod expiry;
 mod held;
 pub mod image;
@@ -35,6 +36,7 @@ use crate::event::{DiskFigures, Event};
 use crate::ids::{GroupId, Millis, Sequence, Slot};
 use crate::index::Units;
 use crate::index::set::IndexSet;
+use crate::meta::Meta;
 use crate::state::State;
 use crate::txn::coordinator::Coordinator;
 use crate::txn::locks::Locks;
@@ -150,6 +152,8 @@ pub struct ShardImage {
     pub log_bytes: u64,
     /// The index catalogue as of the snapshot.
     pub catalog: Catalog,
+    /// The cluster's meta state as of the snapshot (group 0).
+    pub meta: Meta,
     /// The indexes as of the snapshot.
     pub indexes: IndexSet,
     /// What followers may be told of the snapshot, if there is one that tells the members.
@@ -265,6 +269,7 @@ pub struct Shard {
     expiry: expiry::Expiry,
     snapshots: snapshots::Snapshots,
     searches: searches::Searches,
+    cluster: cluster::Cluster,
     held: held::Held,
     standing: role::Standing,
     fetching: Option<restore::Fetching>,
@@ -298,8 +303,19 @@ impl Shard {
     pub fn restore(config: ShardConfig, image: ShardImage, now: Millis) -> Result<Self, ShardFault> {
         assert!((1..=crate::command::entry::COMMANDS_MAX).contains(&config.entry_commands_max));
         assert!(config.commits_in_flight_max > 0, "a log without a batch in flight never moves");
-        let ShardImage { group, state, txns, stamp, epoch, history, log_bytes, catalog, indexes, offer } =
-            image;
+        let ShardImage {
+            group,
+            state,
+            txns,
+            stamp,
+            epoch,
+            history,
+            log_bytes,
+            catalog,
+            meta,
+            indexes,
+            offer,
+        } = image;
         let (applied, applied_term) = (group.snapshot_index, group.snapshot_term);
         let durable = group.sequence;
         let wait_for_sync = config.floor == Floor::Always;
@@ -351,6 +367,7 @@ impl Shard {
             tickets: BTreeMap::new(),
             next_ticket: 0,
             expiry: expiry::Expiry::default(),
+            cluster: cluster::Cluster::restored(meta),
             searches: searches::Searches::restored(catalog, indexes, now, replica),
             held: held::Held::default(),
             standing: role::Standing::default(),
@@ -392,8 +409,7 @@ impl Shard {
                 Event::Raft(message) => self.hear_raft(*message, effects)?,
                 Event::Unreachable(replica) => self.group.unreachable(replica),
                 Event::SnapshotFetched { index, image } => self.snapshot_fetched(index, image, effects)?,
-                // Members change by what a leader proposes, not by what the placement wishes.
-                Event::Meta(_) => {}
+                Event::Meta(meta) => self.hear_meta(meta),
                 Event::Resign(until) => self.resign(until),
             }
         }
@@ -490,6 +506,7 @@ impl Shard {
             self.coordinator.tick(self.now, &mut actions);
             self.perform(actions, effects);
             self.ask_about_old_intents(effects);
+            self.cluster_tick(effects);
         }
         Ok(())
     }
@@ -513,6 +530,8 @@ impl Shard {
             let moved = began || !self.collected.committed.is_empty();
             self.slices.push(&mut self.collected.committed);
             let applied = self.applied;
+            // What is reserved may leave something to propose, which nothing else would wake the shard for.
+            let moved = moved || (!self.slices.reservations.is_empty() && units.left());
             self.apply_some(&mut units, effects)?;
             self.reserve_some(&mut units, effects);
             if !moved && applied == self.applied {

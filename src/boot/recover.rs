@@ -10,36 +10,61 @@ use crate::disk::files::RealDisk;
 use crate::disk::segment::SegmentPoolHandle;
 use crate::disk::wal::{Wal, open_wal};
 use crate::doorbell::Doorbell;
-use crate::driver::lock_of;
+use crate::driver::{Driver, Seat, SnapshotFiles, lock_of};
 use crate::fatal::Fatal;
 use crate::tuning::{Tuning, WalSync};
 use shards::ids::GroupId;
 use shards::log::ReplayError;
 use shards::log::manifest::ManifestError;
-use shards::shard::{Shard, ShardFault, ShardImage};
+use shards::shard::image::Founding;
+use shards::shard::{Shard, ShardConfig, ShardFault, ShardImage};
 use shards::storage::recovery::RecoveryError;
 use shards::storage::shard::{ShardPlace, begin_cache, holds_data, recover_shard};
 
 /// A shard ready to be driven.
-pub(super) struct RecoveredShard {
-    pub(super) shard: Shard,
-    pub(super) wal: Option<Wal>,
-    pub(super) clock: Clock,
+struct RecoveredShard {
+    shard: Shard,
+    wal: Option<Wal>,
+    clock: Clock,
+}
+
+/// Recovers a shard and makes its driver. The seat of a cluster's shard must have a replica by the meta state.
+pub(super) fn driver(
+    tuning: &Tuning,
+    directory: &DataDir,
+    mut seat: Box<Seat>,
+    segments: SegmentPoolHandle,
+    files: SnapshotFiles,
+) -> Result<Driver, Fatal> {
+    let (founding, is_preferred) = match &mut seat.peers {
+        None => (Founding::Alone, false),
+        Some(peers) => {
+            let appointment = peers.appointment().expect("a seat with a replica");
+            peers.serve_replica(appointment.replica);
+            (appointment.founding, appointment.is_preferred)
+        }
+    };
+    let recovered = shard(tuning, directory, seat.number, segments, &seat.bell, &founding, is_preferred)?;
+    let RecoveredShard { shard, wal, clock } = recovered;
+    seat.clock = clock;
+    Ok(Driver::new(seat, shard, wal, files))
 }
 
 /// Recovers a shard and opens its log.
-pub(super) fn shard(
+fn shard(
     tuning: &Tuning,
     directory: &DataDir,
     number: u32,
     segments: SegmentPoolHandle,
     bell: &Doorbell,
+    founding: &Founding,
+    is_preferred: bool,
 ) -> Result<RecoveredShard, Fatal> {
     let clock = Clock::start();
     let meta = directory.meta();
-    let config = settings::shard(tuning, meta.cluster, number, meta.shards);
+    let config = ShardConfig { is_preferred, ..settings::shard(tuning, meta.cluster, number, meta.shards) };
     let path = directory.shard_path(number);
-    let place = place(tuning, directory, number, &path);
+    let place = place(tuning, directory, number, &path, founding);
     let failed = |error| recovery_failed(number, error);
     let restore = |image: ShardImage| {
         let faulted = |fault: ShardFault| Fatal::Corruption { shard: number, detail: fault.to_string() };
@@ -62,7 +87,7 @@ pub(super) fn shard(
 pub(super) fn refuse_kept_data(tuning: &Tuning, directory: &DataDir) -> Result<(), Fatal> {
     for number in 0..directory.meta().shards {
         let path = directory.shard_path(number);
-        let place = place(tuning, directory, number, &path);
+        let place = place(tuning, directory, number, &path, &Founding::Alone);
         if holds_data(&RealDisk, &place).map_err(|error| recovery_failed(number, error))? {
             return Err(Fatal::DirectoryMismatch(format!(
                 "The data directory {} holds data that a server with a log has written, and wal.sync = \"off\" would not \
@@ -74,12 +99,19 @@ pub(super) fn refuse_kept_data(tuning: &Tuning, directory: &DataDir) -> Result<(
     Ok(())
 }
 
-fn place<'a>(tuning: &Tuning, directory: &DataDir, number: u32, path: &'a std::path::Path) -> ShardPlace<'a> {
+fn place<'a>(
+    tuning: &Tuning,
+    directory: &DataDir,
+    number: u32,
+    path: &'a std::path::Path,
+    founding: &'a Founding,
+) -> ShardPlace<'a> {
     ShardPlace {
         directory: path,
         shape: directory.log_shape(number),
         group: GroupId(number),
         sessions: settings::sessions(tuning),
+        founding,
     }
 }
 

@@ -4,6 +4,7 @@
 //! code. Usage errors are clap's, with exit code 2.
 
 pub mod bench;
+pub mod cluster;
 pub mod config;
 pub mod demo;
 pub mod doctor;
@@ -43,6 +44,8 @@ enum Command {
     Serve(serve::Arguments),
     /// Measure a server, this one or another.
     Bench(bench::Arguments),
+    /// Show a cluster and change it.
+    Cluster(cluster::Arguments),
     /// Print the configuration that a server would run with.
     Config(config::Arguments),
     /// Send commands: one, many from a pipe, or in a shell.
@@ -70,6 +73,7 @@ pub fn run() -> ExitCode {
     let outcome = match arguments.command {
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Cluster(arguments) => cluster::run(&arguments),
         Command::Config(arguments) => config::run(&arguments),
         Command::Cli(arguments) => return shell::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),

@@ -31,8 +31,5 @@ pub fn run(arguments: &Arguments) -> Result<(), Fatal> {
     let tuning = arguments.flags.load()?.tuning;
     logging::start(&tuning.log);
     fatal::exit_on_panic();
-    if !tuning.cluster.peers.is_empty() {
-        return Err(Fatal::ClusterUnsupported);
-    }
     boot::serve(tuning)
 }

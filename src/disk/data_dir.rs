@@ -201,8 +201,31 @@ impl DataDir {
     }
 }
 
-fn shard_path(path: &Path, shard: u32) -> PathBuf {
+/// Where a shard of the directory at `path` keeps its files.
+pub fn shard_path(path: &Path, shard: u32) -> PathBuf {
     path.join(format!("shard-{shard:04}"))
+}
+
+/// Holds the directory at `path`, made if there is none, for one who has to settle something before [`DataDir::open`]; the
+/// lock goes with the file.
+///
+/// # Errors
+/// When another server holds it, or the disk refuses.
+pub fn hold(path: &Path) -> Result<File, DataDirError> {
+    std::fs::create_dir_all(path).map_err(|error| DataDirError::Io(path.to_path_buf(), error))?;
+    take_lock(path)
+}
+
+/// What the directory at `path` is, when it is one.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn look(path: &Path) -> Result<Option<DataMeta>, DataDirError> {
+    match std::fs::read(path.join(META)) {
+        Ok(bytes) => decode(&bytes, path).map(|(meta, _)| Some(meta)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(DataDirError::Io(path.to_path_buf(), error)),
+    }
 }
 
 fn take_lock(path: &Path) -> Result<File, DataDirError> {

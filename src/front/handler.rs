@@ -27,6 +27,12 @@ pub trait LineHandler {
 
     /// Whether `poll` would find something. Asked again after the doorbell's park was announced.
     fn has_work(&self) -> bool;
+
+    /// When `poll` wants to be called although nothing happens; asked before the front parks.
+    fn next_deadline(&self, now: Millis) -> Option<Millis> {
+        let _ = now;
+        None
+    }
 }
 
 /// What a handler did with a line.

@@ -66,7 +66,8 @@ impl Listeners {
     }
 }
 
-fn bind_patiently(address: &SocketAddr) -> io::Result<TcpListener> {
+/// Binds an address, trying again for a moment while it is taken.
+pub(crate) fn bind_patiently(address: &SocketAddr) -> io::Result<TcpListener> {
     let mut tries = 0;
     loop {
         match TcpListener::bind(address) {

@@ -27,6 +27,7 @@ mod turn;
 pub use counters::FrontCounters;
 pub use handler::{Handled, ID_BYTES_MAX, LineAt, LineHandler, ReplySink};
 pub use listen::Listeners;
-pub use order::{Class, IN_FLIGHT_LIMIT};
+pub(crate) use listen::bind_patiently;
+pub use order::{Class, IN_FLIGHT_LIMIT, arrival_order};
 pub use settings::{Completions, FrontSettings, Receive};
 pub use turn::{Front, Turn, Wait};

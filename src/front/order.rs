@@ -8,6 +8,8 @@
 use super::output::Output;
 use super::reply_line;
 use shards::batch::ReplyKind;
+use shards::ids::Token;
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 /// What a request needs of those before it on an ordered connection.
@@ -35,6 +37,27 @@ pub const IN_FLIGHT_LIMIT: usize = 1 << 15;
 const EARLY_KEEP_BYTES: usize = 16 * 1024;
 
 const NO_SLOT: u32 = u32::MAX;
+
+/// Sorts requests under way by connection, and those of an ordered connection as they were taken. Tokens with the router's
+/// own uppermost bit come last and stay as they are.
+pub fn arrival_order(a: Token, b: Token) -> Ordering {
+    let is_router = |token: Token| token.0 >> 63 == 1;
+    match (is_router(a), is_router(b)) {
+        (true, true) => Ordering::Equal,
+        (false, false) => (a.0 >> LOCAL_BITS).cmp(&(b.0 >> LOCAL_BITS)).then_with(|| {
+            // The numbers go round; those under way are less than half of all apart.
+            let distance = (a.0 as u32).wrapping_sub(b.0 as u32) & LOCAL_MASK;
+            if distance == 0 {
+                Ordering::Equal
+            } else if distance <= LOCAL_MASK / 2 {
+                Ordering::Greater
+            } else {
+                Ordering::Less
+            }
+        }),
+        (a, b) => a.cmp(&b),
+    }
+}
 
 /// The requests of one connection between their acceptance and their reply.
 #[derive(Debug)]

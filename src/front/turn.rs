@@ -257,7 +257,7 @@ impl Front {
         if busy || deadline <= self.desk.now {
             return self.ring.submit().map(|()| false);
         }
-        let mut until = deadline;
+        let mut until = handler.next_deadline(self.desk.now).map_or(deadline, |soon| soon.min(deadline));
         if !self.desk.connections.watched.is_empty() || self.desk.settings.idle_ms_max > 0 {
             until = until.min(self.next_sweep);
         }

@@ -1,12 +1,14 @@
 //! What the router says of the server and of itself.
 
-use super::facts::{SERVER_VERSION, ServerFacts, resident_bytes};
+use super::facts::{SERVER_VERSION, resident_bytes};
 use super::{Router, RouterCounters};
-use shards::gather::topology::Topology;
-use shards::ids::{Millis, SLOTS};
+use crate::peer::nodes::address_of;
+use shards::ids::{GroupId, Millis, NodeNumber, SLOTS};
+use shards::meta::{Node, NodeState};
+use strand_wire::code::Code;
 use strand_wire::json::push_string;
 use strand_wire::limits::Limits;
-use strand_wire::reply::push_unsigned;
+use strand_wire::reply::{push_error, push_unsigned};
 
 /// A flag of a connection: answer NOT_LEADER instead of forwarding.
 pub(super) const CONNECTION_REDIRECT: u32 = 1;
@@ -20,59 +22,148 @@ const MODE: &str = "single";
 /// What a client may rely on beyond the commands' names.
 const CAPABILITIES: &[&str] = &["unordered", "sessions", "versions", "conditions", "atomic_bulk", "scan"];
 
-/// Appends the members of HELLO's reply.
-pub(super) fn write_hello(out: &mut Vec<u8>, facts: &ServerFacts, topology: &Topology, limits: &Limits) {
-    out.extend_from_slice(b"\"result\":{");
-    push_number(out, "protocol", PROTOCOL_VERSION);
-    push_text(out, ",", "version", SERVER_VERSION);
-    push_text(out, ",", "node", &facts.node_id);
-    push_text(out, ",", "mode", MODE);
-    out.extend_from_slice(b",\"limits\":{");
-    write_limits(out, limits);
-    out.extend_from_slice(b"},\"capabilities\":[");
-    push_list(out, CAPABILITIES.iter(), |out, name| push_string(out, name));
-    out.extend_from_slice(b"],");
-    push_number(out, "shards", topology.groups() as u64);
+/// The mode of a node in a cluster.
+const MODE_CLUSTER: &str = "cluster";
+
+/// A node that was not heard for so long counts as down.
+const DOWN_AFTER_MS: u64 = 3000;
+
+/// Appends the members of the refusal of a request whose client wants to go to the leader itself.
+pub(super) fn write_not_leader(out: &mut Vec<u8>, group: GroupId, address: &str) {
+    let text = "another node leads the key's shard; send the request to the address in \"leader\"";
+    push_error(out, Code::NotLeader, text, Code::NotLeader.retry());
+    push_text(out, ",", "leader", address);
     out.push(b',');
-    push_number(out, "slots_total", u64::from(SLOTS));
-    out.extend_from_slice(b",\"slots\":[");
-    push_list(out, topology.ranges().iter(), |out, range| {
-        out.push(b'{');
-        push_number(out, "first", u64::from(range.first.0));
-        out.push(b',');
-        push_number(out, "last", u64::from(range.last.0));
-        out.push(b',');
-        push_number(out, "group", u64::from(range.group.0));
-        out.push(b'}');
-    });
-    out.extend_from_slice(b"],\"leaders\":[");
-    push_list(out, topology.each(), |out, group| {
-        out.push(b'{');
-        push_number(out, "group", u64::from(group.0));
-        push_text(out, ",", "node", &facts.node_id);
-        push_text(out, ",", "address", &facts.address);
-        out.push(b'}');
-    });
-    out.extend_from_slice(b"]}");
+    push_number(out, "shard", u64::from(group.0));
 }
 
-/// Appends the members of CLUSTER's result that tell of nodes.
-pub(super) fn write_nodes(out: &mut Vec<u8>, facts: &ServerFacts) {
-    push_text(out, "", "mode", MODE);
-    out.extend_from_slice(b",\"nodes\":[{");
-    push_text(out, "", "id", &facts.node_id);
-    push_text(out, ",", "address", &facts.address);
-    out.extend_from_slice(b",\"state\":\"up\",\"self\":true}]");
+/// Appends a node's state for CLUSTER.
+fn write_node(out: &mut Vec<u8>, node: &Node, me: NodeNumber, heard: Option<Millis>, now: Millis) {
+    let silent_ms = heard.map(|heard| now.0.saturating_sub(heard.0));
+    let is_up = node.number == me || silent_ms.is_some_and(|ms| ms < DOWN_AFTER_MS);
+    out.push(b'{');
+    push_text(out, "", "id", &node.id);
+    out.push(b',');
+    push_number(out, "number", u64::from(node.number.0));
+    push_text(out, ",", "address", &address_of(node));
+    out.push(b',');
+    push_number(out, "cluster_port", u64::from(node.cluster_port));
+    push_text(out, ",", "state", if is_up { "up" } else { "down" });
+    let role = match node.state {
+        NodeState::Member => "member",
+        NodeState::Leaving => "leaving",
+        NodeState::Gone => "gone",
+    };
+    push_text(out, ",", "role", role);
+    out.extend_from_slice(if node.is_primary { b",\"primary\":true" } else { b",\"primary\":false" });
+    out.extend_from_slice(if node.number == me { b",\"self\":true" } else { b",\"self\":false" });
+    out.extend_from_slice(b",\"heard_ms_ago\":");
+    match silent_ms {
+        _ if node.number == me => out.push(b'0'),
+        Some(ms) => push_unsigned(out, ms),
+        None => out.extend_from_slice(b"null"),
+    }
+    out.push(b'}');
 }
 
 impl Router {
+    fn mode(&self) -> &'static str {
+        if self.cluster.is_some() { MODE_CLUSTER } else { MODE }
+    }
+
+    /// Appends the members of HELLO's reply.
+    pub(super) fn write_hello(&self, out: &mut Vec<u8>) {
+        let (facts, topology) = (&self.facts, &self.topology);
+        out.extend_from_slice(b"\"result\":{");
+        push_number(out, "protocol", PROTOCOL_VERSION);
+        push_text(out, ",", "version", SERVER_VERSION);
+        push_text(out, ",", "node", &facts.node_id);
+        push_text(out, ",", "mode", self.mode());
+        out.extend_from_slice(b",\"limits\":{");
+        write_limits(out, &self.settings.limits);
+        out.extend_from_slice(b"},\"capabilities\":[");
+        push_list(out, CAPABILITIES.iter(), |out, name| push_string(out, name));
+        out.extend_from_slice(b"],");
+        push_number(out, "shards", topology.groups() as u64);
+        out.push(b',');
+        push_number(out, "slots_total", u64::from(SLOTS));
+        out.extend_from_slice(b",\"slots\":[");
+        push_list(out, topology.ranges().iter(), |out, range| {
+            out.push(b'{');
+            push_number(out, "first", u64::from(range.first.0));
+            out.push(b',');
+            push_number(out, "last", u64::from(range.last.0));
+            out.push(b',');
+            push_number(out, "group", u64::from(range.group.0));
+            out.push(b'}');
+        });
+        out.extend_from_slice(b"],\"leaders\":[");
+        push_list(out, topology.each(), |out, group| self.write_leader(out, group));
+        out.extend_from_slice(b"]}");
+    }
+
+    fn write_leader(&self, out: &mut Vec<u8>, group: GroupId) {
+        out.push(b'{');
+        push_number(out, "group", u64::from(group.0));
+        let leader = match &self.cluster {
+            None => Some((self.facts.node_id.clone(), self.facts.address.clone())),
+            Some(cluster) => cluster.nodes.name_of(cluster.view.leader(group).node),
+        };
+        match leader {
+            Some((node, address)) => {
+                push_text(out, ",", "node", &node);
+                push_text(out, ",", "address", &address);
+            }
+            None => out.extend_from_slice(b",\"node\":null,\"address\":null"),
+        }
+        out.push(b'}');
+    }
+
+    /// Appends the members of CLUSTER's result that tell of nodes.
+    pub(super) fn write_nodes(&self, out: &mut Vec<u8>, now: Millis) {
+        push_text(out, "", "mode", self.mode());
+        let Some(cluster) = &self.cluster else {
+            out.extend_from_slice(b",\"nodes\":[{");
+            push_text(out, "", "id", &self.facts.node_id);
+            push_text(out, ",", "address", &self.facts.address);
+            return out.extend_from_slice(b",\"state\":\"up\",\"self\":true}]");
+        };
+        let meta = cluster.nodes.meta();
+        out.push(b',');
+        push_number(out, "meta_version", meta.version);
+        out.push(b',');
+        push_number(out, "replicas_wanted", u64::from(meta.replicas));
+        out.extend_from_slice(b",\"nodes\":[");
+        let present = meta.nodes.iter().filter(|node| node.state != NodeState::Gone);
+        push_list(out, present, |out, node| {
+            write_node(out, node, cluster.view.me(), cluster.nodes.last_heard(node.number), now);
+        });
+        out.push(b']');
+    }
+
+    /// The nodes' ids by number, for CLUSTER.
+    pub(super) fn node_names(&self) -> Vec<(NodeNumber, String)> {
+        let Some(cluster) = &self.cluster else { return vec![(NodeNumber(1), self.facts.node_id.clone())] };
+        let meta = cluster.nodes.meta();
+        meta.nodes.iter().map(|node| (node.number, node.id.clone())).collect()
+    }
+
+    /// Who leads each group, for CLUSTER.
+    pub(super) fn leaders(&self) -> Vec<NodeNumber> {
+        let leader = |group| match &self.cluster {
+            None => NodeNumber(1),
+            Some(cluster) => cluster.view.leader(group).node,
+        };
+        self.topology.each().map(leader).collect()
+    }
+
     /// The members of INFO's result that are known without the shards.
     pub(super) fn info_head(&self, now: Millis) -> Vec<u8> {
         let mut out = Vec::new();
         push_text(&mut out, "", "version", SERVER_VERSION);
         out.push(b',');
         push_number(&mut out, "uptime_s", now.0.saturating_sub(self.facts.started.0) / 1000);
-        push_text(&mut out, ",", "mode", MODE);
+        push_text(&mut out, ",", "mode", self.mode());
         push_text(&mut out, ",", "node", &self.facts.node_id);
         push_text(&mut out, ",", "address", &self.facts.address);
         out.push(b',');
@@ -95,8 +186,19 @@ impl Router {
     }
 
     fn write_counters(&self, out: &mut Vec<u8>) {
-        let RouterCounters { sent, answered_alone, refused, gathers, calls, gather_timeouts } = self.counters;
-        let waiting: usize = self.waiting.iter().map(std::collections::VecDeque::len).sum();
+        let RouterCounters {
+            sent,
+            answered_alone,
+            refused,
+            gathers,
+            calls,
+            gather_timeouts,
+            came_back,
+            leader_changes,
+            no_quorum,
+            redirects,
+        } = self.counters;
+        let waiting: usize = self.ways.iter().map(super::Way::held).sum();
         let numbers = [
             ("sent", sent),
             ("answered_without_shard", answered_alone),
@@ -106,11 +208,15 @@ impl Router {
             ("gather_timeouts", gather_timeouts),
             ("gathers_now", self.gathers.count() as u64),
             ("gathers_bytes", self.gathers.held_bytes() as u64),
-            ("calls_waiting", waiting as u64),
+            ("waiting", waiting as u64),
+            ("came_back", came_back),
+            ("leader_changes", leader_changes),
+            ("no_quorum", no_quorum),
+            ("redirects", redirects),
         ];
         push_list(out, numbers.iter(), |out, (name, number)| push_number(out, name, *number));
         out.extend_from_slice(b",\"outstanding\":[");
-        push_list(out, self.links.iter(), |out, link| push_unsigned(out, link.outstanding() as u64));
+        push_list(out, self.ways.iter(), |out, way| push_unsigned(out, way.outstanding() as u64));
         out.push(b']');
     }
 }

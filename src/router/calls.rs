@@ -1,17 +1,39 @@
 //! Gathers under way: who waits for each, until when, and which call's answer belongs to which.
 //!
 //! A call's token has bit 63 set, which no client's token has; below stand the generation and place of its gather and the
-//! call's number. A gather that has ended leaves its generation, so late answers find nothing. Bounds: gathers, and the
+//! call's number. Bit 62 of any token marks a read that went to this node's replica whoever leads. A gather that has ended leaves its generation, so late answers find nothing. Bounds: gathers, and the
 //! bytes that all of them hold.
 
 use shards::batch::ReplyKind;
 use shards::gather::{Gather, Step};
-use shards::ids::{Millis, Token};
+use shards::ids::{GroupId, Millis, Token};
+use std::collections::BTreeMap;
 use strand_wire::code::Code;
+use strand_wire::reply::push_unsigned;
 
 /// Marks the token of a gather's call.
 const CALL_BIT: u64 = 1 << 63;
-const GENERATION_MASK: u32 = (1 << 31) - 1;
+/// Marks the token of a read that goes to this node's replica.
+const LOCAL_BIT: u64 = 1 << 62;
+const GENERATION_MASK: u32 = (1 << 30) - 1;
+
+/// The marked token of a read that goes to this node's replica.
+#[inline]
+pub(super) fn mark_local(token: Token) -> Token {
+    Token(token.0 | LOCAL_BIT)
+}
+
+/// The token without the mark, if it has the mark.
+#[inline]
+pub(super) fn unmark_local(token: Token) -> Option<Token> {
+    (token.0 & LOCAL_BIT != 0).then_some(Token(token.0 & !LOCAL_BIT))
+}
+
+/// Whether a client's token leaves the router's bits alone.
+#[inline]
+pub(super) fn is_plain(token: Token) -> bool {
+    token.0 & (CALL_BIT | LOCAL_BIT) == 0
+}
 
 /// Whether a token belongs to a gather's call.
 #[inline]
@@ -26,6 +48,8 @@ pub(super) struct Running {
     pub(super) deadline: Millis,
     pub(super) gather: Gather,
     held_bytes: usize,
+    /// Groups that answered from a replica that does not lead, with its applied index.
+    stale: BTreeMap<GroupId, u64>,
 }
 
 /// Names a gather.
@@ -107,7 +131,7 @@ impl Gathers {
         let held_bytes = gather.held_bytes();
         self.held_bytes += held_bytes;
         let entry = &mut self.places[usize::from(place)];
-        entry.running = Some(Running { client, deadline, gather, held_bytes });
+        entry.running = Some(Running { client, deadline, gather, held_bytes, stale: BTreeMap::new() });
         GatherId { place, generation: entry.generation }
     }
 
@@ -145,11 +169,24 @@ impl Gathers {
             step = Step::failed(Code::Overloaded, text);
         }
         match step {
-            Step::Done { kind, members } => {
-                self.end(id);
+            Step::Done { kind, mut members } => {
+                let ended = self.end(id);
+                if kind == ReplyKind::Success {
+                    write_stale(&mut members, &ended.map(|running| running.stale).unwrap_or_default());
+                }
                 Heard::Ended(client, kind, members)
             }
             step => Heard::GoesOn(id, step),
+        }
+    }
+
+    /// Notes that a call's answer comes from a replica that does not lead.
+    pub(super) fn note_stale(&mut self, token: Token, group: GroupId, applied: u64) {
+        let id = read_token(token).0;
+        let place =
+            self.places.get_mut(usize::from(id.place)).filter(|place| place.generation == id.generation);
+        if let Some(running) = place.and_then(|place| place.running.as_mut()) {
+            running.stale.insert(group, applied);
         }
     }
 
@@ -190,6 +227,21 @@ impl GatherId {
         let (generation, place) = (u64::from(self.generation), u64::from(self.place));
         Token(CALL_BIT | generation << 32 | place << 16 | u64::from(number))
     }
+}
+
+/// Says which groups' answers may be stale, and how far their replicas were.
+fn write_stale(out: &mut Vec<u8>, stale: &BTreeMap<GroupId, u64>) {
+    if stale.is_empty() {
+        return;
+    }
+    out.extend_from_slice(b",\"stale\":true,\"applied_index\":{");
+    for (number, (group, applied)) in stale.iter().enumerate() {
+        out.extend_from_slice(if number > 0 { b",\"" } else { b"\"" });
+        push_unsigned(out, u64::from(group.0));
+        out.extend_from_slice(b"\":");
+        push_unsigned(out, *applied);
+    }
+    out.push(b'}');
 }
 
 /// The gather that a call's token names.

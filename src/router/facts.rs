@@ -3,7 +3,7 @@
 
 use crate::doorbell::Doorbell;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// The version that INFO and HELLO tell.
 pub const SERVER_VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -28,16 +28,54 @@ pub struct ServerFacts {
 pub struct StopHandle {
     requested: AtomicBool,
     bells: Vec<Arc<Doorbell>>,
+    /// Done before the stop takes effect: in a cluster, leadership is handed over.
+    before: OnceLock<Before>,
+    is_under_way: AtomicBool,
+}
+
+/// What is done before a stop takes effect; it may take a moment.
+struct Before(Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Before {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Before")
+    }
 }
 
 impl StopHandle {
     /// A handle that rings these bells when the stop is requested.
     pub fn new(bells: Vec<Arc<Doorbell>>) -> Arc<Self> {
-        Arc::new(Self { requested: AtomicBool::new(false), bells })
+        Arc::new(Self { bells, ..Self::default() })
     }
 
-    /// Asks for the stop; asking again changes nothing. From here on routers answer new requests SHUTTING_DOWN.
-    pub fn request(&self) {
+    /// Has this done before a stop takes effect. To be called once, before anybody can ask for the stop.
+    pub fn precede(&self, before: impl Fn() + Send + Sync + 'static) {
+        // A second one would be a defect of the start, and the first goes on to hold.
+        let _ = self.before.set(Before(Box::new(before)));
+    }
+
+    /// Asks for the stop and returns at once; asking again changes nothing. Once it takes effect, routers answer new requests
+    /// SHUTTING_DOWN.
+    pub fn request(self: &Arc<Self>) {
+        if self.is_under_way.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let this = Arc::clone(self);
+        let run = move || {
+            if let Some(before) = this.before.get() {
+                (before.0)();
+            }
+            this.take_effect();
+        };
+        // Without a thread to wait in, the stop takes effect without what should precede it.
+        if self.before.get().is_none()
+            || std::thread::Builder::new().name("stop".to_owned()).spawn(run).is_err()
+        {
+            self.take_effect();
+        }
+    }
+
+    fn take_effect(&self) {
         self.requested.store(true, Ordering::Release);
         for bell in &self.bells {
             bell.ring();
@@ -72,6 +110,19 @@ mod tests {
         stop.request();
         assert!(stop.is_requested());
         assert!(!bell.ring(), "the stop took the flag");
+    }
+
+    #[test]
+    fn what_precedes_a_stop_is_done_before_it_takes_effect() {
+        let stop = StopHandle::new(Vec::new());
+        let (done, was_done) = std::sync::mpsc::channel();
+        let seen = Arc::clone(&stop);
+        stop.precede(move || done.send(seen.is_requested()).unwrap());
+        stop.request();
+        assert!(!was_done.recv().unwrap(), "not yet in effect");
+        while !stop.is_requested() {
+            std::thread::yield_now();
+        }
     }
 
     #[test]

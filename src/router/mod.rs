@@ -3,8 +3,9 @@
 //!
 //! Invariants. A request on one key is parsed once, encoded straight into the batch that travels, and costs no
 //! allocation, lock or system call of its own. Every line taken gets exactly one reply. Calls of a gather go to a shard
-//! in the order in which they were asked for; while some wait for room at a shard, no line is taken for it. It never
-//! waits, and it keeps no state of a client beyond what is under way.
+//! in the order in which they were asked for; while some wait for room at a shard, no line is taken for it. Requests of one
+//! connection on one key never change places, whichever node leads. It never waits, and it keeps no state of a client
+//! beyond what is under way.
 //!
 //! | file | duty |
 //! |---|---|
@@ -14,6 +15,7 @@
 //! | `answers` | what the router answers itself |
 //! | `replies` | what comes back from shards, and deadlines of gathers |
 //! | `calls` | the gathers under way |
+//! | `way` | where a group's requests go, and what becomes of them when its leader changes |
 //! | `facts` | what the server is, and how it is stopped |
 
 mod answers;
@@ -24,27 +26,30 @@ mod replies;
 mod search;
 #[cfg(test)]
 mod tests;
+mod way;
 
 pub use facts::{SERVER_VERSION, ServerFacts, StopHandle};
 
 use crate::front::{Class, Handled, ID_BYTES_MAX, LineAt, LineHandler, ReplySink};
 use crate::links::ShardLink;
+use crate::peer::nodes::Nodes;
+use crate::peer::view::ClusterView;
 use calls::Gathers;
-use shards::batch::{ReplyKind, RequestHead};
+use shards::batch::ReplyKind;
 use shards::command::encode;
 use shards::command::record::{Record, flag};
 use shards::gather::topology::Topology;
-use shards::ids::{KeyHash, Millis, Token, hash_of};
-use std::collections::VecDeque;
+use shards::ids::{GroupId, Millis, Token, hash_of};
 use std::sync::Arc;
 use strand_wire::code::Code;
 use strand_wire::commands;
 use strand_wire::limits::Limits;
 use strand_wire::reply;
 use strand_wire::request::{self, Refusal};
+use way::{Side, Target, Way};
 
-/// A batch of so many bytes is sent at once instead of at the end of the turn.
-const BATCH_BYTES_MAX: usize = 1 << 20;
+/// How often a router looks for a leader while requests wait for one, in milliseconds.
+const LEADER_LOOK_MS: u64 = 2;
 
 /// Knobs of a router.
 #[derive(Clone, Debug)]
@@ -85,22 +90,40 @@ pub struct RouterCounters {
     pub calls: u64,
     /// Gathers that ended at their deadline.
     pub gather_timeouts: u64,
+    /// Requests that came back because the replica that they reached does not lead.
+    pub came_back: u64,
+    /// Times that a group's requests began to go to a leader, the first included.
+    pub leader_changes: u64,
+    /// Requests that found no leader until their deadline.
+    pub no_quorum: u64,
+    /// Requests answered with the leader's address, as their connection wishes.
+    pub redirects: u64,
 }
 
-/// A gather's call that found no room at its shard.
+/// What a router of a cluster has besides the links to its own shards.
 #[derive(Debug)]
-struct WaitingCall {
-    token: Token,
-    deadline: Millis,
-    record: Vec<u8>,
+pub struct ClusterParts {
+    /// Who leads.
+    pub view: Arc<ClusterView>,
+    /// Who the nodes are.
+    pub nodes: Arc<Nodes>,
+    /// One link a group to the thread that forwards, by the group's number.
+    pub links: Vec<ShardLink>,
+}
+
+/// What every router of a cluster looks at.
+#[derive(Debug)]
+struct Cluster {
+    view: Arc<ClusterView>,
+    nodes: Arc<Nodes>,
 }
 
 /// The router; see the module's head.
 pub struct Router {
     /// One a group, by its number.
-    links: Vec<ShardLink>,
-    /// Calls that wait for room, by group.
-    waiting: Vec<VecDeque<WaitingCall>>,
+    ways: Vec<Way>,
+    /// Absent on a node that is alone.
+    cluster: Option<Cluster>,
     topology: Topology,
     settings: RouterSettings,
     facts: Arc<ServerFacts>,
@@ -121,7 +144,7 @@ struct Asked<'l> {
 
 impl std::fmt::Debug for Router {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Router").field("groups", &self.links.len()).finish_non_exhaustive()
+        f.debug_struct("Router").field("groups", &self.ways.len()).finish_non_exhaustive()
     }
 }
 
@@ -143,8 +166,8 @@ impl Router {
         settings.limits.id_bytes_max = settings.limits.id_bytes_max.min(ID_BYTES_MAX);
         let key_timeout_ms = commands::find("GET").map_or(5000, |spec| spec.timeout_ms);
         Self {
-            waiting: links.iter().map(|_| VecDeque::new()).collect(),
-            links,
+            ways: (0..).map(GroupId).zip(links).map(|(group, link)| Way::new(group, link)).collect(),
+            cluster: None,
             topology,
             gathers: Gathers::new(settings.gathers_max, settings.gathers_bytes_max),
             settings,
@@ -155,26 +178,42 @@ impl Router {
         }
     }
 
+    /// Makes it a router of a cluster; before the first turn.
+    ///
+    /// # Panics
+    /// When links and groups differ in number.
+    pub fn join(&mut self, parts: ClusterParts) {
+        let ClusterParts { view, nodes, links } = parts;
+        assert_eq!(links.len(), self.ways.len(), "a link for each group");
+        for (way, link) in self.ways.iter_mut().zip(links) {
+            way.join(link);
+        }
+        self.cluster = Some(Cluster { view, nodes });
+    }
+
     /// The counters so far.
     pub fn counters(&self) -> RouterCounters {
         self.counters
     }
 
-    /// When the router wants a turn although nothing happens: the deadline of a gather.
-    pub fn next_deadline(&self) -> Option<Millis> {
-        self.gathers.next_deadline()
+    /// When the router wants a turn although nothing happens: the deadline of a gather, or soon, since requests wait for a
+    /// leader.
+    pub fn next_deadline(&self, now: Millis) -> Option<Millis> {
+        let waits = self.ways.iter().any(|way| way.held() > 0 && !way.is_open());
+        let soon = waits.then_some(Millis(now.0 + LEADER_LOOK_MS));
+        [self.gathers.next_deadline(), soon].into_iter().flatten().min()
     }
 
     /// Whether nothing is under way at any shard.
     pub fn is_quiet(&self) -> bool {
-        self.gathers.count() == 0 && self.links.iter().all(|link| link.outstanding() == 0)
+        self.gathers.count() == 0 && self.ways.iter().all(|way| way.outstanding() + way.held() == 0)
     }
 
     /// Sends a request on one key to the group that owns it.
     #[inline]
     fn send_one_key<'l>(
         &mut self,
-        at: &LineAt<'_>,
+        at: &mut LineAt<'_>,
         asked: &Asked<'l>,
         class: Class,
         record: &Record<'_>,
@@ -183,19 +222,50 @@ impl Router {
             return Handled::Hold(class);
         }
         let hash = hash_of(record.key);
-        let group = self.topology.group_of_hashed(record.key, hash).0 as usize;
-        if !self.has_room_at(group) {
+        let group = self.topology.group_of_hashed(record.key, hash);
+        if self.cluster.is_some()
+            && let Some(handled) = self.send_apart(at, asked, class, group, record)
+        {
+            return handled;
+        }
+        let way = &mut self.ways[group.0 as usize];
+        if !way.offer(client_token(at), hash, asked.deadline, |out| record.encode(out)) {
             return Handled::HoldForRoom;
         }
-        push(&mut self.links[group], client_token(at), hash, asked.deadline, |out| record.encode(out));
         self.counters.sent += 1;
         Handled::Taken { class, id: asked.id }
     }
 
-    /// Whether a line may be taken for a group now: calls that wait go first.
-    #[inline]
-    fn has_room_at(&self, group: usize) -> bool {
-        self.links[group].room() > 0 && self.waiting[group].is_empty()
+    /// In a cluster: a request on one key that does not go to the leader, since it may be answered from this node's replica
+    /// or its client wants to go to the leader itself.
+    fn send_apart<'l>(
+        &mut self,
+        at: &mut LineAt<'_>,
+        asked: &Asked<'l>,
+        class: Class,
+        group: GroupId,
+        record: &Record<'_>,
+    ) -> Option<Handled<'l>> {
+        let way = &mut self.ways[group.0 as usize];
+        if record.has(flag::LOCAL) {
+            let token = client_token(at);
+            let hash = hash_of(record.key);
+            let taken = way.offer_local(token, hash, asked.deadline, false, |out| record.encode(out))?;
+            if !taken {
+                return Some(Handled::HoldForRoom);
+            }
+            self.counters.sent += 1;
+            return Some(Handled::Taken { class, id: asked.id });
+        }
+        if at.flags() & answers::CONNECTION_REDIRECT == 0 {
+            return None;
+        }
+        let Target::There(node) = way.target() else { return None };
+        let (_, address) = self.cluster.as_ref()?.nodes.name_of(node)?;
+        self.counters.redirects += 1;
+        Some(self.answer(at, asked.id, ReplyKind::Error, |out| {
+            answers::write_not_leader(out, group, &address);
+        }))
     }
 
     fn refuse<'l>(&mut self, at: &mut LineAt<'_>, line: &[u8], refusal: &Refusal<'l>) -> Handled<'l> {
@@ -261,8 +331,8 @@ impl LineHandler for Router {
     }
 
     fn flush(&mut self) {
-        for link in &mut self.links {
-            link.flush();
+        for way in &mut self.ways {
+            way.flush();
         }
     }
 
@@ -271,7 +341,11 @@ impl LineHandler for Router {
     }
 
     fn has_work(&self) -> bool {
-        self.links.iter().any(ShardLink::has_replies)
+        self.ways.iter().any(Way::has_replies)
+    }
+
+    fn next_deadline(&self, now: Millis) -> Option<Millis> {
+        Router::next_deadline(self, now)
     }
 }
 
@@ -279,27 +353,6 @@ impl LineHandler for Router {
 #[inline]
 fn client_token(at: &LineAt<'_>) -> Token {
     let token = at.token();
-    assert!(!calls::is_call(token), "the front leaves the uppermost bit of its tokens to the router");
+    assert!(calls::is_plain(token), "the front leaves the two uppermost bits of its tokens to the router");
     token
-}
-
-/// Adds a request to what goes to a shard, whose link has room.
-#[inline]
-fn push(
-    link: &mut ShardLink,
-    token: Token,
-    hash: KeyHash,
-    deadline: Millis,
-    write: impl FnOnce(&mut Vec<u8>),
-) {
-    let batch = link.batch();
-    let start = batch.bytes.len();
-    write(&mut batch.bytes);
-    let end = batch.bytes.len();
-    let length = u32::try_from(end - start).expect("a record is below 4 GiB");
-    let start = u32::try_from(start).expect("a batch is sent long before 4 GiB");
-    batch.heads.push(RequestHead { token, hash, deadline, start, length });
-    if end >= BATCH_BYTES_MAX {
-        link.flush();
-    }
 }

@@ -5,14 +5,16 @@
 use super::answers;
 use super::calls::GatherId;
 use super::search;
-use super::{Asked, Router, WaitingCall, client_token, push};
+use super::way::Waiting;
+use super::{Asked, Router, client_token};
 use crate::front::{Class, Handled, LineAt};
 use shards::batch::ReplyKind;
 use shards::command::encode;
+use shards::command::record::{Op, Record, flag};
 use shards::gather::bulk_get::BulkGet;
 use shards::gather::catalog::CatalogChange;
 use shards::gather::delete_prefix::DeletePrefix;
-use shards::gather::info::{Info, Shape};
+use shards::gather::info::Info;
 use shards::gather::list_indexes::ListIndexes;
 use shards::gather::query_index::QueryIndex;
 use shards::gather::scan::Scan;
@@ -33,9 +35,16 @@ pub(super) const NO_FAULTS: &str =
 const ALONE: &str =
     "this node runs alone and has no members to change; start nodes with --peers for a cluster";
 
+/// Why a cluster refuses them.
+const NOT_YET: &str = "this version cannot change the members or leaders of a cluster on request; leaders move when a node \
+    stops, and come back with it";
+
 /// Shards judge the deadline of a gather's call so much later than the router judges the gather's, so that the client
 /// hears of the command and not of one of its calls.
-const CALL_GRACE_MS: u64 = 250;
+pub(super) const CALL_GRACE_MS: u64 = 250;
+
+/// How long CLUSTER waits for the figures of a group.
+const CLUSTER_MS_MAX: u64 = 2500;
 
 /// A write on several keys, split by group.
 struct ManyKeys<'r> {
@@ -91,23 +100,26 @@ impl Router {
             }
             Command::Info => {
                 let head = self.info_head(at.now());
-                let node = self.facts.node_id.clone();
-                let start = |topology: &Topology| Info::start(topology, Shape::Info, head, &node);
-                self.gather(at, &asked, Class::ScatterRead, start)
+                self.gather(at, &asked, Class::ScatterRead, |topology| Info::figures(topology, head))
             }
             Command::Cluster => {
                 let mut head = Vec::new();
-                answers::write_nodes(&mut head, &self.facts);
-                let node = self.facts.node_id.clone();
-                let start = |topology: &Topology| Info::start(topology, Shape::Cluster, head, &node);
-                self.gather(at, &asked, Class::ScatterRead, start)
+                self.write_nodes(&mut head, at.now());
+                let (names, leaders) = (self.node_names(), self.leaders());
+                // A group without a leader must not hide the others for long.
+                let deadline = asked.deadline.min(Millis(at.now().0 + CLUSTER_MS_MAX));
+                let asked = Asked { deadline, ..asked };
+                self.gather(at, &asked, Class::ScatterRead, |topology| {
+                    Info::groups(topology, head, names, leaders)
+                })
             }
             Command::Snapshot => {
                 let class = barrier(at);
                 self.gather(at, &asked, class, Snapshot::start)
             }
             Command::AddNode(_) | Command::RemoveNode(_) | Command::TransferLeader(_) => {
-                self.fail(at, id, Code::UnsupportedInMode, ALONE)
+                let text = if self.cluster.is_some() { NOT_YET } else { ALONE };
+                self.fail(at, id, Code::UnsupportedInMode, text)
             }
             Command::Shutdown => {
                 self.facts.stop.request();
@@ -169,9 +181,7 @@ impl Router {
         at.set_flags(if hello.redirect { answers::CONNECTION_REDIRECT } else { 0 });
         at.set_ordered(hello.ordered);
         self.counters.answered_alone += 1;
-        at.answer_with(ReplyKind::Success, asked.id, |out| {
-            answers::write_hello(out, &self.facts, &self.topology, &self.settings.limits);
-        });
+        at.answer_with(ReplyKind::Success, asked.id, |out| self.write_hello(out));
         Handled::Answered
     }
 
@@ -185,13 +195,13 @@ impl Router {
             return self
                 .answer(at, asked.id, ReplyKind::Success, |out| out.extend_from_slice(b"\"result\":0"));
         };
-        let group = lowest.0 as usize;
-        if !self.has_room_at(group) {
-            return Handled::HoldForRoom;
-        }
-        push(&mut self.links[group], client_token(at), KeyHash(0), asked.deadline, |out| {
+        let way = &mut self.ways[lowest.0 as usize];
+        let is_taken = way.offer(client_token(at), KeyHash(0), asked.deadline, |out| {
             encode::many_keys(write.kind, &write.parts, write.debug, write.session, out);
         });
+        if !is_taken {
+            return Handled::HoldForRoom;
+        }
         self.counters.sent += 1;
         Handled::Taken { class, id: asked.id }
     }
@@ -229,15 +239,18 @@ impl Router {
         let deadline = Millis(deadline.0 + CALL_GRACE_MS);
         self.counters.calls += calls.len() as u64;
         for call in calls {
-            let (group, token) = (call.group.0 as usize, id.token(call.number));
-            if self.has_room_at(group) {
-                push(&mut self.links[group], token, KeyHash(0), deadline, |out| {
-                    out.extend_from_slice(&call.record);
-                });
-            } else {
-                // Bounded: a gather has at most one call under way for each of its numbers.
-                self.waiting[group].push_back(WaitingCall { token, deadline, record: call.record });
+            let token = id.token(call.number);
+            let way = &mut self.ways[call.group.0 as usize];
+            let write = |out: &mut Vec<u8>| out.extend_from_slice(&call.record);
+            let is_local = Record::flags_of(&call.record) & flag::LOCAL != 0;
+            let is_info = call.record.first() == Some(&(Op::Info as u8));
+            let taken =
+                if is_local { way.offer_local(token, KeyHash(0), deadline, is_info, write) } else { None };
+            if taken == Some(true) || way.offer(token, KeyHash(0), deadline, write) {
+                continue;
             }
+            // Bounded: a gather has at most one call under way for each of its numbers.
+            way.wait(Waiting { token, hash: KeyHash(0), deadline, record: call.record });
         }
     }
 }

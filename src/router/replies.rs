@@ -1,61 +1,159 @@
 //! What comes back: replies to clients, answers to gathers, room for calls that wait, and gathers past their deadline.
 
 use super::calls::{self, Heard};
-use super::{Router, push};
+use super::{Router, Side, Target};
 use crate::front::ReplySink;
-use shards::batch::{NOT_SHARED, ReplyBatch, ReplyHead, ReplyKind};
+use crate::peer::view::Leader;
+use shards::batch::{NOT_SHARED, NotLeader, ReplyBatch, ReplyHead, ReplyKind};
 use shards::command::answer::{self, Failure, Outcome};
+use shards::command::record::Op;
 use shards::gather::Step;
-use shards::ids::{KeyHash, Token};
+use shards::ids::{GroupId, NodeNumber, Token};
 use strand_wire::code::{Code, Retry};
 use strand_wire::reply;
+
+/// Why a request is given up that found no leader.
+const NO_QUORUM: &str = "no leader of the key's group was found in time, since too few of its nodes answer; nothing was \
+    applied, so try again once more nodes are up";
+
+/// Both rings of a way.
+const SIDES: [Side; 2] = [Side::Local, Side::Remote];
 
 impl Router {
     /// Takes all that shards have answered; true when there was anything, or when gathers ended.
     pub(super) fn bring_replies(&mut self, sink: &mut ReplySink<'_>) -> bool {
         let mut any = false;
-        for number in 0..self.links.len() {
-            while let Some(batch) = self.links[number].receive() {
-                any = true;
-                for head in &batch.heads {
-                    self.bring_reply(&batch, head, sink);
+        for number in 0..self.ways.len() {
+            for side in SIDES {
+                while let Some(batch) = self.ways[number].receive(side) {
+                    any = true;
+                    for head in &batch.heads {
+                        self.bring_reply(number, &batch, head, sink);
+                    }
+                    self.ways[number].recycle(side, batch);
                 }
-                self.links[number].recycle(batch);
             }
         }
+        any |= self.tend_ways(sink);
         if self.gathers.count() > 0 {
             any |= self.end_late_gathers(sink);
         }
         if any {
-            self.send_waiting();
-            for link in &mut self.links {
-                link.flush();
+            for way in &mut self.ways {
+                let gathers = &self.gathers;
+                way.send_waiting(|token| {
+                    !calls::is_call(token) || gathers.get(calls::gather_of(token)).is_some()
+                });
+                way.flush();
             }
         }
         any
     }
 
     #[inline]
-    fn bring_reply(&mut self, batch: &ReplyBatch, head: &ReplyHead, sink: &mut ReplySink<'_>) {
+    fn bring_reply(&mut self, number: usize, batch: &ReplyBatch, head: &ReplyHead, sink: &mut ReplySink<'_>) {
         let body = batch.body(head);
-        if calls::is_call(head.token) {
-            return self.bring_answer(head.token, head.kind, body, sink);
+        let (mut token, mut is_local) = (head.token, false);
+        if let Some(unmarked) = calls::unmark_local(token) {
+            self.ways[number].forget_local_read();
+            (token, is_local) = (unmarked, true);
         }
-        if head.kind == ReplyKind::Part {
+        if head.kind == ReplyKind::NotLeader {
+            return self.bring_back(number, token, is_local, body, sink);
+        }
+        self.ways[number].was_served();
+        if calls::is_call(token) {
+            return match (head.kind, body.split_first_chunk::<8>()) {
+                (ReplyKind::StalePart, Some((index, part))) => {
+                    self.gathers.note_stale(token, GroupId(number as u32), u64::from_le_bytes(*index));
+                    self.bring_answer(token, ReplyKind::Part, part, sink)
+                }
+                _ => self.bring_answer(token, head.kind, body, sink),
+            };
+        }
+        if matches!(head.kind, ReplyKind::Part | ReplyKind::StalePart) {
             let text = "a shard answered a client's request with a part; report this";
-            sink.complete_with(
-                head.token,
-                ReplyKind::Error,
-                |out| answer::error(out, Code::Internal, text),
-                None,
-            );
-            return;
+            return self.fail_taken(token, Code::Internal, text, sink);
         }
         let shared = match head.shared {
             NOT_SHARED => None,
             position => batch.shared.get(position as usize).cloned(),
         };
-        sink.complete(head.token, head.kind, body, shared);
+        sink.complete(token, head.kind, body, shared);
+    }
+
+    /// A request that was refused by a replica that does not lead: it goes out again once the leader is known.
+    #[cold]
+    fn bring_back(
+        &mut self,
+        number: usize,
+        token: Token,
+        is_local: bool,
+        body: &[u8],
+        sink: &mut ReplySink<'_>,
+    ) {
+        self.counters.came_back += 1;
+        let Ok(refused) = NotLeader::decode(body) else {
+            return self.fail_taken(
+                token,
+                Code::Internal,
+                "a shard's refusal cannot be read; report this",
+                sink,
+            );
+        };
+        if let Some(cluster) = &self.cluster {
+            let leader = Leader { term: refused.term, node: refused.leader.node() };
+            cluster.view.learn(GroupId(number as u32), leader);
+        }
+        if is_local && refused.record.first() == Some(&(Op::Info as u8)) {
+            // This node's figures are asked for, and nobody else's will do.
+            return self.fail_taken(token, Code::NotLeader, "this node has no replica of the group", sink);
+        }
+        if is_local {
+            self.ways[number].take_back_local(token, &refused);
+        } else {
+            self.ways[number].take_back(token, &refused);
+        }
+    }
+
+    /// Answers a request that was taken, or a gather's call, with an error.
+    fn fail_taken(&mut self, token: Token, code: Code, text: &str, sink: &mut ReplySink<'_>) {
+        let mut members = Vec::new();
+        answer::error(&mut members, code, text);
+        if calls::is_call(token) {
+            self.bring_answer(token, ReplyKind::Error, &members, sink);
+        } else {
+            sink.complete(token, ReplyKind::Error, &members, None);
+        }
+    }
+
+    /// Has every way follow its group's leader; true when one opened, or when requests gave up waiting for one.
+    fn tend_ways(&mut self, sink: &mut ReplySink<'_>) -> bool {
+        let mut any = false;
+        for number in 0..self.ways.len() {
+            let wanted = match &self.cluster {
+                None => Target::Here,
+                Some(cluster) => match cluster.view.leader(GroupId(number as u32)).node {
+                    NodeNumber(0) => Target::Nobody,
+                    node if node == cluster.view.me() => Target::Here,
+                    node => Target::There(node),
+                },
+            };
+            if self.ways[number].is_open() && self.ways[number].target() == wanted {
+                continue;
+            }
+            let now = (self.clock)();
+            if self.ways[number].tend(wanted, now) {
+                self.counters.leader_changes += 1;
+                any = true;
+            }
+            for late in self.ways[number].take_late(now) {
+                self.counters.no_quorum += 1;
+                any = true;
+                self.fail_taken(late.token, Code::NoQuorum, NO_QUORUM, sink);
+            }
+        }
+        any
     }
 
     fn bring_answer(&mut self, token: Token, kind: ReplyKind, body: &[u8], sink: &mut ReplySink<'_>) {
@@ -69,20 +167,6 @@ impl Router {
                 self.send_calls(id, deadline, calls);
             }
             Heard::GoesOn(_, _) => {}
-        }
-    }
-
-    /// Sends the calls that waited for room, in their order; those of ended gathers are dropped.
-    fn send_waiting(&mut self) {
-        for (link, waiting) in self.links.iter_mut().zip(&mut self.waiting) {
-            while link.room() > 0 {
-                let Some(call) = waiting.pop_front() else { break };
-                if self.gathers.get(calls::gather_of(call.token)).is_some() {
-                    push(link, call.token, KeyHash(0), call.deadline, |out| {
-                        out.extend_from_slice(&call.record);
-                    });
-                }
-            }
         }
     }
 

@@ -117,15 +117,21 @@ sections! {
         insecure: bool = false, "switch", Range::Switch;
     }
 
-    /// The other nodes, for a cluster. This version serves a single node: it checks these settings and refuses to start with
-    /// peers.
+    /// The other nodes, for a cluster.
     cluster: Cluster {
-        /// The other nodes: `[ID@]HOST:PORT[:CLUSTER_PORT]` or `ID:PORT:CLUSTER_PORT` each. Empty: a single node.
+        /// The other nodes at a first start: `[ID@]HOST:PORT[:CLUSTER_PORT]` or `ID:PORT:CLUSTER_PORT` each. A later start finds
+        /// them in the data directory.
         peers: Vec<String> = Vec::new(), "list of peers", Range::Texts(63);
-        /// TCP port for the other nodes; 0 means `server.port` + 1000. Needs peers.
+        /// TCP port for the other nodes; 0 means `server.port` + 1000. Without peers it makes a node that others can be added
+        /// to.
         port: u16 = 0, "port", integer(0, 65_535);
-        /// Prefers this node as leader of every group at first start. Needs peers.
+        /// Prefers this node as leader of every group at first start. Needs peers or a cluster port.
         primary: bool = false, "switch", Range::Switch;
+        /// Copies of each group, on as many nodes; all founders must say the same. Three bear the loss of one node, five of two.
+        replicas: u16 = 3, "copies", integer(1, 9);
+        /// Most that one shard pulls a second when it needs another node's snapshot, so that a joining node does not take the
+        /// network and the disk from requests; 0 means no limit.
+        snapshot_mib_per_s_max: u32 = 64, "MiB a second", integer(0, 100_000);
     }
 
     /// Which core runs what.

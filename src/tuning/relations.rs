@@ -147,11 +147,7 @@ fn cores(tuning: &Tuning, rules: &mut Rules<'_>) {
 
 fn cluster(tuning: &Tuning, rules: &mut Rules<'_>) {
     let cluster = &tuning.cluster;
-    if cluster.peers.is_empty() {
-        rules.demand(cluster.port == 0, &["cluster.port"], || {
-            "cluster.port is for the other nodes, and there are none: leave it out or give cluster.peers."
-                .to_owned()
-        });
+    if cluster.peers.is_empty() && cluster.port == 0 {
         rules.demand(!cluster.primary, &["cluster.primary"], || {
             "cluster.primary prefers one of several nodes, and there is one: leave it out or give cluster.peers."
                 .to_owned()
@@ -163,7 +159,7 @@ fn cluster(tuning: &Tuning, rules: &mut Rules<'_>) {
         &["wal.sync", "cluster.peers"],
         || {
             format!(
-                "wal.sync = \"{}\" is not allowed with peers: a replica may not forget what it acknowledged. Use \"always\".",
+                "wal.sync = \"{}\" is not allowed in a cluster: a replica may not forget what it acknowledged. Use \"always\".",
                 tuning.wal.sync
             )
         },
@@ -179,6 +175,9 @@ fn cluster(tuning: &Tuning, rules: &mut Rules<'_>) {
             )
         },
     );
+    if cluster.peers.is_empty() {
+        return;
+    }
     rules.demand(
         origin_of(rules.origins, "server.id") != Origin::Default,
         &["server.id", "cluster.peers"],
@@ -276,7 +275,8 @@ mod tests {
         check(&[peers, id, ("server.port", "65000")], Some("cluster.port"));
         check(&[("cluster.peers", "node1@a:1"), id], Some("this node itself"));
         check(&[("cluster.peers", "a"), id], Some("HOST:PORT"));
-        check(&[("cluster.port", "9000")], Some("there are none"));
+        check(&[("cluster.port", "9000")], None);
+        check(&[("cluster.port", "9000"), ("wal.sync", "off")], Some("in a cluster"));
         check(&[("cluster.primary", "true")], Some("there is one"));
     }
 }

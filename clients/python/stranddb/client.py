@@ -20,12 +20,14 @@ Addresses = Union[str, Sequence[str]]
 
 
 def address_list(addresses: Addresses, port: Optional[int] = None) -> List[str]:
-    """``"host:port"``, a list of them, or host and port apart."""
+    """``"host:port"``, several with commas between, a list of them, or host and port apart."""
     if port is not None:
         if not isinstance(addresses, str):
             raise TypeError("a port goes with one host")
         return [f"[{addresses}]:{port}" if ":" in addresses else f"{addresses}:{port}"]
-    return [addresses] if isinstance(addresses, str) else list(addresses)
+    if isinstance(addresses, str):
+        return [address.strip() for address in addresses.split(",")]
+    return list(addresses)
 
 
 def result_of(outcome: Outcome) -> Reply:

@@ -147,8 +147,8 @@ class Commands(Generic[R]):
     def remove_node(self, node: str, **fields: Any) -> R:
         return self._send(request("REMOVE_NODE", {"node": node}, fields))
 
-    def transfer_leader(self, node: str, group: Optional[int] = None, **fields: Any) -> R:
-        return self._send(request("TRANSFER_LEADER", {"node": node, "group": group}, fields))
+    def transfer_leader(self, node: str, shard: Optional[int] = None, **fields: Any) -> R:
+        return self._send(request("TRANSFER_LEADER", {"node": node, "shard": shard}, fields))
 
     def shutdown(self, **fields: Any) -> R:
         return self._send(request("SHUTDOWN", {}, fields))

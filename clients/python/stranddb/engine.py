@@ -11,7 +11,7 @@ import random
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, Dict, Generator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Generator, List, Optional, Sequence, Tuple, Union
 
 from .errors import (ConnectError, DisconnectedError, EncodeError, ProtocolError, RequestTimeout, ServerError, StrandError,
                      error_of)
@@ -21,11 +21,27 @@ VERSION = "0.1.0"
 HOPS_MAX = 5
 LINKS_MAX = 64
 ROUTES_MAX = 4096
+#: Fixed parts of the key space.
+SLOTS = 4096
 OUTPUT_BYTES_HIGH = 256 * 1024
 TRUSTED_IDLE = 0.05
 GRACE = 0.5
 
 Outcome = Union[Reply, StrandError]
+
+
+try:
+    # Optional: with it a key's shard is known before the first request; without it NOT_LEADER replies teach it.
+    from xxhash import xxh3_64_intdigest as hash64
+except ImportError:
+    hash64 = None
+
+
+def slot_of(key: bytes, hashed: Callable[[bytes], int]) -> int:
+    """The slot of a key: the upper 12 bits of xxh3_64 of its ``{tag}``, or of the whole key without one."""
+    opened = key.find(b"{")
+    closed = key.find(b"}", opened + 1) if opened >= 0 else -1
+    return hashed(key[opened + 1:closed] if closed > opened + 1 else key) >> 52
 
 
 class DeadlinePassed(OSError):
@@ -142,6 +158,7 @@ class Engine:
         self.sequencer = Sequencer()
         self._shard_of_key: "OrderedDict[str, int]" = OrderedDict()
         self._leaders: Dict[int, str] = {}
+        self._slots: List[int] = []
 
     def close(self) -> None:
         for link in self.links.values():
@@ -215,7 +232,7 @@ class Engine:
         directed, item.directed = item.directed, None
         if directed:
             return directed
-        shard = self._shard_of_key.get(item.request.key) if item.request.key is not None else None
+        shard = self._shard_of(item.request.key) if item.request.key is not None else None
         return self._leaders.get(shard, self.primary) if shard is not None else self.primary
 
     def ready(self, wanted: str, deadline: float) -> Generator[Step, Any, str]:
@@ -257,6 +274,8 @@ class Engine:
                     answers = list(link.session.replies())
                 if answers[0][1]["status"] != "success":
                     raise error_of(answers[0][1])
+                if self.options.redirect:
+                    self._learn_map(answers[0][1].get("result"))
             if not self.options.ordered:
                 link.session.set_unordered()
         except BaseException:
@@ -334,6 +353,27 @@ class Engine:
         allowed = retry == "safe" or (retry == "same_seq" and item.request.nature != "once")
         if not allowed or item.attempts >= self.options.attempts_max:
             item.give_up(0.0)
+
+    def _shard_of(self, key: str) -> Optional[int]:
+        """The shard of a key by the slot map of HELLO, or by what a NOT_LEADER reply said of the key."""
+        if self._slots and hash64 is not None:
+            return self._slots[slot_of(key.encode("utf-8", "surrogatepass"), hash64)]
+        return self._shard_of_key.get(key)
+
+    def _learn_map(self, result: Any) -> None:
+        """Takes over the shard map and the leaders of a HELLO reply; a server that tells none is asked key by key."""
+        try:
+            slots = [0] * SLOTS
+            for one in result["slots"]:
+                for slot in range(int(one["first"]), min(int(one["last"]), SLOTS - 1) + 1):
+                    slots[slot] = int(one["group"])
+            leaders = {int(one["group"]): str(one["address"]) for one in result["leaders"] if one.get("address")}
+            for address in leaders.values():
+                split_address(address)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return
+        self._slots = slots
+        self._leaders.update(leaders)
 
     def _learn(self, key: Optional[str], shard: int, leader: str) -> None:
         if key is not None:

@@ -7,6 +7,7 @@ import unittest
 
 import fake_server
 import stranddb
+from stranddb import engine
 from fake_server import FakeServer, error
 from stranddb import AsyncClient, Client, Options, Pool
 
@@ -140,6 +141,35 @@ class Faults(unittest.TestCase):
         client.set("k", 2)
         self.assertEqual((len(follower.seen("SET")), len(leader.seen("SET"))), (1, 2))
         self.assertEqual(follower.seen("HELLO")[0]["redirect"], True)
+
+    def test_the_map_of_hello_leads_to_the_leader_at_once(self):
+        seed, leader = self.server(), self.server()
+        whole = {"slots": [{"first": 0, "last": 4095, "group": 5}],
+                 "leaders": [{"group": 5, "node": "b", "address": leader.address}]}
+        seed.inject("HELLO", {"status": "success", "result": whole})
+        kept, engine.hash64 = engine.hash64, lambda key: 7 << 52
+        try:
+            client = self.client(seed, Options(redirect=True))
+            client.set("k", 1)
+        finally:
+            engine.hash64 = kept
+        self.assertEqual((len(seed.seen("SET")), len(leader.seen("SET"))), (0, 1))
+
+    def test_slots_are_the_servers(self):
+        seen = []
+        def hashed(key):
+            seen.append(key)
+            return 0x2d06800538d394c2
+        for key in (b"{user1}.name", b"x{user1}y", b"{}a", b"a{b"):
+            self.assertEqual(engine.slot_of(key, hashed), 0x2d0)
+        self.assertEqual(seen, [b"user1", b"user1", b"{}a", b"a{b"])
+
+    def test_several_addresses_stand_in_one_text(self):
+        gone, there = self.server(), self.server()
+        gone.stop()
+        with stranddb.Client(f"{gone.address}, {there.address}", options=QUICK) as client:
+            client.set("k", 1)
+        self.assertEqual(len(there.seen("SET")), 1)
 
     def test_unordered_replies_find_their_requests(self):
         fake = self.server()

@@ -53,9 +53,11 @@ pub struct Versioned {
 }
 
 impl Client {
-    /// Connects to `HOST:PORT` (IPv6 in brackets) with default options.
-    pub fn connect(address: &str) -> Result<Self, Error> {
-        Self::connect_with(&[address], ClientOptions::default())
+    /// Connects to `HOST:PORT` (IPv6 in brackets), or to several nodes of one cluster with commas between, with default
+    /// options.
+    pub fn connect(addresses: &str) -> Result<Self, Error> {
+        let addresses: Vec<&str> = addresses.split(',').map(str::trim).collect();
+        Self::connect_with(&addresses, ClientOptions::default())
     }
 
     /// Connects to the first of several nodes of one cluster that can be reached; the others are kept for failover.

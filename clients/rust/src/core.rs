@@ -199,7 +199,10 @@ impl Core {
             }
             self.links.remove(&address);
             match Link::connect(&address, &self.options, deadline) {
-                Ok(link) => {
+                Ok(mut link) => {
+                    if let Some(map) = link.map.take().filter(|_| self.options.redirect) {
+                        self.routes.learn_map(&map);
+                    }
                     self.keep(&address, link, wanted);
                     return Ok(address);
                 }

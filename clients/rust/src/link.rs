@@ -8,6 +8,7 @@ use crate::command::Command;
 use crate::error::{Error, Outcome};
 use crate::options::ClientOptions;
 use crate::reply::Reply;
+use crate::route::ShardMap;
 use crate::session::{Session, Ticket};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, ErrorKind, Read, Write};
@@ -30,6 +31,8 @@ pub(crate) struct Link {
     session: Session,
     scratch: Box<[u8]>,
     last_used: Instant,
+    /// What HELLO said of shards and leaders, until it is taken.
+    pub(crate) map: Option<ShardMap>,
 }
 
 /// Why an exchange ended early.
@@ -51,7 +54,7 @@ impl Link {
         stream.set_nodelay(true).and_then(|()| stream.set_nonblocking(true)).map_err(failed)?;
         let session = Session::new(options.reply_bytes_max);
         let scratch = vec![0; READ_BYTES].into_boxed_slice();
-        let mut link = Self { stream, session, scratch, last_used: Instant::now() };
+        let mut link = Self { stream, session, scratch, last_used: Instant::now(), map: None };
         let until = deadline.min(Instant::now() + options.connect_timeout);
         if let Some(hello) = hello(options) {
             link.greet(&hello, until).map_err(|broken| match broken {
@@ -70,7 +73,10 @@ impl Link {
         self.session.submit(0, hello, None);
         loop {
             if let Some((_, reply)) = self.session.next_reply().map_err(Broken::Protocol)? {
-                return reply.into_result().map(drop).map_err(Broken::Protocol);
+                let reply = reply.into_result().map_err(Broken::Protocol)?;
+                // Servers that tell no map, or another one, are asked key by key.
+                self.map = reply.result().ok();
+                return Ok(());
             }
             self.turn(deadline)?;
         }

@@ -3,6 +3,7 @@
 //! The slot rule is the server's (xxh3_64 of the key, or of its `{tag}`, upper 12 bits). Invariant: a wrong route costs one
 //! NOT_LEADER reply and never a wrong answer, so everything here may be forgotten at any time.
 
+use serde::Deserialize;
 use std::collections::HashMap;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -36,7 +37,27 @@ fn tag_of(key: &[u8]) -> Option<&[u8]> {
     (close > 0).then(|| &rest[..close])
 }
 
-/// Leaders by shard and shards by slot, learned from NOT_LEADER replies.
+/// The shard map and the leaders as HELLO tells them.
+#[derive(Debug, Deserialize)]
+pub struct ShardMap {
+    slots: Vec<SlotRange>,
+    leaders: Vec<LeaderOf>,
+}
+
+#[derive(Debug, Deserialize)]
+struct SlotRange {
+    first: u16,
+    last: u16,
+    group: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct LeaderOf {
+    group: u64,
+    address: Option<String>,
+}
+
+/// Leaders by shard and shards by slot, learned from HELLO and from NOT_LEADER replies.
 #[derive(Debug, Default)]
 pub struct Routes {
     shard_of_slot: HashMap<Slot, u64>,
@@ -54,6 +75,20 @@ impl Routes {
             self.leader_of_shard.clear();
         }
         self.leader_of_shard.insert(shard, leader.to_owned());
+    }
+
+    /// Takes over what HELLO said; what it does not know stays.
+    pub fn learn_map(&mut self, map: &ShardMap) {
+        for range in &map.slots {
+            for slot in range.first..=range.last.min(SLOTS as u16 - 1) {
+                self.shard_of_slot.insert(Slot(slot), range.group);
+            }
+        }
+        for leader in map.leaders.iter().take(SLOTS) {
+            if let Some(address) = &leader.address {
+                self.leader_of_shard.insert(leader.group, address.clone());
+            }
+        }
     }
 
     /// Address of the leader of a slot, when known.
@@ -87,6 +122,20 @@ mod tests {
         assert_eq!(slot_of(b"{}a").0.index(), (xxh3_64(b"{}a") >> 52) as usize);
         // Golden: the published xxh3_64 of no bytes is 2d06800538d394c2.
         assert_eq!(slot_of(b"").0.index(), 0x2d0);
+    }
+
+    #[test]
+    fn the_shard_map_of_hello_is_taken_over() {
+        let map = r#"{"slots":[{"first":0,"last":2047,"group":0},{"first":2048,"last":4095,"group":1}],
+            "leaders":[{"group":0,"node":"a","address":"x:1"},{"group":1,"node":null,"address":null}],"mode":"cluster"}"#;
+        let map: ShardMap = serde_json::from_str(map).unwrap();
+        let mut routes = Routes::default();
+        routes.learn(Some(Slot(4000)), 1, "y:2");
+        routes.learn_map(&map);
+        assert_eq!((routes.leader(Slot(2047)), routes.leader(Slot(2048))), (Some("x:1"), Some("y:2")));
+        let wild = r#"{"slots":[{"first":0,"last":65535,"group":3}],"leaders":[]}"#;
+        routes.learn_map(&serde_json::from_str(wild).unwrap());
+        assert_eq!(routes.leader(Slot(4095)), None, "a map beyond the slots is cut");
     }
 
     #[test]

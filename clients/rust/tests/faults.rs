@@ -179,6 +179,28 @@ fn leaders_are_followed_and_remembered() {
 }
 
 #[test]
+fn the_map_of_hello_leads_to_the_leader_at_once() {
+    let (seed, leader) = (FakeServer::start(), FakeServer::start());
+    let map = json!({
+        "slots": [{"first": 0, "last": 4095, "group": 5}],
+        "leaders": [{"group": 5, "node": "b", "address": leader.address}],
+    });
+    seed.inject("HELLO", Fault::Answer(json!({"status": "success", "result": map})));
+    let options = ClientOptions { redirect: true, ..quick() };
+    let mut client = Client::connect_with(&[&seed.address], options).unwrap();
+    client.set("k", &1).unwrap();
+    assert_eq!((seed.requests("SET").len(), leader.requests("SET").len()), (0, 1));
+}
+
+#[test]
+fn several_addresses_stand_in_one_text() {
+    let there = FakeServer::start();
+    let mut client = Client::connect(&format!("127.0.0.1:1, {}", there.address)).unwrap();
+    client.set("k", &1).unwrap();
+    assert_eq!(there.value("k"), Some(json!(1)));
+}
+
+#[test]
 fn two_nodes_that_point_at_each_other_do_not_trap_the_client() {
     let (a, b) = (FakeServer::start(), FakeServer::start());
     for (here, there) in [(&a, &b), (&b, &a)] {

@@ -52,6 +52,8 @@ pub enum Op {
     Catalog = 14,
     /// Store the reply of a multi-step command for its retries.
     Remember = 15,
+    /// Change the cluster's meta state (group 0); the value holds the change.
+    Meta = 16,
 
     /// Read a value.
     Get = 64,
@@ -75,6 +77,8 @@ pub enum Op {
     SearchHits = 73,
     /// One page of a value index.
     QueryIndex = 74,
+    /// How a group and its replicas are, as its leader sees them.
+    Members = 75,
 
     /// Run a transaction over several groups.
     TxnStart = 96,
@@ -84,6 +88,8 @@ pub enum Op {
     Snapshot = 98,
     /// Change the index catalogue.
     CatalogChange = 99,
+    /// Change the cluster's meta state.
+    MetaChange = 100,
 }
 
 impl Op {
@@ -117,6 +123,7 @@ const BY_NUMBER: [Option<Op>; 128] = {
         TxnForget,
         Catalog,
         Remember,
+        Meta,
         Get,
         Exists,
         Ttl,
@@ -128,10 +135,12 @@ const BY_NUMBER: [Option<Op>; 128] = {
         SearchStats,
         SearchHits,
         QueryIndex,
+        Members,
         TxnStart,
         DeletePrefix,
         Snapshot,
         CatalogChange,
+        MetaChange,
     ];
     let mut table = [None; 128];
     let mut at = 0;
@@ -216,6 +225,11 @@ impl<'a> Record<'a> {
     /// A command with neither argument, condition nor session.
     pub fn plain(op: Op, key: &'a [u8], value: &'a [u8]) -> Self {
         Self { op, flags: 0, argument: None, condition: None, key, value, session: None }
+    }
+
+    /// The flags of encoded bytes, for who does not need the rest; none for bytes that are too short.
+    pub fn flags_of(bytes: &[u8]) -> u16 {
+        bytes.get(2..4).and_then(<[u8]>::first_chunk).map_or(0, |flags| u16::from_le_bytes(*flags))
     }
 
     /// Whether a flag is set.

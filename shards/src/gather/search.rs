@@ -5,6 +5,8 @@
 //! them from the pinned views, of the merged hits only. A shard lets go of its view after phase 2, or after phase 3 where
 //! [`Ask::fetches`] says that it comes, and in any case at the deadline.
 //!
+//! A shard whose leader changed since phase 1 has no such view, and answers TIMEOUT at once: the search begins anew, once.
+//!
 //! A search over the clients' vectors has nothing to count: the first call's answer is its hits. Where a shard lacks an index
 //! that is made on demand (text, embeddings), its first answer names it; the index is defined and the counting begins anew.
 //!
@@ -38,6 +40,9 @@ use strand_wire::reply::push_float;
 
 pub use super::search_parts::*;
 
+/// How a shard's answer begins that has no view of the number asked for.
+const VIEW_IS_LOST: &[u8] = br#""code":"TIMEOUT""#;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Count,
@@ -61,6 +66,9 @@ pub struct Search {
     defining: Option<Box<Gather>>,
     /// Whether missing indexes were defined already.
     has_defined: bool,
+    /// Number of the first group's call; later ones follow. It moves when the search begins anew, so that answers which
+    /// are still under way find nothing.
+    first_call: u16,
     /// This phase's answers, by group.
     answers: Answers,
     views: Vec<u64>,
@@ -77,6 +85,7 @@ impl Search {
             missing: Vec::new(),
             defining: None,
             has_defined: false,
+            first_call: 0,
             ask,
             offset: usize::try_from(offset).unwrap_or(usize::MAX),
             top_k: usize::try_from(top_k).unwrap_or(usize::MAX),
@@ -94,8 +103,23 @@ impl Search {
         self.ask.encode(&mut value);
         let flags = self.flags & flag::LOCAL;
         let record = Record { flags, ..Record::plain(Op::SearchStats, &[], &value) };
-        let calls = (0u16..).zip(self.topology.each());
+        let calls = (self.first_call..).zip(self.topology.each());
         Step::Calls(calls.map(|(number, group)| Call::new(number, group, &record)).collect())
+    }
+
+    /// Begins anew, once: a shard does not know its view any more, since another replica leads it now.
+    fn restart(&mut self) -> Option<Step> {
+        if self.first_call > 0 || !matches!(self.phase, Phase::Score | Phase::Fetch) {
+            return None;
+        }
+        self.first_call = u16::try_from(self.topology.groups()).expect("at most 4,096 groups");
+        // Calls of a definition would have the numbers of the answers still under way.
+        self.has_defined = true;
+        self.phase = Phase::Count;
+        self.answers = Answers::new(self.topology.groups());
+        self.views.clear();
+        self.hits.clear();
+        Some(self.count())
     }
 
     /// Defines the next missing index; counts again when all are there.
@@ -122,7 +146,14 @@ impl Search {
                 step => step,
             });
         }
-        let answers = match self.answers.take(number, kind, body, self.beside_bytes())? {
+        let Some(place) = number.checked_sub(self.first_call) else { return Ok(Step::Wait) };
+        if kind == ReplyKind::Error
+            && body.starts_with(VIEW_IS_LOST)
+            && let Some(restarted) = self.restart()
+        {
+            return Ok(restarted);
+        }
+        let answers = match self.answers.take(place, kind, body, self.beside_bytes())? {
             Collected::Step(step) => return Ok(step),
             Collected::All(answers) => answers,
         };
@@ -255,9 +286,11 @@ impl Search {
 
     fn call(&self, group: usize, value: &[u8]) -> Call {
         let number = u16::try_from(group).expect("at most 4,096 groups");
-        let record =
-            Record { argument: Some(self.views[group]), ..Record::plain(Op::SearchHits, &[], value) };
-        Call::new(number, GroupId(u32::from(number)), &record)
+        // The replica that counted has the view.
+        let flags = self.flags & flag::LOCAL;
+        let argument = Some(self.views[group]);
+        let record = Record { flags, argument, ..Record::plain(Op::SearchHits, &[], value) };
+        Call::new(self.first_call + number, GroupId(u32::from(number)), &record)
     }
 
     fn finish(&self, fetched: Option<&[Vec<u8>]>) -> Result<Step, Malformed> {

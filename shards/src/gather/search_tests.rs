@@ -16,6 +16,7 @@ use crate::index::set::{IndexDefinition, IndexKind};
 use crate::index::text::search::{Model, Search as ShardSearch};
 use crate::index::text::{TextIndex, WHOLE};
 use crate::index::value::ValueIndex;
+use std::collections::VecDeque;
 use strand_wire::limits::Limits;
 use strand_wire::request::{self, Command};
 
@@ -330,4 +331,39 @@ fn lists_are_summed() {
         \"entries\":6,\"bytes\":200},{\"field\":\"b\",\"kind\":\"value\",\"state\":\"ready\",\"progress\":1,\
         \"entries\":6,\"bytes\":200}]";
     assert_eq!(text, expected);
+}
+
+#[test]
+fn a_search_whose_views_are_lost_begins_anew_once() {
+    let shards = Shards::new(2);
+    let ask = Ask { with_values: true, ..ask(Scoring::Bm25, "fox") };
+    let whole = shards.search(&ask, 0, 5);
+    assert!(whole.contains("\"score\""), "{whole}");
+    for losses in [1, 2] {
+        let mut lost_yet = 0;
+        let (mut gather, mut step) = Search::start(&shards.topology, ask.clone(), 0, 5, 0);
+        let mut open = VecDeque::new();
+        // The highest group is answered first, so that answers of the first round come after the new beginning.
+        let (kind, found) = loop {
+            match step {
+                Step::Calls(calls) => open.extend(calls.into_iter().rev()),
+                Step::Wait => {}
+                Step::Done { kind, members } => break (kind, String::from_utf8(members).unwrap()),
+            }
+            let call: Call = open.pop_front().unwrap();
+            let is_hits = Record::decode(&call.record).unwrap().op == Op::SearchHits;
+            step = if call.group.0 == 1 && is_hits && lost_yet < losses {
+                lost_yet += 1;
+                let lost = br#""code":"TIMEOUT","error":"late","retry":"safe""#;
+                gather.part(call.number, ReplyKind::Error, lost)
+            } else {
+                gather.part(call.number, ReplyKind::Part, &shards.answer(&ask, &call))
+            };
+        };
+        assert_eq!(lost_yet, losses);
+        match losses {
+            1 => assert_eq!(found, whole),
+            _ => assert!(kind == ReplyKind::Error && found.contains("TIMEOUT"), "{found}"),
+        }
+    }
 }

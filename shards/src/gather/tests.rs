@@ -5,11 +5,11 @@ use crate::command::items;
 use crate::command::record::{Op, Session, flag};
 use crate::gather::bulk_get::BulkGet;
 use crate::gather::delete_prefix::DeletePrefix;
-use crate::gather::info::{Info, Shape};
+use crate::gather::info::Info;
 use crate::gather::scan::Scan;
 use crate::gather::snapshot::Snapshot;
 use crate::gather::topology::Topology;
-use crate::ids::Version;
+use crate::ids::{NodeNumber, Version};
 use crate::txn::Kind;
 use crate::txn::message::{Start, push_version};
 use strand_wire::limits::Limits;
@@ -313,8 +313,9 @@ fn figures_are_put_together() {
     let figures = |keys: u64| {
         format!("{{\"keys\":{keys},\"memory_bytes\":9,\"term\":2,\"commit_index\":8,\"applied_index\":7}}")
     };
-    let (mut gather, step) = Info::start(&topology, Shape::Info, b"\"mode\":\"single\"".to_vec(), "n1");
-    assert_eq!(calls(step).len(), 2);
+    let (mut gather, step) = Info::figures(&topology, b"\"mode\":\"single\"".to_vec());
+    let asked = calls(step);
+    assert!(asked.len() == 2 && Record::flags_of(&asked[0].record) & flag::LOCAL != 0);
     assert_eq!(part(&mut gather, 1, figures(5).as_bytes()), Step::Wait);
     let result = success(part(&mut gather, 0, figures(4).as_bytes()));
     let expected = format!(
@@ -324,14 +325,43 @@ fn figures_are_put_together() {
     );
     assert_eq!(result, expected);
 
-    let (mut gather, _) = Info::start(&Topology::even(1), Shape::Cluster, b"\"nodes\":[]".to_vec(), "n1");
-    assert_eq!(
-        success(part(&mut gather, 0, figures(4).as_bytes())),
-        "\"result\":{\"nodes\":[],\"groups\":[{\"group\":0,\"leader\":\"n1\",\"replicas\":[\"n1\"],\"term\":2,\
-         \"commit_index\":8,\"applied_index\":7,\"lag\":1}]}"
+    // A shard without a copy has no figures, which is no error.
+    let (mut gather, _) = Info::figures(&topology, b"\"mode\":\"single\"".to_vec());
+    assert_eq!(gather.part(0, ReplyKind::Error, b"\"code\":\"NOT_LEADER\""), Step::Wait);
+    let result = success(part(&mut gather, 1, figures(5).as_bytes()));
+    assert!(
+        result.ends_with(&format!("\"keys\":5,\"keys_memory_bytes\":9,\"shards\":[null,{}]}}", figures(5)))
     );
-    let (mut gather, _) = Info::start(&Topology::even(1), Shape::Cluster, b"\"nodes\":[]".to_vec(), "n1");
+    let (mut gather, _) = Info::figures(&Topology::even(1), Vec::new());
     assert!(failure(part(&mut gather, 0, b"{}")).contains("INTERNAL"));
+}
+
+#[test]
+fn groups_are_told_by_their_leaders() {
+    let names = vec![(NodeNumber(1), "n1".to_owned()), (NodeNumber(2), "n2".to_owned())];
+    let start = |leaders: &[u16]| {
+        let topology = Topology::even(leaders.len() as u16);
+        let leaders = leaders.iter().copied().map(NodeNumber).collect();
+        Info::groups(&topology, b"\"nodes\":[]".to_vec(), names.clone(), leaders).0
+    };
+    let figures = "{\"keys\":1,\"memory_bytes\":9,\"term\":2,\"commit_index\":8,\"applied_index\":7";
+    assert_eq!(
+        success(part(&mut start(&[1]), 0, format!("{figures}}}").as_bytes())),
+        "\"result\":{\"nodes\":[],\"groups\":[{\"group\":0,\"leader\":\"n1\",\"replicas\":[{\"node\":\"n1\",\
+         \"role\":\"voter\",\"match_index\":7,\"lag\":1}],\"term\":2,\"commit_index\":8,\"applied_index\":7,\"lag\":1}]}"
+    );
+    // The second group has no leader; the first one's has a copy that is behind, and one on a node of no name.
+    let mut gather = start(&[2, 0]);
+    assert_eq!(gather.part(1, ReplyKind::Error, b"\"code\":\"NO_QUORUM\""), Step::Wait);
+    let copies = "[{\"node\":2,\"match_index\":8},{\"node\":3,\"match_index\":2,\"learner\":true}]";
+    let result = success(part(&mut gather, 0, format!("{figures},\"replicas\":{copies}}}").as_bytes()));
+    assert_eq!(
+        result,
+        "\"result\":{\"nodes\":[],\"groups\":[{\"group\":0,\"leader\":\"n2\",\"replicas\":[\
+         {\"node\":\"n2\",\"role\":\"voter\",\"match_index\":8,\"lag\":0},\
+         {\"node\":null,\"role\":\"learner\",\"match_index\":2,\"lag\":6}],\
+         \"term\":2,\"commit_index\":8,\"applied_index\":7,\"lag\":6},{\"group\":1,\"leader\":null}]}"
+    );
 }
 
 #[test]

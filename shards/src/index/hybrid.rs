@@ -25,6 +25,7 @@ pub fn candidates(offset: usize, top_k: usize) -> usize {
 
 /// The side that is not BM25.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "one stands in each hybrid search, which is boxed")]
 pub enum SimilaritySearch {
     /// Built-in embedding.
     Embedding(EmbeddingSearch),

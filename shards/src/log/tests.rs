@@ -234,6 +234,7 @@ fn every_flipped_bit_in_durable_data_is_found() {
 
 /// A log of 1 MiB: two segments, batches of many sizes, the last three batches not acknowledged and whole; with the place,
 /// the covered bytes and the acknowledgement of every frame.
+#[allow(clippy::type_complexity, reason = "a log and what is known of each batch of it")]
 fn log_of_a_mebibyte() -> (MemoryDisk, LogShape, Vec<(SegmentId, u64, usize, bool)>) {
     let shape = LogShape::new(IDENTITY, 512 << 10);
     let mut disk = MemoryDisk::default();

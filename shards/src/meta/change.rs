@@ -7,10 +7,14 @@
 use super::{GroupPlacement, Meta, Node, NodeState};
 use crate::command::record::{Malformed, take, take_u8, take_u16, take_u32, take_u64};
 use crate::ids::{GroupId, NodeNumber, ReplicaId};
+use crate::log::payload::PayloadBuffer;
+use crate::peer::meta_codec::{NODES_MAX, decode_meta, encode_meta};
 
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MetaChange {
+    /// The state that the cluster was founded with; void once there is one.
+    Found(Box<Meta>),
     /// A new node, to hold its share. Its number is given here.
     AddNode(Node),
     /// The node's replicas go elsewhere, then it is gone.
@@ -57,13 +61,15 @@ pub enum MetaChanged {
     Refused(String),
 }
 
-/// Most nodes that a cluster ever has, those that left included.
-pub const NODES_MAX: usize = 1000;
-
 impl Meta {
     /// Applies a change.
     pub fn change(&mut self, change: &MetaChange) -> MetaChanged {
         let changed = match change {
+            MetaChange::Found(_) if self.version > 0 => MetaChanged::No,
+            MetaChange::Found(meta) => {
+                self.clone_from(meta);
+                MetaChanged::Yes
+            }
             MetaChange::AddNode(node) => self.add_node(node),
             MetaChange::RemoveNode(node) => self.remove_node(*node),
             MetaChange::Gone { node, planned_on } => self.forget_node(*node, *planned_on),
@@ -174,6 +180,12 @@ impl MetaChange {
     /// Appends the change.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
+            Self::Found(meta) => {
+                let mut bytes = PayloadBuffer::new();
+                encode_meta(meta, &mut bytes);
+                out.push(0);
+                out.extend_from_slice(&bytes);
+            }
             Self::AddNode(node) => {
                 out.push(1);
                 out.extend_from_slice(&node.incarnation.to_le_bytes());
@@ -206,6 +218,10 @@ impl MetaChange {
     pub fn decode(mut bytes: &[u8]) -> Result<Self, Malformed> {
         let rest = &mut bytes;
         let change = match take_u8(rest)? {
+            0 => {
+                let meta = decode_meta(std::mem::take(rest), &mut PayloadBuffer::new());
+                Self::Found(Box::new(meta.map_err(|_| Malformed("a meta state that cannot be read"))?))
+            }
             1 => {
                 let incarnation =
                     u128::from_le_bytes(take(rest, 16)?.try_into().expect("16 bytes were taken"));

@@ -62,22 +62,20 @@ pub enum Kind {
     Gossip = 5,
     /// What a node that is not in a cluster says of itself, or asks.
     FoundingStatus = 6,
-    /// Meta state for a node that is to store it.
+    /// A meta state for a node that is to store it: the newest, then the first or nothing.
     FoundingOffer = 7,
-    /// Whether it did.
-    FoundingAnswer = 8,
     /// Asks for bytes of a snapshot.
-    SnapshotAsk = 9,
-    /// Bytes of a snapshot, or why there are none.
-    SnapshotChunk = 10,
+    SnapshotAsk = 8,
+    /// Bytes of a snapshot, or that there are none.
+    SnapshotPiece = 9,
     /// A batch of requests for a group that is led elsewhere.
-    ForwardRequests = 11,
+    ForwardRequests = 10,
     /// Their replies.
-    ForwardReplies = 12,
+    ForwardReplies = 11,
 }
 
 impl Kind {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 11] = [
         Self::Hello,
         Self::Welcome,
         Self::Raft,
@@ -85,9 +83,8 @@ impl Kind {
         Self::Gossip,
         Self::FoundingStatus,
         Self::FoundingOffer,
-        Self::FoundingAnswer,
         Self::SnapshotAsk,
-        Self::SnapshotChunk,
+        Self::SnapshotPiece,
         Self::ForwardRequests,
         Self::ForwardReplies,
     ];
@@ -288,6 +285,15 @@ impl FrameReader {
         self.start = begin + padded(length);
         self.number = self.number.wrapping_add(1);
         Ok(Some(Frame { kind, payload: &self.buffer[begin..begin + length as usize] }))
+    }
+
+    /// Whether [`FrameReader::next`] would return a frame.
+    ///
+    /// # Errors
+    /// As `next`, for what the header tells.
+    pub fn has_frame(&self) -> Result<bool, FrameError> {
+        let header = self.header()?;
+        Ok(header.is_some_and(|(_, length, _)| self.unread() >= HEADER_BYTES + padded(length)))
     }
 
     /// Memory that an idle connection keeps is given back beyond `keep_bytes`.

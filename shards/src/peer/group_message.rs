@@ -5,7 +5,7 @@
 //! | group that says it | 4 |
 //! | group that shall hear it | 4 |
 //! | kind | 1 |
-//! | transaction | 16 |
+//! | transaction (none in a report or a step) | 16 |
 //! | what the kind has, in the order of its fields | |
 //!
 //! Integers are little-endian; flags are 0 or 1; the last field of a kind with bytes takes the rest of the payload. Kinds
@@ -14,6 +14,7 @@
 use super::PayloadRefused;
 use crate::command::record::{Malformed, take_u8, take_u32, take_u64};
 use crate::ids::{GroupId, Millis, Version};
+use crate::placement::{Report, Step};
 use crate::txn::message::{GroupMessage, Message, push_version, take_version};
 use crate::txn::{Kind, TxnId, take_flag};
 
@@ -23,6 +24,8 @@ const REFUSED: u8 = 3;
 const FINISH: u8 = 4;
 const FINISHED: u8 = 5;
 const ASK: u8 = 6;
+const REPORT: u8 = 7;
+const STEP: u8 = 8;
 
 /// Appends a message.
 pub fn encode_group(message: &GroupMessage, out: &mut Vec<u8>) {
@@ -62,6 +65,14 @@ pub fn encode_group(message: &GroupMessage, out: &mut Vec<u8>) {
             out.extend_from_slice(&attempt.to_le_bytes());
         }
         Message::Ask { txn } => begin(out, ASK, txn),
+        Message::Report(report) => {
+            out.push(REPORT);
+            report.encode(out);
+        }
+        Message::Member(step) => {
+            out.push(STEP);
+            step.encode(out);
+        }
     }
 }
 
@@ -81,6 +92,14 @@ fn read(mut payload: &[u8]) -> Result<GroupMessage, Malformed> {
     let rest = &mut payload;
     let (from, to) = (GroupId(take_u32(rest)?), GroupId(take_u32(rest)?));
     let kind = take_u8(rest)?;
+    match kind {
+        REPORT => {
+            let body = Message::Report(Box::new(Report::decode(rest)?));
+            return Ok(GroupMessage { from, to, body });
+        }
+        STEP => return Ok(GroupMessage { from, to, body: Message::Member(Step::decode(rest)?) }),
+        _ => {}
+    }
     let txn = TxnId::decode(rest)?;
     let body = match kind {
         PREPARE => {

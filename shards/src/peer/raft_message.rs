@@ -7,6 +7,7 @@
 use super::PayloadRefused;
 use crate::log::payload::{ConfigurationV1, EntryV1, PayloadBuffer, aligned, encode};
 use crate::shard::image::{conf_state, configuration, entry_kind, entry_type};
+pub use raft::prelude::Message as RaftMessage;
 use raft::prelude::{Entry, Message, MessageType, SnapshotMetadata};
 use rkyv::rancor;
 use rkyv::with::InlineAsBox;

@@ -94,28 +94,33 @@ impl World {
 
     fn obey(&mut self, group: GroupId, step: Step) {
         let report = self.reports.get_mut(&group).unwrap();
-        match step {
-            Step::Change(MemberChange::AddLearner(replica)) => report.learners.push(replica),
-            Step::Change(MemberChange::Promote(replica)) => {
-                report.learners.retain(|learner| *learner != replica);
-                report.voters.push(replica);
-            }
-            Step::Change(MemberChange::Remove(replica)) => {
-                assert_ne!(replica, report.leader, "a leader is never removed while it leads");
-                report.learners.retain(|learner| *learner != replica);
-                report.voters.retain(|voter| *voter != replica);
-                let active = |voter: &ReplicaId| {
-                    *voter == report.leader
-                        || report.progress.iter().any(|p| p.replica == *voter && p.is_active)
-                };
-                let answering = report.voters.iter().filter(|voter| active(voter)).count();
-                assert!(answering * 2 > report.voters.len(), "a change lost the quorum");
-            }
+        let changes = match step {
+            Step::Change(changes) => changes,
             Step::Transfer(replica) => {
                 assert!(report.voters.contains(&replica));
                 report.leader = replica;
+                return;
+            }
+        };
+        for change in changes {
+            match change {
+                MemberChange::AddLearner(replica) => report.learners.push(replica),
+                MemberChange::Promote(replica) => {
+                    report.learners.retain(|learner| *learner != replica);
+                    report.voters.push(replica);
+                }
+                MemberChange::Remove(replica) => {
+                    assert_ne!(replica, report.leader, "a leader is never removed while it leads");
+                    report.learners.retain(|learner| *learner != replica);
+                    report.voters.retain(|voter| *voter != replica);
+                }
             }
         }
+        let active = |voter: &ReplicaId| {
+            *voter == report.leader || report.progress.iter().any(|p| p.replica == *voter && p.is_active)
+        };
+        let answering = report.voters.iter().filter(|voter| active(voter)).count();
+        assert!(answering * 2 > report.voters.len(), "a change lost the quorum");
     }
 
     fn check_even(&self, members: &[u16]) {
@@ -208,5 +213,5 @@ fn a_removal_that_would_lose_the_quorum_waits() {
     report.progress = vec![active(second, false), active(third, true)];
     assert_eq!(step(&placement, &report), None, "one of two would not be more than half");
     report.progress[0].is_active = true;
-    assert_eq!(step(&placement, &report), Some(Step::Change(MemberChange::Remove(third))));
+    assert_eq!(step(&placement, &report), Some(Step::Change(vec![MemberChange::Remove(third)])));
 }

@@ -119,13 +119,16 @@ impl Shard {
             Op::SearchStats | Op::QueryIndex => self.admit_scan(router, head, bytes, effects),
             Op::SearchHits => self.score(router, head, &record, effects),
             Op::CatalogChange => self.admit_catalog(router, head, &record),
+            Op::MetaChange => self.admit_meta(router, head, &record, effects),
+            Op::Members => self.answer_members(router, head, effects),
             Op::Expired
             | Op::TxnOpen
             | Op::TxnPrepare
             | Op::TxnDecide
             | Op::TxnFinish
             | Op::TxnForget
-            | Op::Catalog => {
+            | Op::Catalog
+            | Op::Meta => {
                 let text = "a router never sends what only shards propose";
                 self.refuse(router, head, Failure::Internal(text.to_owned()), effects);
             }

@@ -232,6 +232,7 @@ impl Shard {
                 self.apply_forget(&record)?;
                 return Ok(None);
             }
+            Op::Meta => self.apply_meta(&record, is_own, effects)?,
             Op::Catalog => {
                 if is_own {
                     self.searches.edits_in_flight -= 1;

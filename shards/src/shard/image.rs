@@ -17,7 +17,9 @@ use crate::log::payload::{
     HardStateV1, PayloadBuffer, RecordV1, StartV1,
 };
 use crate::log::replay::ReplayedBatch;
+use crate::meta::Meta;
 use crate::mutants::{Mutant, is_on};
+use crate::peer::meta_codec::decode_meta;
 use crate::snapshot::{SnapshotError, SnapshotLoader};
 use crate::state::{SessionLimits, Sessions, State, TableLimits};
 use crate::txn::state::TxnState;
@@ -42,6 +44,8 @@ pub(super) const SECTION_TXNS: &str = "transactions";
 
 /// Name of the snapshot section with the index catalogue.
 pub(super) const SECTION_CATALOG: &str = "catalogue";
+/// Name of the snapshot section with the cluster's meta state (group 0).
+pub(super) const SECTION_META: &str = "cluster";
 /// Name of the snapshot section with the indexes: pieces of the index room, each behind its length.
 pub(super) const SECTION_INDEXES: &str = "indexes";
 /// Name of the snapshot section with the group's members, as `consensus::membership` lays them out.
@@ -89,6 +93,7 @@ struct Sections {
     members: Vec<u8>,
     txns: Vec<u8>,
     catalog: Vec<u8>,
+    meta: Vec<u8>,
     /// Bytes of a piece of the indexes that has not come whole.
     piece: Vec<u8>,
     indexes: SetLoader,
@@ -102,6 +107,7 @@ pub struct SnapshotImage {
     pub(super) state: State,
     pub(super) txns: TxnState,
     pub(super) catalog: Catalog,
+    pub(super) meta: Meta,
     pub(super) indexes: IndexSet,
     /// Voters and learners after the last entry; a snapshot from before there were several has none.
     pub(super) members: Option<ConfState>,
@@ -154,6 +160,11 @@ impl SnapshotIntake {
         Ok(())
     }
 
+    /// Which data it must belong to.
+    pub fn identity(&self) -> ImageIdentity {
+        self.identity
+    }
+
     /// The snapshot, at the end of the file.
     pub fn finish(self) -> Result<SnapshotImage, ImageError> {
         let Self { identity, loader, sections } = self;
@@ -164,12 +175,13 @@ impl SnapshotIntake {
                 "the snapshot belongs to {found:?}, not to {identity:?}"
             )));
         }
-        let (members, txns, catalog, indexes) = sections.finish().map_err(ImageError::Mismatch)?;
+        let (members, txns, catalog, meta, indexes) = sections.finish().map_err(ImageError::Mismatch)?;
         Ok(SnapshotImage {
             members,
             state,
             txns,
             catalog,
+            meta,
             indexes,
             applied_index: header.applied_index,
             applied_term: header.applied_term,
@@ -185,6 +197,7 @@ impl Sections {
             SECTION_MEMBERS => self.members.extend_from_slice(piece),
             SECTION_TXNS => self.txns.extend_from_slice(piece),
             SECTION_CATALOG => self.catalog.extend_from_slice(piece),
+            SECTION_META => self.meta.extend_from_slice(piece),
             SECTION_INDEXES => {
                 self.has_indexes = true;
                 self.piece.extend_from_slice(piece);
@@ -209,7 +222,7 @@ impl Sections {
         self.piece.drain(..taken);
     }
 
-    fn finish(self) -> Result<(Option<ConfState>, TxnState, Catalog, IndexSet), String> {
+    fn finish(self) -> Result<(Option<ConfState>, TxnState, Catalog, Meta, IndexSet), String> {
         let told = |what: &str, malformed: Malformed| format!("its {what} cannot be read: {}", malformed.0);
         if let Some(error) = self.error {
             return Err(format!("its indexes cannot be read: {error}"));
@@ -231,6 +244,11 @@ impl Sections {
                 Catalog::decode(&self.catalog).map_err(|malformed| told("index catalogue", malformed))?
             }
         };
+        let meta = match self.meta.is_empty() {
+            true => Meta::default(),
+            false => decode_meta(&self.meta, &mut PayloadBuffer::new())
+                .map_err(|refused| format!("its meta state cannot be read: {}", refused.0))?,
+        };
         let indexes = match self.has_indexes {
             true => self
                 .indexes
@@ -238,7 +256,7 @@ impl Sections {
                 .map_err(|corrupt| format!("its indexes cannot be read: {}", corrupt.0))?,
             false => IndexSet::default(),
         };
-        Ok((members, txns, catalog, indexes))
+        Ok((members, txns, catalog, meta, indexes))
     }
 }
 
@@ -337,6 +355,9 @@ impl ImageBuilder {
             return Err(error);
         }
         self.restored.sequence = last_sequence;
+        if is_on(Mutant::VoteForgotten) {
+            self.restored.hard_state.vote = 0;
+        }
         if is_on(Mutant::LastEntryLost)
             && self.restored.entries.len() as u64 + self.restored.snapshot_index
                 > self.restored.hard_state.commit
@@ -350,7 +371,7 @@ impl ImageBuilder {
             let text = format!("the log says that entry {commit} is committed but ends at entry {last}");
             return Err(ImageError::Mismatch(text));
         }
-        let SnapshotImage { state, txns, stamp, catalog, indexes, members, .. } = self.snapshot;
+        let SnapshotImage { state, txns, stamp, catalog, meta, indexes, members, .. } = self.snapshot;
         let (index, term) = (self.restored.snapshot_index, self.restored.snapshot_term);
         let offer = members.map(|conf_state| SnapshotOffer { index, term, conf_state });
         let (history, log_bytes) = (self.history, self.log_bytes);
@@ -363,6 +384,7 @@ impl ImageBuilder {
             history,
             log_bytes,
             catalog,
+            meta,
             indexes,
             offer,
         })

@@ -118,6 +118,7 @@ impl Shard {
         for (router, token) in before.into_waiting() {
             reply_failure(effects, router, token, Failure::Timeout { unknown: false });
         }
+        self.cluster.take_over(image.meta);
         self.state = image.state;
         self.txns = image.txns;
         self.rebuild_locks();

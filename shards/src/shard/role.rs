@@ -174,6 +174,7 @@ impl Shard {
         }
         self.give_back_edits(effects);
         self.pending.clear();
+        self.cluster.leadership_lost();
         self.forget_transactions(effects);
         self.rebuild_locks();
     }
@@ -281,6 +282,7 @@ pub(super) fn as_it_came(bytes: &[u8], ticket: Option<Ticket>) -> (KeyHash, Vec<
             Record { flags, session: record.session, ..plain }.encode(&mut out);
         }
         (Op::Catalog, _) => Record::plain(Op::CatalogChange, &[], record.value).encode(&mut out),
+        (Op::Meta, _) => Record::plain(Op::MetaChange, &[], record.value).encode(&mut out),
         _ => out.extend_from_slice(bytes),
     }
     let hash = if record.key.is_empty() { KeyHash(0) } else { hash_of(record.key) };

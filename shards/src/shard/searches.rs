@@ -85,7 +85,8 @@ impl Searches {
 
     /// Routers and tokens of everything that waits or runs.
     pub(super) fn into_waiting(self) -> Vec<(u8, Token)> {
-        let parked = self.waiting.into_iter().map(|(_, parked)| parked).chain(self.held_edits);
+        let waiting = self.waiting.into_iter().chain(self.stalled).map(|(_, parked)| parked);
+        let parked = waiting.chain(self.held_edits);
         let parked = parked.map(|parked| (parked.router, parked.head.token));
         parked.chain(self.running.into_iter().map(|one| (one.waiter.router, one.waiter.token))).collect()
     }

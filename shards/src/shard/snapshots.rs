@@ -14,7 +14,9 @@ use crate::effect::{Effects, SnapshotEffect};
 use crate::ids::{Millis, Sequence};
 use crate::index::Units;
 use crate::index::set::SetWriter;
+use crate::log::payload::PayloadBuffer;
 use crate::mutants::{Mutant, is_on};
+use crate::peer::meta_codec::encode_meta;
 use crate::snapshot::{Chunk, SlotSet, SnapshotHeader, SnapshotWriter};
 
 /// Bytes on their way to the file at once; more are produced when these are written.
@@ -261,6 +263,11 @@ impl Shard {
             self.searches.catalog.encode(&mut catalog);
         }
         writer.section(super::image::SECTION_CATALOG, &catalog, &mut chunks);
+        if self.cluster.state().version > 0 {
+            let mut meta = PayloadBuffer::new();
+            encode_meta(self.cluster.state(), &mut meta);
+            writer.section(super::image::SECTION_META, &meta, &mut chunks);
+        }
         let mut members = Vec::new();
         encode_members(self.group.conf_state(), &mut members);
         writer.section(super::image::SECTION_MEMBERS, &members, &mut chunks);

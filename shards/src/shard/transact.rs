@@ -34,6 +34,7 @@ impl Shard {
         }
         match &message.body {
             Message::Prepare { .. } => self.hear_prepare(message, effects),
+            Message::Report(_) | Message::Member(_) => self.hear_of_members(message),
             Message::Finish { txn, commit, attempt } => {
                 self.hear_finish(message.from, *txn, *commit, *attempt, effects);
             }

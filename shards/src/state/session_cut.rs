@@ -17,6 +17,8 @@ pub struct SessionTotals {
 pub(super) struct SessionCut {
     /// The next client slot to visit.
     next: usize,
+    /// Client slots when the snapshot began: clients that take later ones are no part of it.
+    end: usize,
     open: SessionPayload,
     pending: VecDeque<Payload>,
     pending_bytes: usize,
@@ -31,7 +33,7 @@ impl Sessions {
     pub fn begin_snapshot(&mut self) {
         assert!(self.cut.is_none(), "one snapshot at a time");
         self.generation += 1;
-        self.cut = Some(SessionCut::default());
+        self.cut = Some(SessionCut { end: self.clients.len(), ..SessionCut::default() });
     }
 
     /// Bytes serialised and not yet handed out.
@@ -42,14 +44,14 @@ impl Sessions {
     /// Whether every client was handed out.
     pub(crate) fn snapshot_written(&self) -> bool {
         let cut = self.cut.as_ref().expect("a snapshot is under way");
-        cut.pending.is_empty() && cut.open.bytes() == 0 && cut.next >= self.clients.len()
+        cut.pending.is_empty() && cut.open.bytes() == 0 && cut.next >= cut.end
     }
 
     /// The next block's payload; `None` when the work of one step found none, see [`Self::snapshot_written`].
     pub(crate) fn next_payload(&mut self) -> Option<Payload> {
         let cut = self.cut.as_mut().expect("a snapshot is under way");
         for _ in 0..VISITS_MAX {
-            if !cut.pending.is_empty() || cut.next >= self.clients.len() {
+            if !cut.pending.is_empty() || cut.next >= cut.end {
                 break;
             }
             if let Some(client) = &mut self.clients[cut.next]
@@ -59,7 +61,7 @@ impl Sessions {
             }
             cut.next += 1;
         }
-        if cut.pending.is_empty() && cut.next >= self.clients.len() {
+        if cut.pending.is_empty() && cut.next >= cut.end {
             cut.close();
         }
         let payload = cut.pending.pop_front()?;
@@ -105,5 +107,31 @@ impl SessionCut {
             self.pending_bytes += payload.bytes();
             self.pending.push_back(payload);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::ReplyKind;
+    use crate::ids::Millis;
+
+    /// Between the last payload and the end of a snapshot, sections are written, and traffic goes on.
+    #[test]
+    fn a_client_that_comes_at_the_end_is_no_part_of_it() {
+        let mut sessions = Sessions::default();
+        let record = |sessions: &mut Sessions, client: &[u8], seq| {
+            sessions.record(client, seq, 1, ReplyKind::Ok, b"", Millis(5));
+        };
+        record(&mut sessions, b"early", 1);
+        sessions.begin_snapshot();
+        record(&mut sessions, b"meanwhile", 1);
+        while !sessions.snapshot_written() {
+            sessions.next_payload();
+        }
+        record(&mut sessions, b"late", 1);
+        record(&mut sessions, b"early", 2);
+        let totals = sessions.end_snapshot();
+        assert_eq!((totals.digest.clients, totals.digest.replies), (1, 1));
     }
 }

@@ -26,6 +26,8 @@ pub struct ShardPlace<'a> {
     pub group: GroupId,
     /// Limits of its retry sessions.
     pub sessions: SessionLimits,
+    /// Which replica of the group it is, and how that began.
+    pub founding: &'a Founding,
 }
 
 /// A shard brought back.
@@ -38,18 +40,9 @@ pub struct RecoveredShard {
     pub batches: u64,
 }
 
-/// Recovers a shard that keeps a log, on a node that is alone.
+/// Recovers a shard that keeps a log.
 pub fn recover_shard<D: Disk>(disk: &D, place: &ShardPlace<'_>) -> Result<RecoveredShard, RecoveryError> {
-    recover_replica(disk, place, &Founding::Alone)
-}
-
-/// Recovers a shard that keeps a log, as this replica of its group.
-pub fn recover_replica<D: Disk>(
-    disk: &D,
-    place: &ShardPlace<'_>,
-    founding: &Founding,
-) -> Result<RecoveredShard, RecoveryError> {
-    let ShardPlace { directory, shape, group, sessions } = *place;
+    let ShardPlace { directory, shape, group, sessions, founding } = *place;
     let snapshot = newest_snapshot(disk, place)?;
     let has_snapshot = snapshot.is_some();
     let mut builder = ImageBuilder::replica(group, founding, snapshot, sessions);
@@ -74,7 +67,7 @@ pub fn recover_replica<D: Disk>(
 
 /// An empty shard without a log, in a directory that was never given one.
 pub fn begin_cache<D: Disk>(disk: &D, place: &ShardPlace<'_>) -> Result<ShardImage, RecoveryError> {
-    let ShardPlace { directory, shape, group, sessions } = *place;
+    let ShardPlace { directory, shape, group, sessions, .. } = *place;
     let mut manifest = read_manifest(disk, directory, &shape.identity)?;
     let mut image = ImageBuilder::new(group, None, sessions)
         .finish(Sequence(0))

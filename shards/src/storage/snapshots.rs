@@ -48,7 +48,8 @@ pub fn snapshot_file_name(index: u64) -> String {
     format!("snap-{index:020}")
 }
 
-fn parse_file_name(name: &str) -> Option<u64> {
+/// The log index of a finished snapshot's file name.
+pub fn parse_file_name(name: &str) -> Option<u64> {
     let index = name.strip_prefix("snap-")?.parse().ok()?;
     (snapshot_file_name(index) == name).then_some(index)
 }

@@ -163,7 +163,11 @@ impl Coordinator {
             }
             Message::Refused { txn, attempt } => self.refused(txn, from, attempt, actions),
             Message::Finished { txn, attempt } => self.finished(txn, from, attempt, now, actions),
-            Message::Prepare { .. } | Message::Finish { .. } | Message::Ask { .. } => {
+            Message::Prepare { .. }
+            | Message::Finish { .. }
+            | Message::Ask { .. }
+            | Message::Report(_)
+            | Message::Member(_) => {
                 unreachable!("the shard gives a coordinator only what participants say to it")
             }
         }
@@ -192,13 +196,14 @@ impl Coordinator {
             // Forgotten only after every participant finished, so an intent that is left belongs to an aborted one.
             None if is_on(Mutant::UnknownNotAnswered) => {}
             None => {
-                actions.push(Action::Send(from, Message::Finish { txn, commit: None, attempt: LAST_TRY }))
+                actions.push(Action::Send(from, Message::Finish { txn, commit: None, attempt: LAST_TRY }));
             }
             Some(record) => match &record.status {
                 Status::Pending if self.drives.contains_key(&txn.opened) => {}
                 Status::Pending => self.abort(txn.opened, actions),
                 Status::Aborted => {
-                    actions.push(Action::Send(from, Message::Finish { txn, commit: None, attempt: LAST_TRY }))
+                    actions
+                        .push(Action::Send(from, Message::Finish { txn, commit: None, attempt: LAST_TRY }));
                 }
                 Status::Committed(prepares) => {
                     let commit = prepares.iter().find(|(group, _)| *group == from).map(|(_, place)| *place);

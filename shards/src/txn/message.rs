@@ -6,6 +6,7 @@
 use super::{Kind, TxnId, take_flag};
 use crate::command::record::{Malformed, take, take_u8, take_u16, take_u32, take_u64};
 use crate::ids::{GroupId, Millis, Version};
+use crate::placement::{Report, Step};
 
 /// A message with its sender and receiver.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +84,10 @@ pub enum Message {
         /// The transaction.
         txn: TxnId,
     },
+    /// A group's leader to group 0: how the group is.
+    Report(Box<Report>),
+    /// Group 0's leader to a group's leader: take this step towards the placement.
+    Member(Step),
 }
 
 /// Payload of `TxnOpen`.

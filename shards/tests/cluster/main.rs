@@ -186,8 +186,10 @@ fn members_come_and_go() {
         .change_members(&[MemberChange::AddLearner(newcomer)])
         .expect("a learner may come");
     assert!(
-        world.turn_until(10_000, |world| world.applied(4, 0) > 0
-            && world.applied(4, 0) == world.applied(1, 0)),
+        world.turn_until(10_000, |world| {
+            let filled = |one: &Follower| one.replica == newcomer && one.state == FollowerState::Replicating;
+            shard(world, 1, 0).progress().iter().any(filled)
+        }),
         "the newcomer is filled"
     );
     let swap = [MemberChange::Promote(newcomer), MemberChange::Remove(gone)];

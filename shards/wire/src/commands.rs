@@ -366,7 +366,10 @@ pub const COMMANDS: &[CommandSpec] = &[
         Class::Admin,
         LONG_MS,
         "adds a node to the cluster",
-        &[NODE, must("address", Text(NAME_BYTES_MAX), "HOST:PORT or HOST:PORT:CLUSTER_PORT")],
+        &[
+            must("node", Text(NAME_BYTES_MAX), "its id, or ID@HOST:PORT, or ID@HOST:PORT:CLUSTER_PORT"),
+            may("address", Text(NAME_BYTES_MAX), "HOST:PORT or HOST:PORT:CLUSTER_PORT, beside a plain id"),
+        ],
     ),
     command("REMOVE_NODE", Class::Admin, LONG_MS, "takes a node out of the cluster", &[NODE]),
     command(
@@ -374,7 +377,7 @@ pub const COMMANDS: &[CommandSpec] = &[
         Class::Admin,
         LONG_MS,
         "moves leadership to a node",
-        &[NODE, may("group", Integer(0, u32::MAX as u64), "only this group; all groups by default")],
+        &[NODE, may("shard", Integer(0, u32::MAX as u64), "only this shard; all shards by default")],
     ),
     command("SHUTDOWN", Class::Admin, LONG_MS, "stops the server in good order", &[]),
 ];

@@ -34,7 +34,7 @@ fn positions(name: &str) -> (&'static [&'static str], Rest) {
         "QUERY_INDEX" => (&["field", "value"], Rest::Nothing),
         "ADD_NODE" => (&["node", "address"], Rest::Nothing),
         "REMOVE_NODE" => (&["node"], Rest::Nothing),
-        "TRANSFER_LEADER" => (&["node", "group"], Rest::Nothing),
+        "TRANSFER_LEADER" => (&["node", "shard"], Rest::Nothing),
         _ => (&[], Rest::Nothing),
     }
 }

@@ -1,10 +1,12 @@
 //! From a JSON line to a JSON reply, over real sockets, links and shards.
 
 mod allocations;
+mod leaders;
 mod world;
 
 use super::RouterSettings;
 use serde_json::json;
+use shards::ids::Millis;
 use world::World;
 
 const OK: &str = "{\"status\":\"success\",\"result\":\"OK\"}";
@@ -280,7 +282,7 @@ fn deadlines_end_what_takes_too_long() {
     client.send(r#"{"command":"SCAN","timeout_ms":100}"#);
     client.send(r#"{"command":"DELETE_PREFIX","prefix":"x","timeout_ms":300}"#);
     world.settle();
-    assert!(world.router.next_deadline().is_some());
+    assert!(world.router.next_deadline(Millis(0)).is_some());
     world.pass_ms(100);
     let late = world.reply(&mut client);
     assert!(late.contains("TIMEOUT") && late.contains("\"retry\":\"safe\""), "{late}");

@@ -110,9 +110,7 @@ impl World {
     }
 
     pub(super) fn connect(&mut self) -> Client {
-        let socket = TcpStream::connect(self.address).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        Client { socket, received: Vec::new() }
+        Client::new(TcpStream::connect(self.address).unwrap())
     }
 
     pub(super) fn pass_ms(&mut self, ms: u64) {
@@ -228,6 +226,11 @@ impl World {
 }
 
 impl Client {
+    pub(super) fn new(socket: TcpStream) -> Self {
+        socket.set_nonblocking(true).unwrap();
+        Self { socket, received: Vec::new() }
+    }
+
     pub(super) fn send(&mut self, line: &str) {
         let mut bytes = line.as_bytes().to_vec();
         bytes.push(b'\n');

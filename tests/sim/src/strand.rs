@@ -22,7 +22,7 @@ use shards::state::SessionLimits;
 use shards::storage::disk::{Disk as _, Open};
 use shards::storage::manifest::{MANIFEST_FILE, create_manifest};
 use shards::storage::recovery::RecoveryError;
-use shards::storage::shard::{ShardPlace, recover_replica};
+use shards::storage::shard::{ShardPlace, recover_shard};
 use shards::storage::snapshots::{SnapshotWriter, Verifier};
 use shards::storage::wal::{Append as LogAppend, BUFFERS_MIN, Full, Reaped, Wal, WalFailure, WalOptions};
 use shards::txn::message::GroupMessage;
@@ -200,13 +200,15 @@ impl Strand {
         is_healed: bool,
     ) -> Result<(Self, Out), Stop> {
         let path = directory(group);
+        let founding = founding(plan, machine);
         let place = ShardPlace {
             directory: &path,
             shape: LogShape::new(log_identity(group), plan.segment_bytes),
             group,
             sessions: SessionLimits::default(),
+            founding: &founding,
         };
-        let recovered = recover_replica(disk, &place, &founding(plan, machine)).map_err(recovery_failed)?;
+        let recovered = recover_shard(disk, &place).map_err(recovery_failed)?;
         let (log, image) = (&recovered.log, recovered.image);
         let last = log.recovered.last_sequence;
         let durable_index =

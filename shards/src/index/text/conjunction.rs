@@ -70,7 +70,7 @@ impl Conjunction {
                     wants_positions: false,
                 }),
                 Plan::Phrase { terms, slop, field, weigher } => {
-                    made.add_phrase(terms, *slop, *field, *weigher)
+                    made.add_phrase(terms, *slop, *field, *weigher);
                 }
                 _ => return None,
             }

@@ -73,7 +73,7 @@ impl TextIndex {
             if large.task < large.tasks.len() {
                 self.analyse_piece(&mut large, units);
             } else if !self.push_terms(&mut large, units) {
-                self.finish(large, units);
+                self.finish(&large, units);
                 return true;
             }
         }
@@ -173,7 +173,7 @@ impl TextIndex {
     }
 
     /// Makes it a document in place of the one that the key had.
-    fn finish(&mut self, large: Large, units: &mut Units) {
+    fn finish(&mut self, large: &Large, units: &mut Units) {
         self.remove(&large.key, units);
         if !large.terms.is_empty() {
             let tail = std::rc::Rc::clone(self.tail());

@@ -60,6 +60,7 @@ pub(super) struct Running {
     stale_at: Option<u64>,
 }
 
+#[allow(clippy::large_enum_variant, reason = "a bounded number is under way, and most are of the large kind")]
 enum Task {
     Text(Search),
     Embedding(EmbeddingSearch),

@@ -268,7 +268,7 @@ impl Verifier for Equal {
 
 #[test]
 fn a_snapshot_that_fails_anywhere_leaves_the_older_one() {
-    let bytes: Vec<u8> = (0..1_200_000_u32).map(|at| (at * 7 >> 3) as u8).collect();
+    let bytes: Vec<u8> = (0..1_200_000_u32).map(|at| ((at * 7) >> 3) as u8).collect();
     let write = |disk: &MemoryDisk, index: u64| {
         let mut writer = SnapshotWriter::create(disk.clone(), Path::new(DIRECTORY), index)?;
         for chunk in bytes.chunks(150_000) {

@@ -20,10 +20,10 @@ pub struct Hello<'a> {
 /// Adds a node to the cluster.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AddNode<'a> {
-    /// The node's id.
+    /// The node's id, or `[ID@]HOST:PORT[:CLUSTER_PORT]`, not yet looked into.
     pub node: Cow<'a, str>,
-    /// `HOST:PORT` or `HOST:PORT:CLUSTER_PORT`, not yet looked into.
-    pub address: Cow<'a, str>,
+    /// `HOST:PORT` or `HOST:PORT:CLUSTER_PORT` when `node` is only the id; not yet looked into.
+    pub address: Option<Cow<'a, str>>,
 }
 
 /// Moves leadership.
@@ -31,8 +31,8 @@ pub struct AddNode<'a> {
 pub struct TransferLeader<'a> {
     /// The node that shall lead.
     pub node: Cow<'a, str>,
-    /// Only this group; every group that has a replica there without it.
-    pub group: Option<u32>,
+    /// Only this shard; every shard that has a replica there without it.
+    pub shard: Option<u32>,
 }
 
 pub(super) fn hello<'a>(fields: &Fields<'a, '_>) -> Result<Hello<'a>, Problem> {
@@ -45,11 +45,11 @@ pub(super) fn hello<'a>(fields: &Fields<'a, '_>) -> Result<Hello<'a>, Problem> {
 }
 
 pub(super) fn add_node<'a>(fields: &Fields<'a, '_>) -> Result<AddNode<'a>, Problem> {
-    Ok(AddNode { node: fields.needed_text("node")?, address: fields.needed_text("address")? })
+    Ok(AddNode { node: fields.needed_text("node")?, address: fields.text("address")? })
 }
 
 pub(super) fn transfer_leader<'a>(fields: &Fields<'a, '_>) -> Result<TransferLeader<'a>, Problem> {
-    let group = fields.unsigned("group")?;
-    let group = group.map(|group| u32::try_from(group).expect("the table's range fits 32 bits"));
-    Ok(TransferLeader { node: fields.needed_text("node")?, group })
+    let shard = fields.unsigned("shard")?;
+    let shard = shard.map(|shard| u32::try_from(shard).expect("the table's range fits 32 bits"));
+    Ok(TransferLeader { node: fields.needed_text("node")?, shard })
 }

@@ -52,7 +52,7 @@ const CORPUS: &[&str] = &[
     r#"{"command":"SNAPSHOT"}"#,
     r#"{"command":"ADD_NODE","node":"n4","address":"h:1:2"}"#,
     r#"{"command":"REMOVE_NODE","node":"n4"}"#,
-    r#"{"command":"TRANSFER_LEADER","node":"n4","group":3}"#,
+    r#"{"command":"TRANSFER_LEADER","node":"n4","shard":3}"#,
     r#"{"command":"SHUTDOWN"}"#,
 ];
 

@@ -1,0 +1,138 @@
+//! A shard without a replica of its group: it has no log and no data, refuses every request as not leading, hands messages
+//! on to other shards of its node, and waits for the meta state to give it a replica.
+
+use super::{DriverSettings, PeerSide};
+use crate::clock::Clock;
+use crate::doorbell::Doorbell;
+use crate::fatal::Fatal;
+use crate::links::{RouterLink, ShardMesh};
+use shards::batch::{NotLeader, ReplyBatch, RequestBatch};
+use shards::event::Event;
+use shards::ids::{GroupId, ReplicaId};
+use shards::txn::message::GroupMessage;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a shard's thread has whether or not it holds a replica.
+pub struct Seat {
+    /// Which shard of this node.
+    pub number: u32,
+    /// Its group.
+    pub group: GroupId,
+    /// Links to the routers.
+    pub routers: Vec<RouterLink>,
+    /// Rings to the other shards.
+    pub mesh: ShardMesh<GroupMessage>,
+    /// Wakes the thread.
+    pub bell: Arc<Doorbell>,
+    /// The thread's time.
+    pub clock: Clock,
+    /// Times and bounds.
+    pub settings: DriverSettings,
+    /// Links to other nodes; none for a node that is alone for good.
+    pub peers: Option<PeerSide>,
+}
+
+/// How a vacant shard's time ended.
+pub(super) enum Vacated {
+    /// The process stops.
+    Stopped,
+    /// The meta state gives the node a replica of the group.
+    Appointed(Box<Seat>),
+}
+
+/// Refuses and hands on until there is a replica, or the process stops.
+///
+/// # Errors
+/// When the thread cannot sleep.
+pub(super) fn wait_for_replica(mut seat: Box<Seat>, stop: &impl Fn() -> bool) -> Result<Vacated, Fatal> {
+    let mut events = Vec::new();
+    tracing::info!(shard = seat.number, "this node has no replica of the group: requests are sent elsewhere");
+    loop {
+        let busy = seat.turn(&mut events);
+        if seat.peers.as_ref().is_some_and(|peers| peers.appointment().is_some()) {
+            return Ok(Vacated::Appointed(seat));
+        }
+        if stop() {
+            return Ok(Vacated::Stopped);
+        }
+        if busy {
+            continue;
+        }
+        seat.bell.prepare_park();
+        if !seat.has_work() && !stop() {
+            seat.wait(Duration::from_millis(seat.settings.tick_ms))?;
+        }
+        seat.bell.cancel_park();
+    }
+}
+
+impl Seat {
+    /// Sleeps until something happens or the time is over.
+    pub(super) fn wait(&self, at_most: Duration) -> Result<(), Fatal> {
+        let waited = match &self.peers {
+            Some(peers) => peers.wait(&self.bell, at_most),
+            None => self.bell.wait(at_most),
+        };
+        waited.map(drop).map_err(|error| Fatal::ThreadLost {
+            thread: format!("shard {}", self.number),
+            detail: format!("its doorbell cannot be waited for: {error}"),
+        })
+    }
+
+    fn turn(&mut self, events: &mut Vec<Event>) -> bool {
+        let mut busy = false;
+        for link in &mut self.routers {
+            while let Some(batch) = link.receive() {
+                refuse(&batch, link.batch());
+                link.recycle(batch);
+                link.flush();
+                busy = true;
+            }
+        }
+        // A message for this group is for its leader, which is elsewhere; who sent it says it again.
+        while self.mesh.receive().is_some() {}
+        if let Some(peers) = &mut self.peers {
+            peers.gather(events, &mut self.mesh);
+        }
+        busy |= !events.is_empty();
+        // Without an engine there is nobody to hear them; what the meta state says is looked up.
+        events.clear();
+        busy
+    }
+
+    fn has_work(&self) -> bool {
+        self.routers.iter().any(RouterLink::has_requests)
+            || self.mesh.has_messages()
+            || self.peers.as_ref().is_some_and(PeerSide::has_work)
+    }
+}
+
+/// Answers every request of a batch as not leading, with what is needed to send it elsewhere.
+fn refuse(batch: &RequestBatch, replies: &mut ReplyBatch) {
+    for head in &batch.heads {
+        let (hash, deadline, record) = (head.hash, head.deadline, batch.record(head));
+        let refused = NotLeader { leader: ReplicaId(0), term: 0, hash, deadline, record };
+        replies.push_not_leader(head.token, &refused);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shards::batch::{ReplyKind, RequestHead};
+    use shards::ids::{KeyHash, Millis, Token};
+
+    #[test]
+    fn a_refused_request_comes_back_whole() {
+        let head =
+            RequestHead { token: Token(7), hash: KeyHash(9), deadline: Millis(11), start: 2, length: 3 };
+        let batch = RequestBatch { bytes: b"xxabcyy".to_vec(), heads: vec![head], ..RequestBatch::default() };
+        let mut replies = ReplyBatch::default();
+        refuse(&batch, &mut replies);
+        let reply = replies.heads[0];
+        assert_eq!((reply.token, reply.kind), (Token(7), ReplyKind::NotLeader));
+        let refused = NotLeader::decode(replies.body(&reply)).unwrap();
+        assert_eq!((refused.hash, refused.deadline, refused.record), (KeyHash(9), Millis(11), &b"abc"[..]));
+    }
+}

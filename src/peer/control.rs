@@ -1,0 +1,231 @@
+//! Control links: every node tells every other which meta state it has and who leads what, a few times a second and
+//! whenever something changed; and the threads that speak to one node each, which also make the connections that shards
+//! and forwarders ask for.
+//!
+//! A node that is silent for [`SILENT_AFTER_MS`] counts as away in what CLUSTER shows; nothing else follows from that
+//! here: leaders are elected by the groups. A thread that waits for a dead node delays nothing but its own.
+
+use super::counters::count;
+use super::dial;
+use super::hub::{Hub, Notice, Task};
+use super::socket::{Talk, TalkError};
+use crate::clock::{self, Clock};
+use crate::fatal::Fatal;
+use crate::router::ServerFacts;
+use shards::ids::{GroupId, NodeNumber};
+use shards::log::payload::PayloadBuffer;
+use shards::peer::frame::Kind;
+use shards::peer::gossip::Gossip;
+use shards::peer::hello::Purpose;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, OnceLock, PoisonError};
+use std::time::Duration;
+
+use super::view::Leader;
+
+/// Time between two words to a node when nothing changes.
+pub const SPEAK_EVERY_MS: u64 = 250;
+/// A node not heard for so long counts as away.
+pub const SILENT_AFTER_MS: u64 = 1500;
+/// A control link without a word for so long is closed: its sender has another, or is gone.
+const HEARD_WITHIN: Duration = Duration::from_secs(10);
+/// Longest wait for a word to be taken.
+const SAID_WITHIN: Duration = Duration::from_millis(1000);
+/// Pause before a node that could not be reached is tried again: first and longest.
+const RETRY_MS: (u64, u64) = (50, 1000);
+/// Time between two looks at what INFO is told.
+const FIGURES_EVERY: Duration = Duration::from_secs(1);
+
+/// Hears what another node says, until it ends.
+///
+/// # Errors
+/// Why it ended.
+pub fn serve(mut talk: Talk, node: NodeNumber, hub: &Arc<Hub>) -> Result<(), TalkError> {
+    while !hub.is_stopping() {
+        let gossip = talk
+            .receive(&[Kind::Gossip], HEARD_WITHIN, |_, payload, scratch| Gossip::decode(payload, scratch))?;
+        hub.heard(node, gossip.meta_version);
+        if let Some(meta) = gossip.meta {
+            hub.notice(Notice::Meta(Arc::new(meta)));
+        }
+        let known = hub.view.groups();
+        let mut is_news = false;
+        for (group, &(term, leader)) in gossip.leaders.iter().enumerate().take(known) {
+            // The others' word about this node's own leadership is old news: its shards know better.
+            if leader != 0 && NodeNumber(leader) != hub.me {
+                is_news |= hub.view.learn(GroupId(group as u32), Leader { term, node: NodeNumber(leader) });
+            }
+        }
+        if is_news {
+            tracing::debug!(from = node.0, "heard of another leader");
+        }
+    }
+    Ok(())
+}
+
+/// Starts the thread that takes notices and keeps one thread for each other node. `facts` is where INFO's figures go, once
+/// there is such a place.
+///
+/// # Errors
+/// When the thread cannot be started.
+pub fn start(
+    hub: &Arc<Hub>,
+    notices: Receiver<Notice>,
+    facts: Arc<OnceLock<Arc<ServerFacts>>>,
+) -> Result<(), Fatal> {
+    let hub = Arc::clone(hub);
+    let run = move || {
+        employ(&hub);
+        loop {
+            match notices.recv_timeout(FIGURES_EVERY) {
+                Ok(Notice::Meta(meta)) => {
+                    if hub.learn_meta(&meta) {
+                        employ(&hub);
+                        hub.speak();
+                    }
+                }
+                Ok(Notice::Leader) => hub.speak(),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if let Some(facts) = facts.get() {
+                tell(&hub, facts);
+            }
+        }
+    };
+    let spawned = std::thread::Builder::new().name("control".to_owned()).spawn(run);
+    spawned.map(drop).map_err(|source| Fatal::Start { thread: "control".to_owned(), source })
+}
+
+fn tell(hub: &Hub, facts: &ServerFacts) {
+    let mut text = String::from("\"peers\":");
+    hub.counters.write_json(&mut text);
+    *facts.extra.lock().unwrap_or_else(PoisonError::into_inner) = text;
+}
+
+/// Keeps a thread for every other node that is not gone.
+fn employ(hub: &Arc<Hub>) {
+    if hub.is_stopping() {
+        return;
+    }
+    let others = hub.others();
+    let mut workers = hub.workers();
+    workers.retain(|node, _| others.contains(node));
+    for node in others {
+        workers.entry(node).or_insert_with(|| {
+            let (tasks, inbox) = channel();
+            let hub = Arc::clone(hub);
+            let run = move || Worker::new(node, hub).run(&inbox);
+            let spawned = std::thread::Builder::new().name(format!("node-{}", node.0)).spawn(run);
+            if let Err(error) = spawned {
+                tracing::error!(node = node.0, "no thread to speak to a node: {error}");
+            }
+            tasks
+        });
+    }
+}
+
+/// What the thread for one node has.
+struct Worker {
+    node: NodeNumber,
+    hub: Arc<Hub>,
+    link: Option<Talk>,
+    clock: Clock,
+    next_word_ms: u64,
+    next_try_ms: u64,
+    failures: u32,
+    /// Whether the log has said that the node is away.
+    is_away_told: bool,
+}
+
+impl Worker {
+    fn new(node: NodeNumber, hub: Arc<Hub>) -> Self {
+        let clock = Clock::start();
+        let is_away_told = false;
+        Self { node, hub, link: None, clock, next_word_ms: 0, next_try_ms: 0, failures: 0, is_away_told }
+    }
+
+    fn run(mut self, tasks: &Receiver<Task>) {
+        loop {
+            let now_ms = self.clock.elapsed_us() / 1000;
+            let due_ms =
+                if self.link.is_some() { self.next_word_ms } else { self.next_try_ms.max(self.next_word_ms) };
+            match tasks.recv_timeout(Duration::from_millis(due_ms.saturating_sub(now_ms))) {
+                Ok(Task::Dial(purpose, reply)) => {
+                    reply(self.dial(purpose).map(|talk| talk.into_socket(self.node)))
+                }
+                Ok(Task::Speak) => self.next_word_ms = 0,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            self.speak();
+        }
+    }
+
+    fn dial(&self, purpose: Purpose) -> Result<Talk, String> {
+        let made = dial::member(&self.hub, self.node, purpose);
+        count(if made.is_ok() { &self.hub.counters.dialled } else { &self.hub.counters.dial_failures });
+        made.map_err(|error| error.to_string())
+    }
+
+    /// Says what is due, over a link that is made when there is none.
+    fn speak(&mut self) {
+        let now_ms = self.clock.elapsed_us() / 1000;
+        if self.link.is_none() && now_ms >= self.next_try_ms {
+            match self.dial(Purpose::Control) {
+                Ok(link) => self.came_up(link),
+                Err(text) => self.failed(now_ms, &text),
+            }
+        }
+        let Some(link) = &mut self.link else { return };
+        if now_ms < self.next_word_ms {
+            return;
+        }
+        self.next_word_ms = now_ms + SPEAK_EVERY_MS;
+        let mut payload = PayloadBuffer::new();
+        word(&self.hub, self.node).encode(&mut payload);
+        if let Err(error) = link.send(Kind::Gossip, &payload, SAID_WITHIN) {
+            self.link = None;
+            self.failed(now_ms, &error.to_string());
+        }
+    }
+
+    fn came_up(&mut self, link: Talk) {
+        self.link = Some(link);
+        self.failures = 0;
+        self.next_word_ms = 0;
+        if std::mem::take(&mut self.is_away_told) {
+            tracing::info!(node = self.node.0, "a node is reached again");
+        }
+    }
+
+    fn failed(&mut self, now_ms: u64, text: &str) {
+        let pause_ms = (RETRY_MS.0 << self.failures.min(8)).min(RETRY_MS.1);
+        // Half of it by chance, so that nodes that lost one another together do not call together.
+        self.next_try_ms = now_ms + pause_ms / 2 + clock::random_u64() % (pause_ms / 2 + 1);
+        self.failures = self.failures.saturating_add(1);
+        if self.failures == 3 && !std::mem::replace(&mut self.is_away_told, true) {
+            tracing::warn!(node = self.node.0, "a node cannot be reached: {text}");
+        }
+    }
+}
+
+/// What this node has to say to another.
+fn word(hub: &Hub, to: NodeNumber) -> Gossip {
+    let meta = hub.nodes.meta();
+    let leaders = (0..hub.groups()).map(|group| {
+        let leader = hub.view.leader(GroupId(group));
+        (leader.term, leader.node.0)
+    });
+    let is_behind = hub.is_behind(to, meta.version);
+    Gossip {
+        meta_version: meta.version,
+        leaders: leaders.collect(),
+        meta: is_behind.then(|| (*meta).clone()),
+    }
+}
+
+/// A channel for notices; its receiver goes to [`start`].
+pub fn notices() -> (Sender<Notice>, Receiver<Notice>) {
+    channel()
+}

@@ -1,0 +1,101 @@
+//! Who the nodes are, as this node knows it: the newest meta state heard of, and when each node was last heard.
+//!
+//! Written by the control link and by group 0's shard, read by routers for commands that describe the cluster and for
+//! redirects; never on the way of an ordinary request. Decides nothing.
+
+use shards::ids::{Millis, NodeNumber};
+use shards::meta::{Meta, Node};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub struct Nodes {
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    meta: Arc<Meta>,
+    heard: BTreeMap<NodeNumber, Millis>,
+}
+
+impl Nodes {
+    /// What the data directory says.
+    pub fn new(meta: Arc<Meta>) -> Arc<Self> {
+        Arc::new(Self { known: Mutex::new(Known { meta, heard: BTreeMap::new() }) })
+    }
+
+    /// The newest meta state.
+    pub fn meta(&self) -> Arc<Meta> {
+        Arc::clone(&self.lock().meta)
+    }
+
+    /// Takes a newer meta state over; whether it was newer.
+    pub fn learn(&self, meta: &Arc<Meta>) -> bool {
+        let mut known = self.lock();
+        let is_newer = meta.version > known.meta.version;
+        if is_newer {
+            known.meta = Arc::clone(meta);
+        }
+        is_newer
+    }
+
+    /// Notes that a node was heard at this time of this machine.
+    pub fn heard(&self, node: NodeNumber, now: Millis) {
+        self.lock().heard.insert(node, now);
+    }
+
+    /// When a node was last heard; `None` if never.
+    pub fn last_heard(&self, node: NodeNumber) -> Option<Millis> {
+        self.lock().heard.get(&node).copied()
+    }
+
+    /// A node's id and the `HOST:PORT` at which clients reach it.
+    pub fn name_of(&self, node: NodeNumber) -> Option<(String, String)> {
+        let known = self.lock();
+        known.meta.node(node).map(|node| (node.id.clone(), address_of(node)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        // A poisoned lock only means that its writer panicked between two values, each of which is whole.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The `HOST:PORT` at which clients reach a node.
+pub fn address_of(node: &Node) -> String {
+    if node.host.contains(':') {
+        format!("[{}]:{}", node.host, node.port)
+    } else {
+        format!("{}:{}", node.host, node.port)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_meta_state_stays() {
+        let named = |version, host: &str| {
+            let node = Node {
+                number: NodeNumber(2),
+                id: "b".to_owned(),
+                host: host.to_owned(),
+                port: 8001,
+                ..Node::default()
+            };
+            Arc::new(Meta { version, nodes: vec![node], ..Meta::default() })
+        };
+        let nodes = Nodes::new(named(3, "h"));
+        assert!(!nodes.learn(&named(3, "x")) && !nodes.learn(&named(2, "x")));
+        assert_eq!(nodes.name_of(NodeNumber(2)), Some(("b".to_owned(), "h:8001".to_owned())));
+        assert!(nodes.learn(&named(4, "::1")));
+        assert_eq!(nodes.name_of(NodeNumber(2)).map(|(_, address)| address), Some("[::1]:8001".to_owned()));
+        assert_eq!(nodes.name_of(NodeNumber(1)), None);
+        assert_eq!(nodes.last_heard(NodeNumber(2)), None);
+        nodes.heard(NodeNumber(2), Millis(9));
+        assert_eq!(nodes.last_heard(NodeNumber(2)), Some(Millis(9)));
+    }
+}
