@@ -376,7 +376,7 @@ pub(super) fn remember(
     stamp: Millis,
     outcome: &Outcome,
 ) {
-    if is_on(Mutant::DedupEntryDropped) && session.seq % 4 == 0 {
+    if is_on(Mutant::DedupEntryDropped) && session.seq.is_multiple_of(4) {
         return;
     }
     let mut body = Vec::new();

@@ -25,7 +25,7 @@ impl Backlog {
     }
 
     pub(super) fn push(&mut self, key: &[u8], position: u64) {
-        if is_on(Mutant::BacklogForgets) && position % 16 == 0 {
+        if is_on(Mutant::BacklogForgets) && position.is_multiple_of(16) {
             return;
         }
         let hash = hash_of(key).0;
