@@ -65,7 +65,7 @@ struct Running {
 pub struct Router {
     topology: Topology,
     limits: Limits,
-    open: Vec<Box<RequestBatch>>,
+    open: Vec<RequestBatch>,
     gathers: BTreeMap<u32, Running>,
     next_gather: u32,
     /// Requests at shards that are not answered.
@@ -85,7 +85,7 @@ impl Router {
         Self {
             topology: Topology::even(groups as u16),
             limits: Limits::default(),
-            open: (0..groups).map(|_| Box::default()).collect(),
+            open: (0..groups).map(|_| RequestBatch::default()).collect(),
             gathers: BTreeMap::new(),
             // Answers to an earlier process of this machine name none of this one's gathers.
             next_gather: (life & 0x3ff) << 21,
@@ -242,7 +242,7 @@ impl Router {
                     sent.target = Some(target(group));
                 }
             }
-            taken.push((group, batch));
+            taken.push((group, Box::new(batch)));
         }
         taken
     }

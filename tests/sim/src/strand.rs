@@ -208,7 +208,7 @@ impl Strand {
             sessions: SessionLimits::default(),
             founding: &founding,
         };
-        let recovered = recover_shard(disk, &place).map_err(recovery_failed)?;
+        let recovered = recover_shard(disk, &place).map_err(|error| recovery_failed(&error))?;
         let (log, image) = (&recovered.log, recovered.image);
         let last = log.recovered.last_sequence;
         let durable_index =
@@ -475,7 +475,7 @@ fn log_failed(failure: WalFailure) -> Stop {
     Stop::Named(failure.to_string())
 }
 
-fn recovery_failed(error: RecoveryError) -> Stop {
+fn recovery_failed(error: &RecoveryError) -> Stop {
     let text = error.to_string();
     match error {
         RecoveryError::Io(..) | RecoveryError::Replay(ReplayError::Read(..), _) => Stop::Named(text),

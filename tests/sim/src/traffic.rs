@@ -22,17 +22,18 @@ impl World {
             }
             // A reply belongs to the process that asked; one of a later life knows nothing of it.
             let packet = Packet::Replies(self.machines[to].life, Rc::new(batch));
-            self.send(number, to, packet, false);
+            self.send(number, to, &packet, false);
         }
         for message in out.messages {
             let view = self.machines[number].views[message.to.0 as usize].1;
             if let Some(to) = view {
-                self.send(number, to, Packet::Message(message), true);
+                self.send(number, to, &Packet::Message(message), true);
             }
         }
         for message in out.raft {
             if let Some(to) = machine_of(ReplicaId(message.to)) {
-                self.send(number, to, Packet::Raft(GroupId(shard as u32), Box::new(message)), true);
+                let packet = Packet::Raft(GroupId(shard as u32), Box::new(message));
+                self.send(number, to, &packet, true);
             }
         }
         if let Some(role) = out.role {
@@ -53,7 +54,7 @@ impl World {
     }
 
     /// Sends something to a machine.
-    pub(crate) fn send(&mut self, from: usize, to: usize, packet: Packet, may_double: bool) {
+    pub(crate) fn send(&mut self, from: usize, to: usize, packet: &Packet, may_double: bool) {
         let now = self.now();
         for at in self.net.send(&mut self.rng, now, from, to, may_double) {
             self.schedule(at - now, Happening::Packet(from, to, packet.clone()));

@@ -372,7 +372,7 @@ impl World {
                     return self.fetched(machine, group, fetch);
                 }
             }
-            Happening::Hear(client, ask, answer) => return self.hear(client, ask, answer),
+            Happening::Hear(client, ask, answer) => return self.hear(client, ask, answer.as_ref()),
             Happening::Next(client) => self.go_on(client),
             Happening::Fault => {
                 if !self.is_healed {
@@ -490,7 +490,7 @@ impl World {
         let answers = std::mem::take(&mut machine.router.answers);
         for (group, batch) in batches {
             let packet = Packet::Requests(life, Rc::new(Cell::new(Some(batch))));
-            self.send(number, target(group), packet, false);
+            self.send(number, target(group), &packet, false);
         }
         for answer in answers {
             let Some(client) = self.client_of(answer.ask) else { continue };
@@ -543,7 +543,7 @@ impl World {
     }
 
     /// A client hears how its request ended.
-    fn hear(&mut self, number: usize, ask: AskId, answer: Option<Answer>) -> Result<(), String> {
+    fn hear(&mut self, number: usize, ask: AskId, answer: Option<&Answer>) -> Result<(), String> {
         let Some(client) = self.clients.get_mut(number) else { return Ok(()) };
         let Some(pending) = client.pending.as_mut().filter(|pending| pending.ask == Some(ask)) else {
             return Ok(());
@@ -551,7 +551,7 @@ impl World {
         pending.ask = None;
         let is_last = client.is_last;
         let forgets = self.plan.faults.has(Fault::ClockJump) || self.plan.faults.has(Fault::ClockSkew);
-        let outcome = pending.judge(answer.as_ref(), forgets)?;
+        let outcome = pending.judge(answer, forgets)?;
         let Some(outcome) = outcome else {
             // Not over: the same again, after a pause.
             let after = 1_000 + client.rng.below(50_000);
