@@ -14,7 +14,7 @@ BINARY := $(or $(CARGO_TARGET_DIR),target)/release/strand
 # Runs a part of the tests under its name and says how long it took.
 timed = @start=$$SECONDS; echo "==> $(1)"; $(2); echo "<== $(1): $$((SECONDS - start)) s"
 
-.PHONY: help run test torture audit check demo bench bench-compare bench-tantivy doctor clean
+.PHONY: help run cluster test torture audit check demo bench bench-compare bench-tantivy doctor clean
 .PHONY: part-format part-lint part-house part-rust part-python
 
 help: ## Show this list
@@ -29,6 +29,10 @@ run: ## Build for speed and start one node on 127.0.0.1:8000, data in ./data/nod
 	@echo "  $(BINARY) cli"
 	@echo
 	@exec $(BINARY) serve $(ARGS)
+
+cluster: ## Build for speed and run three nodes on 127.0.0.1:8000 to 8002 until Ctrl-C, data in ./data/cluster (ARGS="--set ...")
+	@$(CARGO) build --release --locked --bin strand
+	@exec demo/cluster.sh $(BINARY) $(ARGS)
 
 test: part-format part-lint part-rust part-python ## Run everything that CI runs: format, lints, all tests
 	@echo "All parts passed."

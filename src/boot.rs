@@ -18,7 +18,7 @@ use crate::front::{Front, Listeners, Wait};
 use crate::links::{self, RouterLink, ShardLink, ShardMesh};
 use crate::peer::hub::{Hub, News};
 use crate::preflight;
-use crate::router::{Router, ServerFacts, StopHandle};
+use crate::router::{ClusterParts, Router, ServerFacts, StopHandle};
 use crate::sys;
 use crate::tuning::cores::{self, Deal};
 use crate::tuning::{Tuning, WalSync};
@@ -86,6 +86,8 @@ struct RouterParts {
     links: Vec<ShardLink>,
     bell: Arc<Doorbell>,
     listeners: Listeners,
+    /// In a cluster: who leads, and the links to the thread that forwards.
+    cluster: Option<ClusterParts>,
 }
 
 /// What one shard thread gets.
@@ -123,7 +125,32 @@ impl Server {
             stop.precede(move || hub.resign(RESIGN_WITHIN));
         }
         let shards_stop = Arc::new(AtomicBool::new(false));
-        let (shard_links, router_links) = self.links(&shard_bells, &router_bells);
+        let forward_bell = hub.as_ref().map(|_| bells(1)).transpose()?.and_then(|mut made| made.pop());
+        // The thread that forwards is one more router to the shards, the last.
+        let ringers: Vec<Arc<Doorbell>> = router_bells.iter().chain(&forward_bell).cloned().collect();
+        let (shard_links, mut router_links) = self.links(&shard_bells, &ringers);
+        let (mut cluster_parts, forward) = match hub.as_ref().zip(forward_bell) {
+            Some((hub, bell)) => {
+                let to_shards = router_links.pop().expect("the last is the forward thread's");
+                let outstanding_max = self.tuning.router.outstanding_per_shard_max as usize;
+                let (at_routers, far_ends) =
+                    cluster::forward_links(shards, outstanding_max, &router_bells, &bell);
+                let forward_stop = Arc::new(AtomicBool::new(false));
+                let thread = cluster::spawn_forward(
+                    hub,
+                    far_ends,
+                    to_shards,
+                    Arc::clone(&bell),
+                    Arc::clone(&forward_stop),
+                )?;
+                let parts = at_routers.into_iter().map(|links| {
+                    Some(ClusterParts { view: Arc::clone(&hub.view), nodes: Arc::clone(&hub.nodes), links })
+                });
+                (parts.collect(), Some((thread, bell, forward_stop)))
+            }
+            None => (Vec::new(), None),
+        };
+        cluster_parts.resize_with(routers, || None);
         let meshes = links::mesh::<GroupMessage>(&shard_bells, MESH_SLOTS, MESH_OVERFLOW_MAX);
         let pool = SegmentPool::start(shards, None)
             .map_err(|source| Fatal::Start { thread: "segments".to_owned(), source })?;
@@ -153,9 +180,9 @@ impl Server {
             let _ = told.set(Arc::clone(&facts));
         }
         let mut router_threads = Vec::new();
-        let parts = router_links.into_iter().zip(&router_bells).zip(listeners).enumerate();
-        for (number, ((links, bell), listeners)) in parts {
-            let parts = RouterParts { number, links, bell: Arc::clone(bell), listeners };
+        let parts = router_links.into_iter().zip(&router_bells).zip(listeners).zip(cluster_parts).enumerate();
+        for (number, (((links, bell), listeners), cluster)) in parts {
+            let parts = RouterParts { number, links, bell: Arc::clone(bell), listeners, cluster };
             router_threads.push(self.spawn_router(parts, Arc::clone(&facts))?);
         }
         tracing::info!(%address, shards, routers, data_dir = %self.directory.path().display(), "serving");
@@ -163,6 +190,11 @@ impl Server {
         signals.watch(Arc::clone(&stop), self.tuning.timeouts.drain_s)?;
         for thread in router_threads {
             thread.join().map_err(|_| lost("router"))?;
+        }
+        if let Some((thread, bell, forward_stop)) = forward {
+            forward_stop.store(true, Ordering::Release);
+            bell.ring();
+            thread.join().map_err(|_| lost("forward"))?;
         }
         shards_stop.store(true, Ordering::Release);
         for bell in &shard_bells {
@@ -320,7 +352,7 @@ fn run_router(
     facts: Arc<ServerFacts>,
     thread: &str,
 ) -> Result<(), Fatal> {
-    let RouterParts { links, bell, listeners, .. } = parts;
+    let RouterParts { links, bell, listeners, cluster, .. } = parts;
     let clock = Clock::start();
     let failed = |source: io::Error| Fatal::ThreadLost {
         thread: thread.to_owned(),
@@ -332,13 +364,20 @@ fn run_router(
     let groups = u16::try_from(links.len()).expect("at most 256 shards");
     let topology = Topology::even(groups);
     let mut router = Router::new(links, topology, settings::router(tuning), facts, move || clock.now());
+    if let Some(cluster) = cluster {
+        router.join(cluster);
+    }
     let spin_us = u64::from(tuning.router.spin_us);
     let mut idle_since_us = None;
     while !stop.is_requested() {
         let wait = match idle_since_us {
             Some(since) if clock.elapsed_us() - since < spin_us => Wait::No,
             _ if spin_us > 0 && idle_since_us.is_none() => Wait::No,
-            _ => Wait::Until(shards::ids::Millis(clock.now().0 + settings::ROUTER_SLEEP_MS)),
+            _ => {
+                let now = clock.now();
+                let longest = shards::ids::Millis(now.0 + settings::ROUTER_SLEEP_MS);
+                Wait::Until(router.next_deadline(now).map_or(longest, |soon| soon.min(longest)))
+            }
         };
         let turn = front.turn(&mut router, wait).map_err(failed)?;
         idle_since_us = turn.is_idle().then(|| idle_since_us.unwrap_or_else(|| clock.elapsed_us()));

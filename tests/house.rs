@@ -18,9 +18,8 @@ const LONG_FILES: &[(&str, usize)] = &[("shards/src/shard/tests.rs", 608)];
 const UNSAFE_ROOMS: &[&str] =
     &["src/sys.rs", "src/doorbell.rs", "src/front/", "src/disk/", "shards/src/index/vector/"];
 
-/// Settings that only the checks of the configuration read: the word that opens the address, and those of a cluster, which
-/// are refused without peers (and peers are refused). The list may only shrink.
-const UNREAD_KNOBS: &[&str] = &["cluster.port", "cluster.primary", "server.insecure"];
+/// Settings that only the checks of the configuration read: the word that opens the address. The list may only shrink.
+const UNREAD_KNOBS: &[&str] = &["server.insecure"];
 
 /// What the engine must not depend on: kernel, executors, sockets, chance.
 const BANNED_IN_ENGINE: &[&str] = &[

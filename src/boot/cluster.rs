@@ -4,13 +4,16 @@
 //! others can be added to it). A first start with peers waits here until the cluster is founded. What is settled here is
 //! durable before the rest of the server sees it.
 
-use crate::clock;
+use crate::clock::{self, Clock};
 use crate::disk::data_dir::{self, DataDirError, DataMeta};
 use crate::doorbell::Doorbell;
-use crate::fatal::Fatal;
+use crate::fatal::{self, Fatal};
+use crate::links::{self, RouterLink, ShardLink};
 use crate::peer::cluster_file::{self, ClusterFile, Membership};
 use crate::peer::control;
 use crate::peer::counters::PeerCounters;
+use crate::peer::dial;
+use crate::peer::forward::{Dial, Forward, ForwardParts, PeerStream};
 use crate::peer::founding::{self, Wish, file_failed};
 use crate::peer::hub::{Hub, News, ShardDoor};
 use crate::peer::listener;
@@ -19,13 +22,19 @@ use crate::peer::station::{Standing, Station};
 use crate::router::ServerFacts;
 use crate::tuning::peers::{self, CLUSTER_PORT_OFFSET};
 use crate::tuning::{Tuning, WalSync};
-use shards::ids::GroupId;
+use shards::ids::{GroupId, NodeNumber};
 use shards::peer::founding::Status;
-use shards::peer::hello::Card;
+use shards::peer::hello::{Card, Purpose};
+use std::io;
 use std::net::TcpListener;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// Time at the end for requests of other nodes that are under way, in microseconds.
+const FORWARD_LINGER_US: u64 = 1_000_000;
 
 /// What came of it.
 pub(super) enum Settled {
@@ -288,4 +297,60 @@ pub(super) fn peer_side(
         bytes_per_s_max: u64::from(tuning.cluster.snapshot_mib_per_s_max) << 20,
     };
     Ok(crate::driver::PeerSide::new(group, links, pull, super::settings::sessions(tuning)))
+}
+
+/// Dials for the thread that forwards; called on its helper threads.
+struct ForwardDial(Arc<Hub>);
+
+impl Dial for ForwardDial {
+    fn dial(&self, node: NodeNumber) -> io::Result<PeerStream> {
+        let made = dial::member(&self.0, node, Purpose::Forward);
+        made.map(|talk| talk.into_socket(node).into()).map_err(|error| io::Error::other(error.to_string()))
+    }
+}
+
+/// The links from every router to the thread that forwards, one a group: the routers' ends and that thread's.
+#[allow(clippy::type_complexity, reason = "the two ends of every link, by their owners")]
+pub(super) fn forward_links(
+    groups: usize,
+    outstanding_max: usize,
+    router_bells: &[Arc<Doorbell>],
+    bell: &Arc<Doorbell>,
+) -> (Vec<Vec<ShardLink>>, Vec<Vec<RouterLink>>) {
+    let of_router = |router_bell: &Arc<Doorbell>| {
+        let link = |_| links::link(outstanding_max, Arc::clone(router_bell), Arc::clone(bell));
+        (0..groups).map(link).unzip()
+    };
+    router_bells.iter().map(of_router).unzip()
+}
+
+/// Starts the thread that forwards. It goes on until `stop` says so, and then for a moment, until nothing is under way.
+pub(super) fn spawn_forward(
+    hub: &Arc<Hub>,
+    routers: Vec<Vec<RouterLink>>,
+    shards: Vec<ShardLink>,
+    bell: Arc<Doorbell>,
+    stop: Arc<AtomicBool>,
+) -> Result<std::thread::JoinHandle<()>, Fatal> {
+    let accepted = hub.forward_sockets(Arc::clone(&bell));
+    let dial = Arc::new(ForwardDial(Arc::clone(hub)));
+    let parts = ForwardParts { routers, shards, bell, dial, accepted };
+    let run = move || {
+        let ran = Forward::new(parts).and_then(|mut forward| {
+            forward.run(|| stop.load(Ordering::Acquire))?;
+            let clock = Clock::start();
+            while !forward.is_quiet() && clock.elapsed_us() < FORWARD_LINGER_US {
+                if !forward.turn()? {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+            Ok(())
+        });
+        if let Err(error) = ran {
+            let detail = format!("its sockets cannot be waited for: {error}");
+            fatal::exit(&Fatal::ThreadLost { thread: "forward".to_owned(), detail });
+        }
+    };
+    let spawned = std::thread::Builder::new().name("forward".to_owned()).spawn(run);
+    spawned.map_err(|source| Fatal::Start { thread: "forward".to_owned(), source })
 }

@@ -6,6 +6,7 @@
 
 use super::cluster_file::{self, ClusterFile, Membership};
 use super::counters::{PeerCounters, count};
+use super::forward::PeerStream;
 use super::nodes::Nodes;
 use super::socket::Socket;
 use super::view::ClusterView;
@@ -115,7 +116,7 @@ pub struct Hub {
     directory: PathBuf,
     stored: Mutex<ClusterFile>,
     doors: Vec<ShardDoor>,
-    forward_door: Mutex<Option<Sender<Socket>>>,
+    forward_door: Mutex<Option<(Sender<PeerStream>, Arc<Doorbell>)>>,
     workers: Mutex<BTreeMap<NodeNumber, Sender<Task>>>,
     /// Where nodes were last heard to be, when that differs from the meta state: host and cluster port.
     addresses: Mutex<BTreeMap<NodeNumber, (String, u16)>>,
@@ -218,16 +219,20 @@ impl Hub {
         crate::disk::data_dir::shard_path(&self.directory, group.0)
     }
 
-    /// From now on forward connections of other nodes go to this receiver.
-    pub fn forward_sockets(&self) -> Receiver<Socket> {
+    /// From now on forward connections of other nodes go to this receiver, whose owner has this bell.
+    pub fn forward_sockets(&self, bell: Arc<Doorbell>) -> Receiver<PeerStream> {
         let (door, sockets) = std::sync::mpsc::channel();
-        *lock(&self.forward_door) = Some(door);
+        *lock(&self.forward_door) = Some((door, bell));
         sockets
     }
 
-    /// Hands a forward connection to its owner; false when there is none.
-    pub fn hand_forward(&self, socket: Socket) -> bool {
-        lock(&self.forward_door).as_ref().is_some_and(|door| door.send(socket).is_ok())
+    /// Hands a forward connection to its owner; it is closed when there is none yet.
+    pub fn hand_forward(&self, stream: PeerStream) {
+        if let Some((door, bell)) = &*lock(&self.forward_door) {
+            // The owner ends only when the server does.
+            let _ = door.send(stream);
+            bell.ring();
+        }
     }
 
     /// Asks for a connection to a node; `reply` is called from another thread, and at once when the node is not known.

@@ -115,7 +115,7 @@ fn serve(stream: TcpStream, station: &Station, held: Held) {
             Ok(())
         }
         (Purpose::Forward, Standing::Member(hub)) => {
-            hub.hand_forward(talk.into_socket(node));
+            hub.hand_forward(talk.into_socket(node).into());
             Ok(())
         }
         (_, Standing::Blank(..)) => unreachable!("a blank node welcomes founders only"),

@@ -4,6 +4,7 @@
 //! founding, control links and snapshots block, with a deadline for each frame. Invariant: reads and writes end at the
 //! deadline or a failure, whatever the other side does.
 
+use super::forward::PeerStream;
 use crate::clock::Clock;
 use rustix::net::sockopt;
 use shards::ids::NodeNumber;
@@ -36,6 +37,13 @@ pub struct Socket {
     pub writer: FrameWriter,
     /// The node at the other end.
     pub node: NodeNumber,
+}
+
+impl From<Socket> for PeerStream {
+    fn from(socket: Socket) -> Self {
+        let Socket { stream, reader, writer, node } = socket;
+        Self { node, socket: stream, reader, writer }
+    }
 }
 
 /// Why a conversation ended.

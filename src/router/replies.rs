@@ -66,7 +66,7 @@ impl Router {
             return match (head.kind, body.split_first_chunk::<8>()) {
                 (ReplyKind::StalePart, Some((index, part))) => {
                     self.gathers.note_stale(token, GroupId(number as u32), u64::from_le_bytes(*index));
-                    self.bring_answer(token, ReplyKind::Part, part, sink)
+                    self.bring_answer(token, ReplyKind::Part, part, sink);
                 }
                 _ => self.bring_answer(token, head.kind, body, sink),
             };

@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "every test binary uses a part of it")]
 
 pub(crate) mod client;
+pub(crate) mod cluster;
 pub(crate) mod directory;
 pub(crate) mod random;
 pub(crate) mod server;

@@ -32,7 +32,9 @@ pub struct Info {
 /// What is read of a shard's object.
 #[derive(Default, Deserialize)]
 struct Figures {
+    #[serde(default)]
     keys: u64,
+    #[serde(default)]
     memory_bytes: u64,
     term: u64,
     commit_index: u64,
@@ -47,9 +49,15 @@ struct Figures {
 struct Replica {
     node: u16,
     /// Last index that it is known to have.
+    #[serde(alias = "matched_index")]
     match_index: u64,
-    #[serde(default)]
-    learner: bool,
+    /// Whether it votes; one that does not is being filled.
+    #[serde(default = "votes")]
+    voter: bool,
+}
+
+fn votes() -> bool {
+    true
 }
 
 impl Info {
@@ -139,7 +147,7 @@ fn write_group(out: &mut Vec<u8>, figures: &Figures, names: &[(NodeNumber, Strin
     push_name(out, names, leader);
     out.extend_from_slice(b",\"replicas\":[");
     // A leader that names no copies is alone.
-    let alone = [Replica { node: leader.0, match_index: figures.applied_index, learner: false }];
+    let alone = [Replica { node: leader.0, match_index: figures.applied_index, voter: true }];
     let replicas = if figures.replicas.is_empty() { &alone[..] } else { &figures.replicas[..] };
     let lag_of = |replica: &Replica| figures.commit_index.saturating_sub(replica.match_index);
     for (number, replica) in replicas.iter().enumerate() {
@@ -148,11 +156,10 @@ fn write_group(out: &mut Vec<u8>, figures: &Figures, names: &[(NodeNumber, Strin
         }
         out.extend_from_slice(b"{\"node\":");
         push_name(out, names, NodeNumber(replica.node));
-        out.extend_from_slice(if replica.learner {
-            b",\"role\":\"learner\","
-        } else {
-            b",\"role\":\"voter\","
-        });
+        let role: &[u8] = if replica.voter { b"voter" } else { b"learner" };
+        out.extend_from_slice(b",\"role\":\"");
+        out.extend_from_slice(role);
+        out.extend_from_slice(b"\",");
         push_member(out, "match_index", replica.match_index);
         out.push(b',');
         push_member(out, "lag", lag_of(replica));

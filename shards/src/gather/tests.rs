@@ -353,7 +353,7 @@ fn groups_are_told_by_their_leaders() {
     // The second group has no leader; the first one's has a copy that is behind, and one on a node of no name.
     let mut gather = start(&[2, 0]);
     assert_eq!(gather.part(1, ReplyKind::Error, b"\"code\":\"NO_QUORUM\""), Step::Wait);
-    let copies = "[{\"node\":2,\"match_index\":8},{\"node\":3,\"match_index\":2,\"learner\":true}]";
+    let copies = "[{\"node\":2,\"match_index\":8},{\"node\":3,\"matched_index\":2,\"voter\":false}]";
     let result = success(part(&mut gather, 0, format!("{figures},\"replicas\":{copies}}}").as_bytes()));
     assert_eq!(
         result,

@@ -184,9 +184,8 @@ impl Cluster {
             for head in &batch.heads {
                 let taken = Taken { head: *head, record: batch.record(head).to_vec() };
                 let is_local = Record::flags_of(&taken.record) & flag::LOCAL != 0;
-                if is_local && !replica.is_vacant {
-                    replica.proposed.push_back(taken);
-                } else if replica.leads && replica.refused_view.is_none_or(|view| batch.view > view) {
+                let is_fresh = replica.refused_view.is_none_or(|view| batch.view > view);
+                if (is_local && !replica.is_vacant) || (replica.leads && is_fresh) {
                     replica.proposed.push_back(taken);
                 } else {
                     replica.refused_view = replica.refused_view.max(Some(batch.view));

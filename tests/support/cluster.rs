@@ -1,0 +1,215 @@
+//! Three real nodes on loopback: their ports and directories, and how to start each of them in every way there is.
+
+use super::client::Connection;
+use super::directory::TemporaryDirectory;
+use super::eventually;
+use super::server::{Ended, free_port};
+use super::system::{self, Signal};
+use serde_json::{Value, json};
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Longest wait for a node to answer, or to end by itself.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Settings of a small node.
+const SMALL: &[&str] = &[
+    "wal.segment_mib=2",
+    "wal.spare_segments=1",
+    "wal.buffer_kib=64",
+    "limits.line_bytes_max=1048576",
+    "limits.value_bytes_max=524288",
+    "cores.pin=false",
+    "log.format=json",
+];
+
+/// Three nodes to be.
+#[derive(Debug)]
+pub(crate) struct Trio {
+    directory: TemporaryDirectory,
+    arguments: Vec<String>,
+    /// Client port and cluster port of each.
+    ports: [(u16, u16); 3],
+}
+
+/// A node that runs; killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Node {
+    child: Child,
+    port: u16,
+    stderr: PathBuf,
+    began: Instant,
+}
+
+impl Trio {
+    /// Nodes with these arguments for all of them.
+    pub(crate) fn new(name: &str, arguments: &[&str]) -> Self {
+        let ports = [0, 1, 2].map(|_| (free_port(), free_port()));
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        Self { directory: TemporaryDirectory::new(name), arguments, ports }
+    }
+
+    pub(crate) fn cluster_port(&self, at: usize) -> u16 {
+        self.ports[at].1
+    }
+
+    /// Starts a node that is told of the others.
+    pub(crate) fn spawn(&self, at: usize) -> Node {
+        self.spawn_with(at, &[])
+    }
+
+    /// As [`Trio::spawn`], with more arguments.
+    pub(crate) fn spawn_with(&self, at: usize, more: &[&str]) -> Node {
+        let peers = self.peers(at);
+        self.run(at, &name_of(at), &[&["--peers", &peers], more].concat())
+    }
+
+    /// As [`Trio::spawn`], under another id.
+    pub(crate) fn spawn_as(&self, at: usize, id: &str) -> Node {
+        self.run(at, id, &["--peers", &self.peers(at)])
+    }
+
+    /// Starts a node that was in the cluster before.
+    pub(crate) fn spawn_without_peers(&self, at: usize) -> Node {
+        self.run(at, &name_of(at), &[])
+    }
+
+    /// Starts a node that others can be added to.
+    pub(crate) fn spawn_alone(&self, at: usize) -> Node {
+        self.spawn_without_peers(at)
+    }
+
+    /// Removes what a node has on disk.
+    pub(crate) fn blank(&self, at: usize) {
+        fs::remove_dir_all(self.data(at)).expect("the directory is there");
+    }
+
+    fn data(&self, at: usize) -> PathBuf {
+        self.directory.path().join(name_of(at))
+    }
+
+    fn peers(&self, at: usize) -> String {
+        let others = (0..3).filter(|other| *other != at);
+        let entries = others.map(|other| {
+            let (port, cluster_port) = self.ports[other];
+            format!("{}@127.0.0.1:{port}:{cluster_port}", name_of(other))
+        });
+        entries.collect::<Vec<_>>().join(",")
+    }
+
+    fn run(&self, at: usize, id: &str, more: &[&str]) -> Node {
+        let (port, cluster_port) = self.ports[at];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_strand"));
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("STRAND_"))
+        {
+            command.env_remove(name);
+        }
+        command.args([
+            "serve",
+            "--id",
+            id,
+            "--port",
+            &port.to_string(),
+            "--cluster-port",
+            &cluster_port.to_string(),
+        ]);
+        command.arg("--data-dir").arg(self.data(at)).args(&self.arguments).args(more);
+        for setting in SMALL {
+            command.args(["--set", setting]);
+        }
+        let stderr = self.directory.path().join(format!("stderr-{at}.log"));
+        let file = File::create(&stderr).expect("the folder of the test can be written");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
+        let child = command.spawn().expect("the binary was built for this test");
+        Node { child, port, stderr, began: Instant::now() }
+    }
+}
+
+fn name_of(at: usize) -> String {
+    format!("n{}", at + 1)
+}
+
+impl Node {
+    /// Waits until it answers.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub(crate) fn until_it_answers(&self) {
+        eventually("the node answers", PATIENCE, || {
+            let answer = Connection::open(self.port).and_then(|mut c| c.try_ask(&json!({"command": "PING"})));
+            answer.is_ok_and(|reply| reply["result"] == "PONG")
+        });
+    }
+
+    /// The reply to one request, on a connection of its own.
+    pub(crate) fn ask(&self, request: &Value) -> Value {
+        Connection::open(self.port).unwrap_or_else(|error| panic!("{error}: {}", self.stderr())).ask(request)
+    }
+
+    /// The first reply that is no error: a group may be without a leader at first.
+    pub(crate) fn ask_until_success(&self, request: &Value) -> Value {
+        let mut reply = Value::Null;
+        eventually("the request succeeds", PATIENCE, || {
+            let asked = Connection::open(self.port).and_then(|mut c| c.try_ask(request));
+            reply = asked.unwrap_or_default();
+            reply["status"] == "success"
+        });
+        reply
+    }
+
+    /// What it said so far.
+    pub(crate) fn stderr(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.stderr).unwrap_or_default()).into_owned()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        system::signal(&self.child, signal).expect("the child was not waited for yet");
+    }
+
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        system::resident_bytes(&self.child)
+    }
+
+    /// Ends it without warning.
+    pub(crate) fn kill(mut self) {
+        self.signal(Signal::Kill);
+        self.child.wait().expect("it is our child");
+    }
+
+    /// Waits until it ends by itself.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub(crate) fn wait(mut self) -> Ended {
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it is our child") {
+                return Ended { status, stderr: self.stderr(), after: self.began.elapsed() };
+            }
+            assert!(self.began.elapsed() < PATIENCE, "still running: {}", self.stderr());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Asks it to end in good order.
+    ///
+    /// # Panics
+    /// When it does not end with exit code 0.
+    pub(crate) fn stop(mut self) {
+        self.signal(Signal::Terminate);
+        self.began = Instant::now();
+        let ended = self.wait();
+        assert_eq!(ended.code(), Some(0), "{ended:#?}");
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            super::say(&format!("the node said: {}", self.stderr()));
+        }
+        // It may have ended by itself, or been waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
