@@ -15,6 +15,7 @@ pub mod plan;
 mod replicas;
 pub mod rng;
 pub mod router;
+mod scheduled;
 pub mod strand;
 pub mod suite;
 pub mod trace;

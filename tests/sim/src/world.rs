@@ -12,6 +12,7 @@ use crate::plan::Plan;
 use crate::replicas::Replicas;
 use crate::rng::Rng;
 use crate::router::{Answer, AskId};
+use crate::scheduled::Scheduled;
 use crate::strand::{Out, Stop, class_of};
 use crate::trace::Trace;
 use crate::work::{self, Outcome, Workload};
@@ -65,29 +66,6 @@ pub enum Packet {
     Requests(u32, Rc<Cell<Option<Box<RequestBatch>>>>),
     /// Replies to the process of this life.
     Replies(u32, Rc<ReplyBatch>),
-}
-
-struct Scheduled {
-    at: u64,
-    order: u64,
-    happening: Happening,
-}
-
-impl PartialEq for Scheduled {
-    fn eq(&self, other: &Self) -> bool {
-        self.order == other.order
-    }
-}
-impl Eq for Scheduled {}
-impl PartialOrd for Scheduled {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Scheduled {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (other.at, other.order).cmp(&(self.at, self.order))
-    }
 }
 
 /// Virtual time at which a simulation begins: some moment of 2026, in microseconds.
