@@ -17,6 +17,7 @@ use super::progress::Heard;
 use super::storage::{EntryStore, SnapshotOffer, is_member};
 use crate::command::record::Malformed;
 use crate::ids::{GroupId, ReplicaId, Sequence};
+use crate::mutants::{Mutant, is_on};
 use raft::prelude::{ConfState, Entry, HardState, Message, MessageType};
 use raft::{Config, ProgressState, RawNode, StateRole};
 use std::collections::VecDeque;
@@ -328,6 +329,15 @@ impl Group {
             if !must_write && !held.is_empty() {
                 self.pass_heartbeat_answers(&mut held, &mut out.messages);
             }
+            if is_on(Mutant::VoteBeforePersist) {
+                let is_vote =
+                    |message: &mut Message| message.get_msg_type() == MessageType::MsgRequestVoteResponse;
+                out.messages.extend(held.extract_if(.., is_vote));
+            }
+            if is_on(Mutant::AppendAckBeforePersist) {
+                let is_ack = |message: &mut Message| message.get_msg_type() == MessageType::MsgAppendResponse;
+                out.messages.extend(held.extract_if(.., is_ack));
+            }
             if must_write {
                 let sequence = self.next_sequence;
                 self.next_sequence.0 += 1;
@@ -344,7 +354,7 @@ impl Group {
                 self.node.on_persist_ready(number);
                 out.messages.append(&mut held);
             }
-            if !self.config.wait_for_sync {
+            if !self.config.wait_for_sync || is_on(Mutant::LeaderCountsUnsynced) {
                 self.node.on_persist_ready(number);
             }
         }
