@@ -51,6 +51,12 @@ audit: ## Licences, bans, sources and advisories of every dependency (cargo-deny
 	@if $(CARGO) deny --locked fetch db >/dev/null 2>&1; then $(CARGO) deny --locked check advisories; \
 	  else echo "The advisory database cannot be reached: advisories were not checked."; fi
 
+sim: ## Simulate: SEED=7, or SEEDS=1..1000 (also FAULTS= REQUESTS= CLIENTS= WORK= SHARDS= NODES= THREADS=); docs/SIMULATION.md
+	@$(CARGO) run --locked --quiet --profile sim -p strand-sim -- $(foreach name,SEED SEEDS FAULTS REQUESTS CLIENTS WORK SHARDS NODES LYING THREADS,$(if $($(name)),$(name)=$($(name))))
+
+sim-mutants: ## Switch known defects on, one after another, and count the seeds until each is found (MUTANTS=TombstoneLost, SEEDS=1..500)
+	@$(CARGO) run --locked --quiet --profile sim -p strand-sim --features mutants -- MUTANTS=$(or $(MUTANTS),all) $(if $(SEEDS),SEEDS=$(SEEDS))
+
 check: part-format part-lint part-house ## Format, lints and house rules: quick enough for every commit
 
 demo: ## Start a node on a free port and show what it can do

@@ -16,6 +16,7 @@ pub mod ids;
 pub mod index;
 pub mod log;
 pub mod meta;
+pub mod mutants;
 pub mod peer;
 pub mod placement;
 pub mod shard;

@@ -187,7 +187,14 @@ fn first_start(
         let file = founding::found_alone(path, blank, clock::random_u128(), false, &wish)?;
         return Ok(member(file, card, counters, ClusterPort::Bound(bound)));
     }
-    let status = Status { missing: wish.peers.len() as u16, ..Status::default() };
+    // What others hear before the first round is over: nothing is seen yet, and the rest is as it stays.
+    let status = Status {
+        missing: wish.peers.len() as u16,
+        shards: card.shards,
+        replicas: wish.replicas,
+        is_primary: wish.is_primary,
+        ..Status::default()
+    };
     let station = Station::new(Standing::Blank(card.clone(), status), Arc::clone(&counters));
     listener::start(bound, &station)?;
     match founding::become_member(path, blank, &wish, &station, is_stopped)? {

@@ -4,6 +4,7 @@
 //! applies. Every change of a record goes through here, so that no index can miss one.
 
 use crate::ids::{KeyHash, Millis, Version, hash_of};
+use crate::mutants::{Mutant, is_on};
 use crate::state::{Content, KeySpace, Record, RecordFlags};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -65,7 +66,7 @@ impl Context<'_> {
         for key in keys {
             let hash = hash_of(key);
             let over = self.keys.get(hash, key).is_some_and(|record| is_over(record.expires_at, self.stamp));
-            if over {
+            if over || is_on(Mutant::ExpiredBlindly) {
                 self.take_out(hash, key);
                 count += 1;
             }

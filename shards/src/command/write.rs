@@ -4,6 +4,7 @@ use super::answer::{Failure, Outcome};
 use super::context::Context;
 use super::record::{Condition, Record, flag};
 use crate::ids::{KeyHash, Millis};
+use crate::mutants::{Mutant, is_on};
 
 /// SET: stores the value; clears a time to live unless it gives one.
 pub fn set(context: &mut Context<'_>, hash: KeyHash, record: &Record<'_>) -> Outcome {
@@ -19,6 +20,9 @@ pub fn set(context: &mut Context<'_>, hash: KeyHash, record: &Record<'_>) -> Out
 pub fn delete(context: &mut Context<'_>, hash: KeyHash, record: &Record<'_>) -> Outcome {
     if let Some(failure) = unmet(context, hash, record) {
         return Outcome::Failed(failure);
+    }
+    if is_on(Mutant::TombstoneLost) && context.version.place >> 10 & 3 == 0 {
+        return Outcome::Bool(context.live(hash, record.key).is_some());
     }
     Outcome::Bool(context.take_out(hash, record.key))
 }
@@ -44,8 +48,10 @@ fn unmet(context: &Context<'_>, hash: KeyHash, record: &Record<'_>) -> Option<Fa
     let met = match (condition, &found) {
         (Condition::Absent, found) => found.is_none(),
         (Condition::Present, found) => found.is_some(),
-        (Condition::Version(version), Some(found)) => found.version == version,
-        (Condition::Value(value), Some(found)) => found.value == value,
+        (Condition::Version(version), Some(found)) => {
+            found.version == version || is_on(Mutant::VersionNotCompared)
+        }
+        (Condition::Value(value), Some(found)) => found.value == value || is_on(Mutant::ConditionMetByAny),
         (Condition::Version(_) | Condition::Value(_), None) => false,
     };
     (!met).then(|| Failure::Conflict(found.map(|found| found.version)))

@@ -39,6 +39,14 @@ pub struct Follower {
     pub is_active: bool,
 }
 
+impl Follower {
+    /// Whether it has everything or is being sent what is new. raft-rs goes on probing a follower that has everything until
+    /// there is something new.
+    pub fn keeps_up(&self, last_index: u64) -> bool {
+        self.state == FollowerState::Replicating || self.matched == last_index
+    }
+}
+
 /// Why a change of members or of the leader is not begun. Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemberRefusal {
@@ -115,7 +123,7 @@ pub fn check(
                     return Err(MemberRefusal::Silent(replica));
                 }
                 let behind = last_index.saturating_sub(learner.matched);
-                if behind > BEHIND_MAX || learner.state != FollowerState::Replicating {
+                if behind > BEHIND_MAX || !learner.keeps_up(last_index) {
                     return Err(MemberRefusal::Behind(replica, behind));
                 }
                 voters.push(replica.0);
@@ -211,6 +219,16 @@ mod tests {
         let voter = ReplicaId(2);
         assert_eq!(check_changes(&[MemberChange::Promote(voter)], all), Err(MemberRefusal::NoMember(voter)));
         assert_eq!(check_changes(&[MemberChange::AddLearner(voter)], all), Err(MemberRefusal::Member(voter)));
+        let learner = |matched, state| Follower {
+            replica: ReplicaId(4),
+            is_voter: false,
+            matched,
+            state,
+            is_active: true,
+        };
+        assert!(learner(9, FollowerState::Probing).keeps_up(9), "there is nothing new to be sent");
+        assert!(!learner(8, FollowerState::Probing).keeps_up(9));
+        assert!(!learner(8, FollowerState::Snapshot).keeps_up(9));
         let stranger = ReplicaId(9);
         assert_eq!(
             check_changes(&[MemberChange::Remove(stranger)], all),

@@ -15,6 +15,7 @@ use super::text::{TextIndex, WHOLE};
 use super::value::ValueIndex;
 use super::value::ids::SharedIds;
 use super::vector::{VECTOR_DIMENSIONS_MAX, VectorIndex};
+use crate::mutants::{Mutant, is_on};
 use backlog::Backlog;
 
 pub use definition::{BuildState, Defined, IndexDefinition, IndexInfo, IndexKind, IndexSettings, whole_text};
@@ -265,7 +266,7 @@ impl IndexSet {
         let entry = self.entries.iter().find(find);
         let is_ready = entry.is_some_and(|entry| entry.is_ready);
         let is_text = entry.is_some_and(|entry| entry.definition.kind.is_text());
-        is_ready && (!is_text || position < self.indexed_before())
+        is_ready && (!is_text || position < self.indexed_before() || is_on(Mutant::SearchDoesNotWait))
     }
 
     /// Number of keys to be indexed.

@@ -34,6 +34,7 @@ use super::repair;
 use super::writer::LiveSegment;
 use super::{Corruption, LogShape, PayloadWindow, Proof, Reason, ReplayError, SegmentEpoch, SegmentId, Tail};
 use crate::ids::{GroupId, Sequence};
+use crate::mutants::{Mutant, is_on};
 use std::collections::BTreeMap;
 
 /// How much is read at once, in bytes.
@@ -250,7 +251,8 @@ impl<'a, S: SegmentSource> Machine<'a, S> {
             return Ok(Some((Reason::Length, false)));
         }
         let covered = self.bytes(segment, offset, header::covered_bytes(payload_bytes))?;
-        if crc32c::crc32c(&covered[HEADER_BYTES..]) == header.payload_crc {
+        if crc32c::crc32c(&covered[HEADER_BYTES..]) == header.payload_crc || is_on(Mutant::PayloadCrcSkipped)
+        {
             return Ok(None);
         }
         Ok(Some((Reason::PayloadCrc, repair::one_bit_payload(covered, header.payload_crc))))
@@ -357,7 +359,8 @@ impl<'a, S: SegmentSource> Machine<'a, S> {
         }
         match fits(&header) {
             (true, true) => {}
-            (true, false) => return Ok(Err((Reason::Chain, false))),
+            (true, false) if !is_on(Mutant::StaleBatchReplayed) => return Ok(Err((Reason::Chain, false))),
+            (true, false) => {}
             (false, _) if header.epoch < epoch => return Ok(Err((Reason::Stale, false))),
             (false, _) => return Ok(Err((Reason::Field, false))),
         }
@@ -402,6 +405,9 @@ impl<'a, S: SegmentSource> Machine<'a, S> {
     fn judge(&self, fronts: &[Front], chain: &Chain, walk: &Walk) -> Result<(), ReplayError<S::Error>> {
         let statements = &self.statements;
         let stop = walk.stop;
+        if is_on(Mutant::RotTakenForTear) {
+            return Ok(());
+        }
         if statements.durable_upto > walk.last_sequence {
             let proof = Proof::DurableUpto(statements.durable_upto);
             let bad_front = fronts.iter().find_map(|front| match front {

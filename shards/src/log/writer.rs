@@ -10,6 +10,7 @@ use super::header::{self, BLOCK_BYTES, BatchHeader, BatchKind, FILL, HEADER_BYTE
 use super::replay::Recovered;
 use super::{LogShape, SegmentEpoch, SegmentId};
 use crate::ids::{GroupId, Sequence};
+use crate::mutants::{Mutant, is_on};
 use std::collections::VecDeque;
 
 /// Counts the frames placed since the writer was made, from 1; the order in which they must become durable.
@@ -195,7 +196,7 @@ impl LogWriter {
     /// The next segment that may be written over, given that all frames up to `durable` are durable.
     pub fn take_free(&mut self, durable: FrameNumber) -> Option<SegmentId> {
         let (frame, segment) = *self.released.front()?;
-        if frame > durable {
+        if frame > durable && !is_on(Mutant::SegmentFreeAtOnce) {
             return None;
         }
         self.released.pop_front();

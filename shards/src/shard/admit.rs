@@ -12,6 +12,7 @@ use crate::command::items;
 use crate::command::record::{Op, Record, fingerprint, flag};
 use crate::effect::Effects;
 use crate::ids::{KeyHash, Millis, hash_of};
+use crate::mutants::{Mutant, is_on};
 use crate::txn::coordinator::Plan;
 use crate::txn::message::{GroupMessage, Message, Open, Start};
 use smallvec::SmallVec;
@@ -255,7 +256,7 @@ impl Shard {
                 return self.slices.hold(parked);
             }
         } else {
-            if self.locks.is_held(record.key) {
+            if self.locks.is_held(record.key) && !is_on(Mutant::ReadThroughLock) {
                 let waiter = LockWaiter::Request(self.parked(router, head, bytes));
                 return self.locks.wait(record.key, waiter);
             }
@@ -278,7 +279,9 @@ impl Shard {
                 return self.slices.hold(parked);
             }
         } else {
-            if let Some(key) = self.locks.first_held(record.value, None) {
+            if let Some(key) =
+                self.locks.first_held(record.value, None).filter(|_| !is_on(Mutant::BulkReadThroughLock))
+            {
                 let waiter = LockWaiter::Request(self.parked(router, head, bytes));
                 return self.locks.wait(key, waiter);
             }

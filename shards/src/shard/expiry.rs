@@ -9,6 +9,7 @@ use crate::command::context::is_over;
 use crate::command::items;
 use crate::command::record::{Op, Record};
 use crate::ids::{KeyHash, Millis, hash_of};
+use crate::mutants::{Mutant, is_on};
 
 /// Where the walk over the tables stands.
 #[derive(Debug, Default)]
@@ -26,7 +27,8 @@ const KEYS_MAX: usize = 200;
 impl Shard {
     /// Whether a key's time to live is over now.
     pub(super) fn is_overdue(&self, hash: KeyHash, key: &[u8]) -> bool {
-        self.state.keys.get(hash, key).is_some_and(|record| is_over(record.expires_at, self.now))
+        !is_on(Mutant::OverdueIsRead)
+            && self.state.keys.get(hash, key).is_some_and(|record| is_over(record.expires_at, self.now))
     }
 
     /// Proposes to remove those of these keys that are overdue when the entry is stamped.

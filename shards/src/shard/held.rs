@@ -12,6 +12,7 @@ use crate::batch::{NotLeader, ReplyBatch, RequestHead};
 use crate::command::answer::Failure;
 use crate::effect::Effects;
 use crate::ids::{Millis, ReplicaId};
+use crate::mutants::{Mutant, is_on};
 use crate::txn::message::GroupMessage;
 
 /// Time after which a round without an answer is asked again, in ms: raft-rs may drop a question without a word.
@@ -68,7 +69,7 @@ impl Held {
         head: &RequestHead,
         record: &[u8],
     ) -> &'a mut ReplyBatch {
-        if !self.is_on {
+        if !self.is_on || is_on(Mutant::StaleRead) {
             return effects.replies_to(router);
         }
         let number = usize::from(router);

@@ -18,6 +18,7 @@ use crate::log::payload::{
 };
 use crate::log::replay::ReplayedBatch;
 use crate::meta::Meta;
+use crate::mutants::{Mutant, is_on};
 use crate::peer::meta_codec::decode_meta;
 use crate::snapshot::{SnapshotError, SnapshotLoader};
 use crate::state::{SessionLimits, Sessions, State, TableLimits};
@@ -298,6 +299,9 @@ impl ImageBuilder {
             state: State { sessions: Sessions::new(sessions), ..State::default() },
             ..SnapshotImage::default()
         });
+        if is_on(Mutant::SessionsNotKept) {
+            snapshot.state.sessions = Sessions::new(sessions);
+        }
         let mut hard_state = HardState::default();
         let (replica, first) = match founding {
             Founding::Alone => (LONE_REPLICA, vec![LONE_REPLICA]),
@@ -358,6 +362,15 @@ impl ImageBuilder {
             return Err(error);
         }
         self.restored.sequence = last_sequence;
+        if is_on(Mutant::VoteForgotten) {
+            self.restored.hard_state.vote = 0;
+        }
+        if is_on(Mutant::LastEntryLost)
+            && self.restored.entries.len() as u64 + self.restored.snapshot_index
+                > self.restored.hard_state.commit
+        {
+            self.restored.entries.pop();
+        }
         self.restored.needs_reset = self.is_stale;
         let last = self.restored.entries.last().map_or(self.restored.snapshot_index, |entry| entry.index);
         if self.restored.hard_state.commit > last {

@@ -5,6 +5,7 @@ use crate::batch::{ReplyKind, RequestHead};
 use crate::command::answer::{self, Failure, Outcome};
 use crate::effect::Effects;
 use crate::ids::{Millis, Sequence, Token};
+use crate::mutants::{Mutant, is_on};
 use crate::txn::coordinator::Plan;
 use crate::txn::message::GroupMessage;
 
@@ -112,7 +113,7 @@ impl Shard {
     /// Sends a message once everything applied so far is durable: no step of a transaction runs ahead of its sync.
     pub(super) fn send_behind_sync(&mut self, message: GroupMessage, effects: &mut Effects) {
         let needed = self.sequence_of(self.applying);
-        if needed <= self.durable {
+        if needed <= self.durable || is_on(Mutant::MessageBeforeSync) {
             effects.messages.push(message);
         } else {
             effects.sync_now = true;

@@ -15,6 +15,7 @@ use crate::ids::{Millis, Sequence};
 use crate::index::Units;
 use crate::index::set::SetWriter;
 use crate::log::payload::PayloadBuffer;
+use crate::mutants::{Mutant, is_on};
 use crate::peer::meta_codec::encode_meta;
 use crate::snapshot::{Chunk, SlotSet, SnapshotHeader, SnapshotWriter};
 
@@ -132,7 +133,9 @@ impl Shard {
         }
         if self.snapshots.run.is_none() {
             self.snapshots.is_draining = self.snapshot_is_due();
-            if self.snapshots.is_draining && self.searches.indexes.backlog_len() == 0 {
+            if self.snapshots.is_draining
+                && (self.searches.indexes.backlog_len() == 0 || is_on(Mutant::BacklogNotDrained))
+            {
                 self.snapshots.is_draining = false;
                 self.snapshots.is_urgent = false;
                 let with_faults = !std::mem::take(&mut self.snapshots.without_faults);
@@ -215,6 +218,8 @@ impl Shard {
         let is_old = every_ms > 0 && self.now.0.saturating_sub(snapshots.begun_at.0) >= every_ms;
         let is_long = snapshots.log_bytes >= self.config.snapshot_log_bytes;
         let has_changes = self.applied > snapshots.kept_index;
+        // A log without room gets some back by a snapshot, and by nothing else: waiting for more bytes would be for ever.
+        let is_long = is_long || !self.has_log_room;
         if self.searches.edits_in_flight > 0 {
             return false;
         }
@@ -249,10 +254,14 @@ impl Shard {
         let mut chunks = Vec::new();
         let mut writer = SnapshotWriter::begin(&header, with_faults, &mut self.state, &mut chunks);
         let mut txns = Vec::new();
-        self.txns.encode(&mut txns);
+        if !is_on(Mutant::TransactionsNotKept) {
+            self.txns.encode(&mut txns);
+        }
         writer.section(super::image::SECTION_TXNS, &txns, &mut chunks);
         let mut catalog = Vec::new();
-        self.searches.catalog.encode(&mut catalog);
+        if !is_on(Mutant::CatalogueNotKept) {
+            self.searches.catalog.encode(&mut catalog);
+        }
         writer.section(super::image::SECTION_CATALOG, &catalog, &mut chunks);
         if self.cluster.state().version > 0 {
             let mut meta = PayloadBuffer::new();
@@ -295,7 +304,11 @@ impl Shard {
 
     fn keep_snapshot(&mut self, run: &Run, effects: &mut Effects) {
         let mut upto: Option<Sequence> = None;
-        while self.history.front().is_some_and(|(last, _)| *last <= run.index) {
+        while self
+            .history
+            .front()
+            .is_some_and(|(last, _)| *last <= run.index + if is_on(Mutant::CutTooFar) { 2 } else { 0 })
+        {
             upto = self.history.pop_front().map(|(_, sequence)| sequence);
         }
         effects.cut = upto.or(effects.cut);

@@ -5,7 +5,6 @@ use super::*;
 use crate::batch::{ReplyKind, RequestBatch, RequestHead};
 use crate::command::items;
 use crate::command::record::{Condition, Op, Record, Session, flag};
-use crate::consensus::group::Append;
 use crate::effect::SnapshotEffect;
 use crate::ids::{Token, hash_of};
 use crate::log::SegmentId;
@@ -14,10 +13,8 @@ use crate::log::payload::PayloadBuffer;
 use crate::log::replay::ReplayedBatch;
 use crate::snapshot::SnapshotReader;
 use crate::state::SessionLimits;
-use crate::txn::{
-    Kind,
-    message::{GroupMessage, Start},
-};
+use crate::txn::Kind;
+use crate::txn::message::{GroupMessage, Start};
 use std::collections::BTreeMap;
 
 mod slices;
@@ -27,7 +24,7 @@ struct Strand {
     shard: Shard,
     config: ShardConfig,
     /// Everything handed to the log; a crash keeps what is durable.
-    log: Vec<Append>,
+    log: Vec<crate::consensus::group::Append>,
     durable: usize,
     replies: BTreeMap<u64, (ReplyKind, String)>,
     file: (u64, Vec<u8>),
@@ -45,7 +42,7 @@ struct World {
 const IDENTITY: ImageIdentity = ImageIdentity { cluster: 7, shard: 0, group: GroupId(0) };
 
 /// What recovery would find: the kept snapshot and the durable batches, through the formats of the files.
-fn image(group: GroupId, snapshot: Option<&[u8]>, log: &[Append]) -> ShardImage {
+fn image(group: GroupId, snapshot: Option<&[u8]>, log: &[crate::consensus::group::Append]) -> ShardImage {
     let identity = ImageIdentity { shard: group.0, group, ..IDENTITY };
     let snapshot = snapshot.map(|bytes| {
         let mut intake = SnapshotIntake::new(identity, SessionLimits::default());

@@ -11,6 +11,7 @@ use super::digest::Digest;
 use super::record::{Content, KEY_BYTES_MAX, Record, VALUE_BYTES_MAX};
 use super::table::Table;
 use crate::ids::{KeyHash, Version};
+use crate::mutants::{Mutant, is_on};
 
 /// When a table is full. Tests make tables small; the server uses the defaults.
 #[derive(Clone, Copy, Debug)]
@@ -244,7 +245,10 @@ impl KeySpace {
 
     /// Takes a table's content for the running snapshot before it changes for the first time.
     fn capture_before_change(&mut self, number: usize) {
-        if self.cut.is_some() && self.tables[number].captured != self.generation {
+        if self.cut.is_some()
+            && self.tables[number].captured != self.generation
+            && !is_on(Mutant::NoCopyBeforeChange)
+        {
             self.capture(number);
         }
     }

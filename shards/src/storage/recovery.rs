@@ -9,6 +9,7 @@ use super::segments::{list_segments, open_segment};
 use crate::log::manifest::{Manifest, ManifestError};
 use crate::log::replay::{Recovered, ReplayedBatch, SegmentFile, SegmentSource, replay};
 use crate::log::{LogShape, ReplayError, SegmentId};
+use crate::mutants::{Mutant, is_on};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -76,7 +77,8 @@ pub fn recover_log<D: Disk>(
     let files = list_segments(disk, directory).map_err(failed)?;
     for file in &files {
         let path = directory.join(file.segment.file_name());
-        let synced = open_segment(disk, directory, file.segment).and_then(|open| open.file.sync());
+        let synced = open_segment(disk, directory, file.segment)
+            .and_then(|open| if is_on(Mutant::RecoveryNotSynced) { Ok(()) } else { open.file.sync() });
         synced.map_err(|error| RecoveryError::Io(path, error))?;
     }
     let mut source = FileSource { disk, directory, open: None };

@@ -9,6 +9,7 @@ use super::disk::{Disk, DiskFile, Open};
 use crate::log::SegmentId;
 use crate::log::header::BLOCK_BYTES;
 use crate::log::replay::SegmentFile;
+use crate::mutants::{Mutant, is_on};
 use rkyv::util::AlignedVec;
 use std::io;
 use std::path::Path;
@@ -85,7 +86,9 @@ pub fn create_segment<D: Disk>(
     let temporary = directory.join(format!("{}.tmp", segment.file_name()));
     let result = fill_with_zeros(disk, &temporary, segment_bytes).and_then(|()| {
         disk.rename(&temporary, &directory.join(segment.file_name()))?;
-        disk.sync_directory(directory)?;
+        if !is_on(Mutant::SegmentNameNotSynced) {
+            disk.sync_directory(directory)?;
+        }
         open_segment(disk, directory, segment)
     });
     if result.is_err() {
@@ -105,7 +108,7 @@ fn fill_with_zeros<D: Disk>(disk: &D, path: &Path, segment_bytes: u64) -> io::Re
         file.write_at(&zeros[..length as usize], offset)?;
         offset += length;
     }
-    file.sync()
+    if is_on(Mutant::SegmentNotSynced) { Ok(()) } else { file.sync() }
 }
 
 /// Lists the segments of a shard in ascending order, and removes what an interrupted creation left.

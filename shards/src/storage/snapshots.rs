@@ -7,6 +7,7 @@
 use super::disk::{Disk, DiskFile, Open};
 use super::segments::BlockBuffer;
 use crate::log::header::BLOCK_BYTES;
+use crate::mutants::{Mutant, is_on};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -138,16 +139,21 @@ impl<D: Disk> SnapshotWriter<D> {
         self.write_gathered()?;
         let path = self.temporary.clone();
         let failed = |error| SnapshotError::Io(path.clone(), error);
-        self.file.sync().map_err(failed)?;
+        if !is_on(Mutant::SnapshotNotSynced) {
+            self.file.sync().map_err(failed)?;
+        }
         let length = self.file.bytes().map_err(failed)?;
         if length != self.written {
             return Err(SnapshotError::Unequal(path, format!("{} bytes became {length}", self.written)));
         }
         read_snapshot(&self.disk, &self.temporary, &mut |bytes| verifier.chunk(bytes))?;
-        verifier.end().map_err(|what| SnapshotError::Unequal(path.clone(), what))?;
+        let verified = if is_on(Mutant::SnapshotNotReadBack) { Ok(()) } else { verifier.end() };
+        verified.map_err(|what| SnapshotError::Unequal(path.clone(), what))?;
         let name = self.directory.join(snapshot_file_name(self.index));
         self.disk.rename(&self.temporary, &name).map_err(failed)?;
-        self.disk.sync_directory(&self.directory).map_err(failed)?;
+        if !is_on(Mutant::SnapshotNameNotSynced) {
+            self.disk.sync_directory(&self.directory).map_err(failed)?;
+        }
         Ok(length)
     }
 }

@@ -10,6 +10,7 @@ use super::message::{Decide, LAST_TRY, Message};
 use super::state::{Record, Status};
 use super::{Kind, TxnId};
 use crate::ids::{GroupId, Millis, Version};
+use crate::mutants::{Mutant, is_on};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the leader shall do.
@@ -127,6 +128,7 @@ impl Coordinator {
             let drive = Drive::new(plan, now);
             self.drives.insert(opened, drive);
             match &record.status {
+                Status::Pending if is_on(Mutant::PendingNotAborted) => {}
                 Status::Pending => self.abort(opened, actions),
                 Status::Aborted => self.decided(opened, false, now, actions),
                 Status::Committed(prepares) => {
@@ -192,6 +194,7 @@ impl Coordinator {
     pub fn asked(&mut self, from: GroupId, txn: TxnId, record: Option<&Record>, actions: &mut Vec<Action>) {
         match record {
             // Forgotten only after every participant finished, so an intent that is left belongs to an aborted one.
+            None if is_on(Mutant::UnknownNotAnswered) => {}
             None => {
                 actions.push(Action::Send(from, Message::Finish { txn, commit: None, attempt: LAST_TRY }));
             }
@@ -245,7 +248,7 @@ impl Coordinator {
         let done = drive.prepared.len();
         if done + drive.refused.len() == drive.plan.parts.len() && !drive.refused.is_empty() {
             drive.back_out(txn, actions);
-        } else if done == drive.plan.parts.len() {
+        } else if done == drive.plan.parts.len() || (is_on(Mutant::DecidedTooEarly) && drive.attempt == 1) {
             drive.decide(txn, actions);
         } else if drive.attempt > 1 && !again {
             drive.sent_at = now;

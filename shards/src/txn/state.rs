@@ -8,6 +8,7 @@ use super::{Kind, TxnId, take_flag};
 use crate::command::items;
 use crate::command::record::{Malformed, take, take_u8, take_u16, take_u32, take_u64};
 use crate::ids::{GroupId, Map, Millis, Version};
+use crate::mutants::{Mutant, is_on};
 use std::collections::BTreeMap;
 
 /// Locks and values that wait for a decision.
@@ -197,7 +198,8 @@ impl TxnState {
     pub fn finish(&mut self, finish: &Finish) -> Option<(Intent, bool)> {
         let intent = self.intents.remove(&finish.txn)?;
         self.intent_bytes -= intent.items.len();
-        let is_applied = finish.commit.is_some_and(|place| place == intent.place);
+        let is_applied =
+            finish.commit.is_some_and(|place| place == intent.place || is_on(Mutant::FinishAnyPrepare));
         Some((intent, is_applied))
     }
 

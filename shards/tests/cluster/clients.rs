@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 /// What a client asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub(crate) enum Wish {
     Set(String, String),
     Get(String),
     Increment(String),
@@ -23,7 +23,7 @@ pub enum Wish {
 
 /// How a wish ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
+pub(crate) enum End {
     Done(String),
     Failed(String),
     Unknown,
@@ -41,7 +41,7 @@ struct Request {
     may_have_applied: bool,
 }
 
-pub struct Client {
+pub(crate) struct Client {
     router: u8,
     group: u32,
     groups: u32,
@@ -51,17 +51,17 @@ pub struct Client {
     next: u64,
     /// Wishes under way or refused, in their order.
     open: VecDeque<Request>,
-    pub depth: usize,
-    pub history: Vec<Operation>,
-    pub ends: Vec<(Wish, End)>,
+    pub(crate) depth: usize,
+    pub(crate) history: Vec<Operation>,
+    pub(crate) ends: Vec<(Wish, End)>,
     /// How often a request came back.
-    pub refusals: u64,
+    pub(crate) refusals: u64,
     timeout_ms: u64,
     hold_until: u64,
 }
 
 impl Client {
-    pub fn new(router: u8, group: u32, groups: u32) -> Self {
+    pub(crate) fn new(router: u8, group: u32, groups: u32) -> Self {
         Self {
             router,
             group,
@@ -80,20 +80,20 @@ impl Client {
     }
 
     /// The group that it speaks to.
-    pub fn group(&self) -> u32 {
+    pub(crate) fn group(&self) -> u32 {
         self.group
     }
 
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.open.is_empty()
     }
 
-    pub fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         self.open.len() < self.depth
     }
 
     /// Begins a wish.
-    pub fn begin(&mut self, world: &mut World, wish: Wish) {
+    pub(crate) fn begin(&mut self, world: &mut World, wish: Wish) {
         let number = self.next;
         self.next += 1;
         let name = format!("client{}", self.router);
@@ -139,7 +139,7 @@ impl Client {
     }
 
     /// Sends what is not under way, if nothing before it is still to come back.
-    pub fn send(&mut self, world: &mut World) {
+    pub(crate) fn send(&mut self, world: &mut World) {
         if world.now < self.hold_until || self.open.iter().all(|request| request.is_under_way) {
             return;
         }
@@ -163,7 +163,7 @@ impl Client {
     }
 
     /// The node that it spoke to died: what may be sent again is, the rest has no known outcome.
-    pub fn lost(&mut self, world: &mut World) {
+    pub(crate) fn lost(&mut self, world: &mut World) {
         self.view += 1;
         self.target = self.target % world.shape.nodes + 1;
         self.hold_until = world.now + 100;
@@ -182,7 +182,7 @@ impl Client {
     }
 
     /// Which node it speaks to.
-    pub fn target(&self) -> u16 {
+    pub(crate) fn target(&self) -> u16 {
         self.target
     }
 
@@ -218,7 +218,7 @@ impl Client {
     }
 
     /// Takes a reply.
-    pub fn hear(&mut self, world: &World, reply: &Reply) {
+    pub(crate) fn hear(&mut self, world: &World, reply: &Reply) {
         let Some(at) = self.open.iter().position(|request| request.number == reply.token) else {
             return;
         };
@@ -269,7 +269,7 @@ impl Client {
 }
 
 /// Turns once and lets the clients hear and go on.
-pub fn turn(world: &mut World, clients: &mut [Client]) {
+pub(crate) fn turn(world: &mut World, clients: &mut [Client]) {
     world.turn();
     let replies = std::mem::take(&mut world.replies);
     for reply in &replies {
@@ -283,7 +283,7 @@ pub fn turn(world: &mut World, clients: &mut [Client]) {
 }
 
 /// What a counter should be at least and at most.
-pub fn increments(ends: &[(Wish, End)]) -> BTreeMap<String, (u64, u64)> {
+pub(crate) fn increments(ends: &[(Wish, End)]) -> BTreeMap<String, (u64, u64)> {
     let mut counts: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     for (wish, end) in ends {
         if let Wish::Increment(key) = wish {

@@ -18,10 +18,10 @@ use shards::state::SessionLimits;
 use std::collections::{BTreeMap, VecDeque};
 
 /// One replica: a shard while its node lives, and what is on its disk.
-pub struct Replica {
-    pub shard: Option<Shard>,
-    pub config: ShardConfig,
-    pub founding: Founding,
+pub(crate) struct Replica {
+    pub(crate) shard: Option<Shard>,
+    pub(crate) config: ShardConfig,
+    pub(crate) founding: Founding,
     /// Every batch that was handed to the log and not cut.
     log: Vec<Append>,
     durable: Sequence,
@@ -29,14 +29,14 @@ pub struct Replica {
     writing: VecDeque<(u64, Sequence)>,
     file: (u64, Vec<u8>),
     /// The newest whole snapshot on this disk.
-    pub snapshot: Option<(u64, Vec<u8>)>,
-    pub events: Vec<Event>,
+    pub(crate) snapshot: Option<(u64, Vec<u8>)>,
+    pub(crate) events: Vec<Event>,
     /// Term and data of each entry in the log.
-    pub entries: BTreeMap<u64, (u64, Vec<u8>)>,
+    pub(crate) entries: BTreeMap<u64, (u64, Vec<u8>)>,
 }
 
 impl Replica {
-    pub fn new(config: ShardConfig, founding: Founding) -> Self {
+    pub(crate) fn new(config: ShardConfig, founding: Founding) -> Self {
         Self {
             shard: None,
             config,
@@ -52,7 +52,7 @@ impl Replica {
     }
 
     /// Recovers the shard from what is on the disk.
-    pub fn start(&mut self, now: Millis) -> Effects {
+    pub(crate) fn start(&mut self, now: Millis) -> Effects {
         let image = load(&self.config, self.snapshot.as_ref().map(|(_, bytes)| &bytes[..]));
         let group = self.config.group;
         let mut builder = ImageBuilder::replica(group, &self.founding, image, SessionLimits::default());
@@ -79,7 +79,7 @@ impl Replica {
     }
 
     /// The node dies: what is not durable is gone.
-    pub fn crash(&mut self) {
+    pub(crate) fn crash(&mut self) {
         self.shard = None;
         let durable = self.durable;
         self.log.retain(|append| append.sequence <= durable);
@@ -94,7 +94,7 @@ impl Replica {
     }
 
     /// Batches that are durable by now.
-    pub fn sync(&mut self, now: u64) {
+    pub(crate) fn sync(&mut self, now: u64) {
         let mut reached = None;
         while self.writing.front().is_some_and(|(at, _)| *at <= now) {
             reached = self.writing.pop_front().map(|(_, sequence)| sequence);
@@ -106,7 +106,13 @@ impl Replica {
     }
 
     /// Takes what the disk shall do.
-    pub fn write(&mut self, effects: &mut Effects, now: u64, sync_ms: (u64, u64), chance: &mut Chance) {
+    pub(crate) fn write(
+        &mut self,
+        effects: &mut Effects,
+        now: u64,
+        sync_ms: (u64, u64),
+        chance: &mut Chance,
+    ) {
         for append in effects.appends.drain(..) {
             let before = self.writing.back().map_or(0, |(at, _)| *at);
             let at = before.max(now + chance.between(sync_ms.0, sync_ms.1));
@@ -156,7 +162,7 @@ impl Replica {
     }
 
     /// A snapshot of another replica reaches this disk.
-    pub fn receive_snapshot(&mut self, found: Option<(u64, Vec<u8>)>, wanted: u64) {
+    pub(crate) fn receive_snapshot(&mut self, found: Option<(u64, Vec<u8>)>, wanted: u64) {
         let event = match found.filter(|(index, _)| *index >= wanted) {
             Some((index, bytes)) => {
                 let image = load(&self.config, Some(&bytes)).expect("a file gives an image");

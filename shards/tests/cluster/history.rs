@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 
 /// One finished operation on a register, or one whose end is not known.
 #[derive(Clone, Debug)]
-pub struct Operation {
-    pub key: String,
-    pub is_write: bool,
+pub(crate) struct Operation {
+    pub(crate) key: String,
+    pub(crate) is_write: bool,
     /// What was written or read; `None` for a read of nothing.
-    pub value: Option<String>,
-    pub begun: u64,
+    pub(crate) value: Option<String>,
+    pub(crate) begun: u64,
     /// `None` when nobody knows whether it took place.
-    pub ended: Option<u64>,
+    pub(crate) ended: Option<u64>,
 }
 
 /// The time that the operations on one value span.
@@ -26,7 +26,7 @@ struct Zone {
 }
 
 /// Says what is wrong with the history, if anything is.
-pub fn check(history: &[Operation]) -> Result<(), String> {
+pub(crate) fn check(history: &[Operation]) -> Result<(), String> {
     let mut keys: BTreeMap<&str, Vec<&Operation>> = BTreeMap::new();
     for operation in history {
         keys.entry(&operation.key).or_default().push(operation);

@@ -8,21 +8,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// What travels between nodes.
 #[derive(Clone)]
-pub enum Packet {
+pub(crate) enum Packet {
     Raft(GroupId, Box<RaftMessage>),
     Group(GroupMessage),
 }
 
 /// How bad the links are.
 #[derive(Clone, Copy)]
-pub struct Weather {
-    pub delay_ms: (u64, u64),
-    pub lost_permille: u64,
-    pub doubled_permille: u64,
+pub(crate) struct Weather {
+    pub(crate) delay_ms: (u64, u64),
+    pub(crate) lost_permille: u64,
+    pub(crate) doubled_permille: u64,
 }
 
-pub struct Network {
-    pub weather: Weather,
+pub(crate) struct Network {
+    pub(crate) weather: Weather,
     /// Ordered pairs of nodes between which nothing gets through.
     blocked: BTreeSet<(u16, u16)>,
     /// By time of arrival and number.
@@ -31,11 +31,11 @@ pub struct Network {
 }
 
 impl Network {
-    pub fn new(weather: Weather) -> Self {
+    pub(crate) fn new(weather: Weather) -> Self {
         Self { weather, blocked: BTreeSet::new(), under_way: BTreeMap::new(), sent: 0 }
     }
 
-    pub fn send(&mut self, now: u64, from: u16, to: u16, packet: Packet, chance: &mut Chance) {
+    pub(crate) fn send(&mut self, now: u64, from: u16, to: u16, packet: &Packet, chance: &mut Chance) {
         let is_home = from == to;
         let copies = if !is_home && chance.permille(self.weather.doubled_permille) { 2 } else { 1 };
         for _ in 0..copies {
@@ -50,7 +50,7 @@ impl Network {
     }
 
     /// What arrives by now, in order.
-    pub fn arrived(&mut self, now: u64) -> Vec<(u16, Packet)> {
+    pub(crate) fn arrived(&mut self, now: u64) -> Vec<(u16, Packet)> {
         let later = self.under_way.split_off(&(now + 1, 0));
         let due = std::mem::replace(&mut self.under_way, later);
         due.into_values()
@@ -60,24 +60,24 @@ impl Network {
     }
 
     /// Nothing gets from one node to the other.
-    pub fn block(&mut self, from: u16, to: u16) {
+    pub(crate) fn block(&mut self, from: u16, to: u16) {
         self.blocked.insert((from, to));
     }
 
     /// Cuts a node off from all others, both ways.
-    pub fn isolate(&mut self, node: u16, nodes: u16) {
+    pub(crate) fn isolate(&mut self, node: u16, nodes: u16) {
         for other in (1..=nodes).filter(|other| *other != node) {
             self.block(node, other);
             self.block(other, node);
         }
     }
 
-    pub fn heal(&mut self) {
+    pub(crate) fn heal(&mut self) {
         self.blocked.clear();
     }
 
     /// What was on its way to or from a node that died.
-    pub fn drop_of(&mut self, node: u16) {
+    pub(crate) fn drop_of(&mut self, node: u16) {
         self.under_way.retain(|_, (from, to, _)| *from != node && *to != node);
     }
 }

@@ -14,31 +14,31 @@ use std::collections::BTreeMap;
 
 /// A reply as a router gets it.
 #[derive(Clone, Debug)]
-pub struct Reply {
-    pub router: u8,
-    pub token: u64,
-    pub kind: ReplyKind,
-    pub body: Vec<u8>,
+pub(crate) struct Reply {
+    pub(crate) router: u8,
+    pub(crate) token: u64,
+    pub(crate) kind: ReplyKind,
+    pub(crate) body: Vec<u8>,
 }
 
 /// What a world is made of.
 #[derive(Clone, Copy)]
-pub struct Shape {
-    pub nodes: u16,
-    pub groups: u32,
+pub(crate) struct Shape {
+    pub(crate) nodes: u16,
+    pub(crate) groups: u32,
     /// Nodes that hold replicas from the beginning; the others are empty.
-    pub founders: u16,
-    pub snapshot_log_bytes: u64,
-    pub retained_bytes_max: usize,
-    pub sync_ms: (u64, u64),
-    pub weather: Weather,
+    pub(crate) founders: u16,
+    pub(crate) snapshot_log_bytes: u64,
+    pub(crate) retained_bytes_max: usize,
+    pub(crate) sync_ms: (u64, u64),
+    pub(crate) weather: Weather,
 }
 
 impl Shape {
-    pub const CALM: Weather = Weather { delay_ms: (1, 3), lost_permille: 0, doubled_permille: 0 };
-    pub const ROUGH: Weather = Weather { delay_ms: (1, 40), lost_permille: 50, doubled_permille: 30 };
+    pub(crate) const CALM: Weather = Weather { delay_ms: (1, 3), lost_permille: 0, doubled_permille: 0 };
+    pub(crate) const ROUGH: Weather = Weather { delay_ms: (1, 40), lost_permille: 50, doubled_permille: 30 };
 
-    pub fn of(nodes: u16, groups: u32) -> Self {
+    pub(crate) fn of(nodes: u16, groups: u32) -> Self {
         Self {
             nodes,
             groups,
@@ -51,16 +51,16 @@ impl Shape {
     }
 }
 
-pub struct World {
-    pub shape: Shape,
-    pub now: u64,
-    pub chance: Chance,
-    pub network: Network,
+pub(crate) struct World {
+    pub(crate) shape: Shape,
+    pub(crate) now: u64,
+    pub(crate) chance: Chance,
+    pub(crate) network: Network,
     /// By node (from 1) and group; a node holds a replica of a group or none.
-    pub replicas: BTreeMap<(u16, u32), Replica>,
-    pub replies: Vec<Reply>,
+    pub(crate) replicas: BTreeMap<(u16, u32), Replica>,
+    pub(crate) replies: Vec<Reply>,
     /// The newest word about each group's leader.
-    pub roles: BTreeMap<u32, Role>,
+    pub(crate) roles: BTreeMap<u32, Role>,
     /// Who led in each term.
     leaders: BTreeMap<(u32, u64), ReplicaId>,
     /// Every committed entry, by group and index.
@@ -75,7 +75,7 @@ const TURN_MS: u64 = 5;
 const NOW: u64 = 1_000_000;
 
 impl World {
-    pub fn new(shape: Shape, seed: u64) -> Self {
+    pub(crate) fn new(shape: Shape, seed: u64) -> Self {
         let mut world = Self {
             shape,
             now: NOW,
@@ -103,7 +103,7 @@ impl World {
     }
 
     /// Puts a replica on a node's disk.
-    pub fn place(&mut self, node: u16, group: u32, founding: Founding) {
+    pub(crate) fn place(&mut self, node: u16, group: u32, founding: Founding) {
         let is_preferred = u32::from(node - 1) % u32::from(self.shape.founders) == group;
         let config = ShardConfig {
             cluster: 7,
@@ -116,7 +116,7 @@ impl World {
     }
 
     /// Starts a node's replicas from its disk.
-    pub fn start(&mut self, node: u16) {
+    pub(crate) fn start(&mut self, node: u16) {
         for group in 0..self.shape.groups {
             let Some(replica) = self.replicas.get_mut(&(node, group)) else { continue };
             if replica.shard.is_none() {
@@ -128,7 +128,7 @@ impl World {
     }
 
     /// A node dies without a word.
-    pub fn crash(&mut self, node: u16) {
+    pub(crate) fn crash(&mut self, node: u16) {
         for group in 0..self.shape.groups {
             if let Some(replica) = self.replicas.get_mut(&(node, group)) {
                 replica.crash();
@@ -139,7 +139,7 @@ impl World {
     }
 
     /// The node whose replica serves as leader, if there is one.
-    pub fn serving(&self, group: u32) -> Option<u16> {
+    pub(crate) fn serving(&self, group: u32) -> Option<u16> {
         (1..=self.shape.nodes).find(|node| {
             self.replicas.get(&(*node, group)).and_then(|replica| replica.shard.as_ref()).is_some_and(
                 |shard| {
@@ -151,7 +151,7 @@ impl World {
     }
 
     /// Hands a batch to a node's shard; whether the node lives.
-    pub fn request(&mut self, node: u16, group: u32, router: u8, batch: Box<RequestBatch>) -> bool {
+    pub(crate) fn request(&mut self, node: u16, group: u32, router: u8, batch: Box<RequestBatch>) -> bool {
         let Some(replica) = self.replicas.get_mut(&(node, group)) else { return false };
         if replica.shard.is_none() {
             return false;
@@ -161,7 +161,7 @@ impl World {
     }
 
     /// A little time passes: packets arrive, disks sync, shards step and work.
-    pub fn turn(&mut self) {
+    pub(crate) fn turn(&mut self) {
         self.now += TURN_MS;
         for (to, packet) in self.network.arrived(self.now) {
             let (group, event) = match packet {
@@ -181,7 +181,7 @@ impl World {
     }
 
     /// Turns until something holds; false if it does not within so many ms.
-    pub fn turn_until(&mut self, ms: u64, mut holds: impl FnMut(&mut Self) -> bool) -> bool {
+    pub(crate) fn turn_until(&mut self, ms: u64, mut holds: impl FnMut(&mut Self) -> bool) -> bool {
         let end = self.now + ms;
         while self.now < end {
             if holds(self) {
@@ -214,18 +214,18 @@ impl World {
     }
 
     /// Does what a shard wants done.
-    pub fn perform(&mut self, node: u16, group: u32, mut effects: Effects) {
+    pub(crate) fn perform(&mut self, node: u16, group: u32, mut effects: Effects) {
         let Some(replica) = self.replicas.get_mut(&(node, group)) else { return };
         replica.write(&mut effects, self.now, self.shape.sync_ms, &mut self.chance);
         for message in effects.raft {
             let to = ReplicaId(message.to).node().0;
             let packet = Packet::Raft(GroupId(group), Box::new(message));
-            self.network.send(self.now, node, to, packet, &mut self.chance);
+            self.network.send(self.now, node, to, &packet, &mut self.chance);
         }
         for message in effects.messages {
             let leader = self.roles.get(&message.to.0).map_or(0, |role| role.leader.node().0);
             if leader > 0 {
-                self.network.send(self.now, node, leader, Packet::Group(message), &mut self.chance);
+                self.network.send(self.now, node, leader, &Packet::Group(message), &mut self.chance);
             }
         }
         if let Some(fetch) = effects.fetch {
@@ -284,7 +284,7 @@ impl World {
     }
 
     /// All records of a replica.
-    pub fn records(&self, node: u16, group: u32) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    pub(crate) fn records(&self, node: u16, group: u32) -> BTreeMap<Vec<u8>, Vec<u8>> {
         let shard = self.replicas[&(node, group)].shard.as_ref().expect("the node lives");
         let mut found = BTreeMap::new();
         let from = shards::state::Position::default();
@@ -295,12 +295,12 @@ impl World {
     }
 
     /// The index that a replica has applied everything up to.
-    pub fn applied(&self, node: u16, group: u32) -> u64 {
+    pub(crate) fn applied(&self, node: u16, group: u32) -> u64 {
         self.replicas[&(node, group)].shard.as_ref().map_or(0, |shard| shard.applied_index())
     }
 
     /// Whether every group has a serving leader whose members have applied the same.
-    pub fn is_level(&self) -> bool {
+    pub(crate) fn is_level(&self) -> bool {
         (0..self.shape.groups).all(|group| {
             let Some(leader) = self.serving(group) else { return false };
             let shard = self.replicas[&(leader, group)].shard.as_ref().expect("it serves");

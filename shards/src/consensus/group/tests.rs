@@ -1,7 +1,8 @@
 //! A group alone, and the order of what leaves a follower.
 
 use super::*;
-use crate::consensus::membership::decode_change;
+use crate::consensus::membership::{MemberChange, conf_change};
+use crate::consensus::progress::MemberRefusal;
 use crate::ids::NodeNumber;
 
 fn config(wait_for_sync: bool) -> GroupConfig {

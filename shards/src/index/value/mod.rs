@@ -9,6 +9,7 @@ pub use page::{Page, PageEntry, PageRequest, merge_pages};
 use super::Units;
 use super::codec::{Corrupt, Reader, put_bytes, put_varint_u64};
 use super::extract::{Scalar, Walker};
+use crate::mutants::{Mutant, is_on};
 use ids::SharedIds;
 use std::collections::BTreeMap;
 
@@ -64,7 +65,8 @@ impl ValueIndex {
 
     /// A record has changed from `old` to `new`, each a JSON token or absent.
     pub fn apply(&mut self, key: &[u8], old: Option<&[u8]>, new: Option<&[u8]>) {
-        let before = old.map_or_else(Vec::new, |value| self.values(value));
+        let before =
+            old.filter(|_| !is_on(Mutant::OldEntryStays)).map_or_else(Vec::new, |value| self.values(value));
         let after = new.map_or_else(Vec::new, |value| self.values(value));
         if before == after {
             // Also the first sight of a record whose entries a build has not made yet.

@@ -12,6 +12,7 @@ use crate::log::header::{self, BLOCK_BYTES};
 use crate::log::manifest::ListedSegment;
 use crate::log::payload::PayloadBuffer;
 use crate::log::writer::Placed;
+use crate::mutants::{Mutant, is_on};
 use crate::storage::device::{BufferId, DeviceWrite, EIO, FileSlot, LogDevice, Outcome, SegmentSupply};
 use crate::storage::segments::{SegmentDone, SegmentJob};
 use std::io;
@@ -248,7 +249,7 @@ impl<D: LogDevice, S: SegmentSupply<File = D::File>> Wal<D, S> {
             Outcome::Done(bytes) => {
                 write.done += bytes;
                 assert!(write.done <= write.filled.used, "the device writes no more than asked");
-                if write.done == write.filled.used {
+                if write.done == write.filled.used || is_on(Mutant::ShortWriteCounts) {
                     write.progress = if linked { Progress::Syncing } else { Progress::Written };
                     self.device.release_buffer(buffer);
                     return Ok(());
@@ -274,6 +275,7 @@ impl<D: LogDevice, S: SegmentSupply<File = D::File>> Wal<D, S> {
     pub(super) fn sync_completed(&mut self, file: FileSlot, outcome: Outcome) -> Result<(), WalFailure> {
         self.syncs_in_flight -= 1;
         let reached = match outcome {
+            Outcome::Failed(_) if is_on(Mutant::SyncErrorPassedOver) => Progress::Synced,
             Outcome::Done(_) => Progress::Synced,
             // Cancelled because its linked write was short: nothing was synced and nothing failed.
             Outcome::Cancelled if self.sync_was_cut => Progress::Written,
@@ -296,7 +298,10 @@ impl<D: LogDevice, S: SegmentSupply<File = D::File>> Wal<D, S> {
     /// Takes durable writes from the front; true when that freed something.
     pub(super) fn retire(&mut self) -> Result<bool, WalFailure> {
         let mut retired = false;
-        while self.writes.front().is_some_and(|write| write.progress == Progress::Synced) {
+        while self.writes.front().is_some_and(|write| {
+            write.progress == Progress::Synced
+                || (is_on(Mutant::AckBeforeSync) && write.progress == Progress::Written)
+        }) {
             let write = self.writes.pop_front().expect("just seen");
             assert!(self.durable <= write.filled.reaches, "sequences become durable in order");
             self.durable = write.filled.reaches;

@@ -1,0 +1,3 @@
+//! Judges of what was seen from outside.
+
+pub mod linear;

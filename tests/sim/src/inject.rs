@@ -1,0 +1,254 @@
+//! Makes things go wrong: one fault of a class that the plan has turned on, and its end.
+
+use crate::fault::Fault;
+use crate::machine::Damage;
+use crate::strand::directory;
+use crate::world::{Happening, World};
+use shards::ids::GroupId;
+use shards::log::header::{BLOCK_BYTES, BatchHeader, BatchKind};
+
+impl World {
+    /// Injects one fault.
+    pub(crate) fn inject(&mut self) {
+        let classes: Vec<Fault> = self.plan.faults.iter().collect();
+        if classes.is_empty() {
+            return;
+        }
+        let fault = *self.rng.pick(&classes);
+        let number = self.rng.place(self.machines.len());
+        self.trace.note(&[5, number as u64, self.clock.get(), fault as u64]);
+        let is_up = self.machines[number].is_up;
+        match fault {
+            Fault::Kill if is_up => {
+                self.report.faults.add(fault);
+                self.kill(number);
+                self.boot_later(number);
+            }
+            Fault::PowerCut if is_up => {
+                self.report.faults.add(fault);
+                self.power_off(number);
+                self.boot_later(number);
+            }
+            Fault::PowerCutAll => {
+                self.report.faults.add(fault);
+                for number in 0..self.machines.len() {
+                    self.power_off(number);
+                    self.boot_later(number);
+                }
+            }
+            Fault::KillBetweenEffects if is_up => {
+                self.machines[number].fuse.0 = Some(self.rng.below(60));
+            }
+            Fault::CutInsideFiles => {
+                let operations = self.rng.below(120);
+                self.machines[number].disk.cut_after(operations);
+            }
+            Fault::BitRot | Fault::Misdirected if is_up => {
+                if self.rng.chance(500) {
+                    self.power_off(number);
+                } else {
+                    self.kill(number);
+                }
+                self.damage(number, fault);
+                self.boot_later(number);
+            }
+            Fault::Stop if is_up => self.stop_in_order(number),
+            Fault::Pause if is_up => {
+                self.report.faults.add(fault);
+                let until = self.now() + self.rng.below(2_000_000);
+                self.machines[number].paused_until_us = until;
+            }
+            Fault::ClockJump => {
+                self.report.faults.add(fault);
+                let by_ms = self.rng.below(4_000_000) as i64 - 1_000_000;
+                self.machines[number].clock_off_ms += by_ms;
+                if is_up && self.rng.chance(500) {
+                    let now = self.now();
+                    self.machines[number].follow_wall(now);
+                }
+            }
+            Fault::ClockSkew => self.report.faults.add(fault),
+            Fault::Loss | Fault::Duplicate | Fault::Delay => {
+                self.weather(fault, true);
+                let after = 10_000 + self.rng.around(1_000_000);
+                self.schedule(after, Happening::Calm(number, fault));
+            }
+            Fault::Partition | Fault::OneWay | Fault::Bridge | Fault::Clog => {
+                self.report.faults.add(fault);
+                let (machines, now) = (self.machines.len(), self.now());
+                self.net.cut(&mut self.rng, fault, machines, now);
+                let after = 100_000 + self.rng.around(3_000_000);
+                self.schedule(after, Happening::Calm(number, fault));
+            }
+            Fault::WriteError
+            | Fault::ShortWrite
+            | Fault::SyncError
+            | Fault::FileError
+            | Fault::DiskFull
+            | Fault::DiskStall => {
+                self.switch(number, fault, true);
+                let after = 10_000 + self.rng.around(300_000);
+                self.schedule(after, Happening::Calm(number, fault));
+            }
+            _ => {}
+        }
+    }
+
+    /// What was switched on ends.
+    pub(crate) fn calm(&mut self, number: usize, fault: Fault) {
+        match fault {
+            Fault::Loss | Fault::Duplicate | Fault::Delay => self.weather(fault, false),
+            Fault::Partition | Fault::OneWay | Fault::Bridge | Fault::Clog => self.net.join(),
+            _ => self.switch(number, fault, false),
+        }
+    }
+
+    fn weather(&mut self, fault: Fault, is_on: bool) {
+        let rate = |per_mille: u64| if is_on { per_mille } else { 0 };
+        match fault {
+            Fault::Loss => self.net.loss = rate(100),
+            Fault::Duplicate => self.net.double = rate(150),
+            _ => self.net.late = rate(200),
+        }
+    }
+
+    fn switch(&mut self, number: usize, fault: Fault, is_on: bool) {
+        let rate = |per_mille: u64| if is_on { per_mille } else { 0 };
+        self.machines[number].disk.set_faults(|faults| match fault {
+            Fault::WriteError => faults.write_error = rate(60),
+            Fault::ShortWrite => faults.short_write = rate(300),
+            Fault::SyncError => faults.sync_error = rate(60),
+            Fault::FileError => faults.file_error = rate(100),
+            Fault::DiskFull => faults.is_full = is_on,
+            Fault::DiskStall => faults.stall_us = rate(400_000),
+            _ => {}
+        });
+    }
+
+    fn boot_later(&mut self, number: usize) {
+        let after = 1000 + self.rng.around(300_000);
+        self.schedule(after, Happening::Boot(number, self.machines[number].life));
+    }
+
+    /// The process dies; the machine goes on.
+    pub(crate) fn kill(&mut self, number: usize) {
+        if !self.machines[number].is_up {
+            return;
+        }
+        self.end_process(number);
+        self.machines[number].disk.orphan();
+    }
+
+    /// The machine loses its power.
+    pub(crate) fn power_off(&mut self, number: usize) {
+        self.end_process(number);
+        self.machines[number].disk.cut();
+    }
+
+    fn end_process(&mut self, number: usize) {
+        let machine = &mut self.machines[number];
+        if !machine.is_up {
+            return;
+        }
+        machine.is_up = false;
+        machine.is_listening = false;
+        for strand in machine.strands.drain(..) {
+            let counters = strand.shard.snapshot_counters();
+            self.report.snapshots += counters.kept;
+            for _ in 0..counters.refused {
+                self.report.faults.add(Fault::LostRecord);
+            }
+        }
+        self.hang_up(number);
+        self.replicas.restarted(number);
+        for other in 0..self.machines.len() {
+            if other != number && self.machines[other].is_up {
+                let (after, life) = (500 + self.rng.below(5_000), self.machines[other].life);
+                self.schedule(after, Happening::LinkBroke(other, life, number));
+            }
+        }
+    }
+
+    /// The server is asked to stop: it drains, seals and closes. Clients that still wait lose their connections.
+    fn stop_in_order(&mut self, number: usize) {
+        let machine = &mut self.machines[number];
+        if !machine.strands.iter().all(crate::strand::Strand::is_quiet) || machine.router.outstanding() > 0 {
+            return;
+        }
+        self.report.faults.add(Fault::Stop);
+        let strands = std::mem::take(&mut self.machines[number].strands);
+        for strand in strands {
+            // A failure while closing is one of the disk's faults; what is durable stays so.
+            let _ = strand.close();
+        }
+        let is_cut = self.machines[number].disk.is_cut();
+        self.end_process(number);
+        if !is_cut {
+            self.machines[number].disk.orphan();
+        }
+        self.boot_later(number);
+    }
+
+    /// Damages a file of a machine that is down, and keeps the good copy.
+    fn damage(&mut self, number: usize, fault: Fault) {
+        let group = GroupId(self.rng.below(u64::from(self.plan.shards)) as u32);
+        let place = directory(group);
+        let files = self.machines[number].disk.durable_files(&place.to_string_lossy());
+        if files.is_empty() {
+            return;
+        }
+        let found = match fault {
+            Fault::BitRot => self.flip(number, &files),
+            _ => self.misdirect(number, &files),
+        };
+        let Some(damage) = found else { return };
+        self.report.faults.add(fault);
+        let disk = &self.machines[number].disk;
+        disk.damage(&damage.file, damage.offset, &damage.bad);
+        self.machines[number].damage.push(damage);
+    }
+
+    fn flip(&mut self, number: usize, files: &[(String, usize)]) -> Option<Damage> {
+        let (file, bytes) = self.rng.pick(files).clone();
+        if bytes == 0 {
+            return None;
+        }
+        let disk = &self.machines[number].disk;
+        // Most of a segment is zeros that nobody needs: aim at what was written.
+        for _ in 0..20 {
+            let offset = self.rng.place(bytes);
+            let good = disk.peek(&file, offset, 1);
+            if good[0] != 0 || self.rng.chance(50) {
+                let bad = vec![good[0] ^ 1 << self.rng.below(8)];
+                return Some(Damage { file, offset, good, bad });
+            }
+        }
+        None
+    }
+
+    /// Puts a sector of one place over a batch that is known to have been durable.
+    fn misdirect(&mut self, number: usize, files: &[(String, usize)]) -> Option<Damage> {
+        let disk = &self.machines[number].disk;
+        let (mut durable, mut batches) = (0, Vec::new());
+        for (file, bytes) in files.iter().filter(|(file, _)| file.ends_with(".seg")) {
+            for offset in (0..*bytes).step_by(BLOCK_BYTES) {
+                let block = disk.peek(file, offset, BLOCK_BYTES);
+                if let Ok((header, _)) = BatchHeader::decode(&block) {
+                    durable = durable.max(header.durable_upto.0);
+                    if header.kind == BatchKind::Entries {
+                        batches.push((file.clone(), offset, header.sequence.0));
+                    }
+                }
+            }
+        }
+        batches.retain(|(_, _, sequence)| *sequence <= durable);
+        if batches.is_empty() {
+            return None;
+        }
+        let (file, offset, _) = self.rng.pick(&batches).clone();
+        let (from, from_offset, _) = self.rng.pick(&batches).clone();
+        let good = disk.peek(&file, offset, 512);
+        let bad = disk.peek(&from, from_offset, 512);
+        (good != bad).then_some(Damage { file, offset, good, bad })
+    }
+}

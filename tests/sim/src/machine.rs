@@ -1,0 +1,190 @@
+//! A machine: its disk, its clock, and the process on it while it lives.
+
+use crate::disk::SimDisk;
+use crate::fault::Fault;
+use crate::plan::Plan;
+use crate::rng::Rng;
+use crate::router::Router;
+use crate::strand::{Fuse, Moment, Out, Stop, Strand};
+use crate::world::BEGINNING_US;
+use shards::ids::{GroupId, Millis};
+use std::cell::Cell;
+use std::rc::Rc;
+
+/// A place that was damaged, and how it was before.
+pub struct Damage {
+    /// The file.
+    pub file: String,
+    /// Where in it.
+    pub offset: usize,
+    /// What stood there.
+    pub good: Vec<u8>,
+    /// What stands there since.
+    pub bad: Vec<u8>,
+}
+
+/// See the module's head.
+pub struct Machine {
+    /// Its disk.
+    pub disk: SimDisk,
+    /// Counts the processes: what belongs to an earlier one is dropped.
+    pub life: u32,
+    /// Whether a process runs.
+    pub is_up: bool,
+    /// Whether it takes requests.
+    pub is_listening: bool,
+    /// Its shards, while it is up.
+    pub strands: Vec<Strand>,
+    /// Its router.
+    pub router: Router,
+    /// When it dies between two effects.
+    pub fuse: Fuse,
+    /// It does nothing before this time.
+    pub paused_until_us: u64,
+    /// Damage that a good copy can mend.
+    pub damage: Vec<Damage>,
+    /// Who leads each group, as far as this machine knows: the term and the machine.
+    pub views: Vec<(u64, Option<usize>)>,
+    /// How far its wall clock is off, in ms.
+    pub clock_off_ms: i64,
+    number: usize,
+    shards: u32,
+    started_us: u64,
+    started_wall_ms: u64,
+}
+
+impl Machine {
+    /// A machine with an empty disk.
+    pub fn new(plan: &Plan, number: usize, disk: SimDisk, rng: &mut Rng) -> Self {
+        for number in 0..plan.shards {
+            crate::strand::make_directory(&disk, GroupId(number));
+        }
+        let skewed = plan.faults.has(Fault::ClockSkew);
+        let clock_off_ms = if skewed { rng.below(20_000_000) as i64 - 10_000_000 } else { 0 };
+        Self {
+            disk,
+            life: 0,
+            is_up: false,
+            is_listening: false,
+            strands: Vec::new(),
+            router: Router::new(plan.shards, number, 0),
+            fuse: Fuse::default(),
+            paused_until_us: 0,
+            damage: Vec::new(),
+            views: vec![(0, None); plan.shards as usize],
+            clock_off_ms,
+            number,
+            shards: plan.shards,
+            started_us: BEGINNING_US,
+            started_wall_ms: 0,
+        }
+    }
+
+    /// Whether the process of this life runs.
+    pub fn is_alive(&self, life: u32) -> bool {
+        self.is_up && self.life == life
+    }
+
+    /// The time as its process sees it.
+    pub fn moment(&self, now_us: u64) -> Moment {
+        let elapsed_us = now_us - self.started_us;
+        Moment { wall: Millis(self.started_wall_ms + elapsed_us / 1000), elapsed_ns: elapsed_us * 1000 }
+    }
+
+    /// The running process follows its machine's clock, forwards only.
+    pub fn follow_wall(&mut self, now_us: u64) {
+        let wall_ms = self.wall_ms(now_us);
+        let shown = self.moment(now_us).wall.0;
+        self.started_wall_ms += wall_ms.saturating_sub(shown);
+    }
+
+    fn wall_ms(&self, now_us: u64) -> u64 {
+        ((now_us / 1000) as i64 + self.clock_off_ms) as u64
+    }
+
+    /// Starts a process: every shard comes back from the disk.
+    pub fn boot(&mut self, plan: &Plan, clock: &Rc<Cell<u64>>, is_healed: bool) -> Result<Vec<Out>, Stop> {
+        assert!(!self.is_up, "a machine runs one process");
+        self.life += 1;
+        self.fuse = Fuse::default();
+        self.disk.power_on();
+        self.router = Router::new(plan.shards, self.number, self.life);
+        self.views = vec![(0, (plan.nodes == 1).then_some(0)); plan.shards as usize];
+        // A node of a cluster takes requests at once, whoever leads.
+        self.is_listening = plan.nodes > 1;
+        self.started_us = clock.get();
+        self.started_wall_ms = self.wall_ms(clock.get());
+        let now = self.moment(clock.get());
+        // It counts as up from here on, so that a death on the way is one.
+        self.is_up = true;
+        let mut outs = Vec::new();
+        for number in 0..self.shards {
+            let group = GroupId(number);
+            let (strand, out) = Strand::recover(plan, self.number, group, &self.disk, clock, now, is_healed)?;
+            self.strands.push(strand);
+            outs.push(out);
+        }
+        Ok(outs)
+    }
+
+    /// The newest snapshot of a group on its disk.
+    pub fn newest_snapshot(&self, group: GroupId) -> Option<(u64, Vec<u8>)> {
+        let place = crate::strand::directory(group);
+        let files = self.disk.durable_files(&place.to_string_lossy());
+        let indexed = files.into_iter().filter_map(|(name, bytes)| {
+            let index = name.rsplit_once("snap-")?.1.parse::<u64>().ok()?;
+            Some((index, name, bytes))
+        });
+        let (index, name, bytes) = indexed.max()?;
+        Some((index, self.disk.peek(&name, 0, bytes)))
+    }
+
+    /// Puts good copies back where damage stands; false when there was none.
+    pub fn repair(&mut self) -> bool {
+        let mut mended = false;
+        for Damage { file, offset, good, bad } in self.damage.drain(..) {
+            let is_there =
+                self.disk.durable_files(crate::strand::parent(&file)).iter().any(|(name, _)| *name == file);
+            if is_there && self.disk.peek(&file, offset, bad.len()) == bad {
+                self.disk.damage(&file, offset, &good);
+                mended = true;
+            }
+        }
+        mended
+    }
+
+    /// Its faults end; the operator gives its logs the room that they want.
+    pub fn heal(&mut self, lies: bool) {
+        self.disk.set_faults(|faults| *faults = crate::disk::DiskFaults { lies, ..Default::default() });
+        self.fuse = Fuse::default();
+        self.paused_until_us = 0;
+        for strand in &self.strands {
+            strand.lift_quota();
+        }
+    }
+
+    /// Whether it serves and nothing is under way.
+    pub fn is_quiet(&self) -> bool {
+        self.is_up
+            && self.is_listening
+            && self.router.outstanding() == 0
+            && self.router.gathers() == 0
+            && self.strands.iter().all(Strand::is_quiet)
+    }
+
+    /// What it is at, for complaints.
+    pub fn describe(&self) -> String {
+        let quiet: Vec<(bool, bool, u64)> = self
+            .strands
+            .iter()
+            .map(|strand| (strand.is_quiet(), strand.shard.is_ready(), strand.shard.applied_index()))
+            .collect();
+        format!(
+            "up {} listening {} outstanding {} gathers {} shards quiet {quiet:?}",
+            self.is_up,
+            self.is_listening,
+            self.router.outstanding(),
+            self.router.gathers()
+        )
+    }
+}

@@ -1,0 +1,126 @@
+//! What one seed stands for: sizes, which faults, how much work. Drawn once, printed, and made smaller when a run fails.
+
+use crate::fault::{Fault, FaultSet};
+use crate::rng::Rng;
+
+/// A plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The seed of everything that happens.
+    pub seed: u64,
+    /// Machines.
+    pub nodes: u32,
+    /// Shards of each.
+    pub shards: u32,
+    /// Clients.
+    pub clients: u32,
+    /// Requests that clients make before all is healed.
+    pub requests: u32,
+    /// The classes of faults that are on.
+    pub faults: FaultSet,
+    /// Mean time between faults, in ms.
+    pub fault_every_ms: u64,
+    /// About how long clients take over their requests, in virtual microseconds.
+    pub lasts_us: u64,
+    /// Which workloads run, a bit each by place in `work::ALL`.
+    pub work: u32,
+    /// Keys that each workload uses.
+    pub keys: u32,
+    /// Mean pause of a client between bursts of requests, in microseconds.
+    pub pause_us: u64,
+    /// Size of log segments.
+    pub segment_bytes: u64,
+    /// Most segment files of a shard.
+    pub segments_max: Option<u64>,
+    /// Bytes of applied entries that a leader keeps for followers.
+    pub retained_bytes: u64,
+    /// Buffers of a log.
+    pub buffers: u32,
+    /// Log bytes after which a snapshot is due.
+    pub snapshot_log_bytes: u64,
+    /// Time after which a snapshot is due; 0 is never.
+    pub snapshot_every_ms: u64,
+    /// See the engine's setting of that name.
+    pub commits_in_flight: u32,
+    /// See `gather_commands_min` of the engine.
+    pub gather_commands: u32,
+    /// See `entry_commands_max` of the engine.
+    pub entry_commands: u32,
+    /// Syncs do nothing: a canary, never part of a plan that is drawn.
+    pub lying_disk: bool,
+}
+
+impl Plan {
+    /// The plan of a seed.
+    pub fn draw(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let mut faults = FaultSet::default();
+        // One plan in ten has no faults: then nothing at all may be refused or slow.
+        let is_calm = rng.chance(100);
+        for fault in Fault::ALL {
+            let is_on = rng.chance(400);
+            if is_on && !is_calm && !fault.needs_cluster() {
+                faults = faults.with(fault);
+            }
+        }
+        let nodes = *rng.pick(&[1, 1, 3, 3, 5]);
+        for fault in
+            Fault::ALL.into_iter().filter(|fault| fault.needs_cluster() && *fault != Fault::Membership)
+        {
+            if nodes > 1 && !is_calm && rng.chance(400) {
+                faults = faults.with(fault);
+            }
+        }
+        let is_full = faults.has(Fault::DiskFull);
+        let clients = rng.between(2, 12);
+        let requests = rng.between(150, 600);
+        // Requests come in bursts; the pauses between bursts spread them over the whole time.
+        let lasts_us = *rng.pick(&[1_000_000, 5_000_000, 20_000_000]);
+        let pause_us = lasts_us * clients / requests * 1000 / crate::world::PAUSES_PER_MILLE;
+        Self {
+            seed,
+            nodes,
+            shards: *rng.pick(&[1, 2, 2, 3, 4]),
+            clients: clients as u32,
+            requests: requests as u32,
+            faults,
+            fault_every_ms: lasts_us / 1000 / rng.between(4, 30),
+            lasts_us,
+            work: 1 + rng.below((1 << crate::work::COUNT) - 1) as u32,
+            keys: rng.between(1, 12) as u32,
+            pause_us,
+            segment_bytes: *rng.pick(&[256 << 10, 256 << 10, 512 << 10]),
+            segments_max: (is_full && rng.chance(500)).then(|| rng.between(4, 8)),
+            retained_bytes: *rng.pick(&[0, 64 << 10, 1 << 20]),
+            buffers: rng.between(2, 6) as u32,
+            snapshot_log_bytes: *rng.pick(&[64 << 10, 256 << 10, 1 << 20]),
+            snapshot_every_ms: *rng.pick(&[0, 0, 500, 3000]),
+            commits_in_flight: rng.between(1, 6) as u32,
+            gather_commands: *rng.pick(&[1, 4, 64]),
+            entry_commands: *rng.pick(&[3, 64, 1024]),
+            lying_disk: false,
+        }
+    }
+
+    /// The flags that bring this plan back, beside its seed.
+    pub fn flags(&self) -> String {
+        let drawn = Self::draw(self.seed);
+        let mut flags = format!("SEED={}", self.seed);
+        if self.faults != drawn.faults {
+            let names: Vec<String> = self.faults.iter().map(|fault| fault.to_string()).collect();
+            flags += &format!(" FAULTS={}", if names.is_empty() { "none".into() } else { names.join(",") });
+        }
+        for (name, mine, theirs) in [
+            ("REQUESTS", self.requests, drawn.requests),
+            ("CLIENTS", self.clients, drawn.clients),
+            ("WORK", self.work, drawn.work),
+            ("SHARDS", self.shards, drawn.shards),
+            ("NODES", self.nodes, drawn.nodes),
+        ] {
+            if mine != theirs {
+                flags += &format!(" {name}={mine}");
+            }
+        }
+        flags
+    }
+}
