@@ -129,13 +129,13 @@ pub fn become_member(
                     return found(directory, blank, wish, &mine, &others).map(Some);
                 }
                 Agreement::Agreed => {
-                    waiting.tell(&format!("all nodes agree: {} founds the cluster", mine.seen[0].id))
+                    waiting.tell(&format!("all nodes agree: {} founds the cluster", mine.seen[0].id));
                 }
                 Agreement::Waiting(None) => {
-                    waiting.tell(&format!("waiting for {}", round.missing.join(", ")))
+                    waiting.tell(&format!("waiting for {}", round.missing.join(", ")));
                 }
                 Agreement::Waiting(Some(id)) => {
-                    waiting.tell(&format!("waiting until {id} has reached all the others"))
+                    waiting.tell(&format!("waiting until {id} has reached all the others"));
                 }
                 Agreement::Differs(text) => {
                     // The others shall hear it too, and not wait for a node that is gone.
@@ -374,6 +374,7 @@ fn accept(
     store(directory, blank, Membership { me, meta: Arc::new(meta), first, began_alone: false })
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "what was blank is a member's now")]
 fn store(directory: &Path, blank: ClusterFile, membership: Membership) -> Result<ClusterFile, Fatal> {
     let file = ClusterFile { membership: Some(membership), ..blank };
     cluster_file::write(directory, &file).map_err(|error| file_failed(directory, error))?;

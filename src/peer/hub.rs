@@ -325,7 +325,7 @@ impl Hub {
     }
 
     /// Notes where a node says it is; the host is the one that it was seen at.
-    pub fn moved(&self, node: NodeNumber, host: String, cluster_port: u16) {
+    pub fn moved(&self, node: NodeNumber, host: &str, cluster_port: u16) {
         let meta = self.nodes.meta();
         let is_as_known =
             meta.node(node).is_some_and(|known| known.host == host && known.cluster_port == cluster_port);
@@ -333,8 +333,8 @@ impl Hub {
         if is_as_known {
             addresses.remove(&node);
         } else if addresses
-            .insert(node, (host.clone(), cluster_port))
-            .is_none_or(|old| old != (host.clone(), cluster_port))
+            .insert(node, (host.to_owned(), cluster_port))
+            .is_none_or(|old| (old.0.as_str(), old.1) != (host, cluster_port))
         {
             tracing::info!(node = node.0, %host, cluster_port, "a node is at another address now");
         }
