@@ -1,9 +1,15 @@
 //! What vectors cost: the flat scan with and without wide registers, the graph's building, recall and latency.
 //!
-//! `cargo run --release -p shards --example vector_cost [VECTORS] [DIMENSIONS]` (100,000 of 128 by default). The data are made
-//! by a fixed generator: independent normal numbers, the hardest case there is, and 1,000 clusters, which real embeddings are nearer to.
+//! `cargo run --release -p shards --example vector_cost [VECTORS] [DIMENSIONS] [METRIC]` (100,000 of 128, all metrics by
+//! default). The data are made by a fixed generator: independent normal numbers, the hardest case there is, and 1,000 clusters,
+//! which real embeddings are nearer to.
 
-#![allow(clippy::print_stdout, reason = "an example prints what it measured")]
+#![allow(
+    clippy::print_stdout,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "it measures time, and says what it measured"
+)]
 
 use shards::index::Units;
 use shards::index::extract::Walker;
@@ -60,12 +66,14 @@ impl Source {
 }
 
 fn main() {
-    let mut arguments = std::env::args().skip(1).map(|argument| argument.parse::<usize>());
-    let mut argument = |default: usize| arguments.next().and_then(Result::ok).unwrap_or(default);
-    let (vectors, dimensions) = (argument(100_000), argument(128));
+    let mut arguments = std::env::args().skip(1);
+    let mut number = |default: usize| arguments.next().and_then(|text| text.parse().ok()).unwrap_or(default);
+    let (vectors, dimensions) = (number(100_000), number(128));
+    let only = arguments.next().and_then(|name| Metric::from_name(&name));
     kernels(dimensions);
     filters();
-    for metric in [Metric::Cosine, Metric::L2, Metric::Dot] {
+    let metrics = [Metric::Cosine, Metric::L2, Metric::Dot];
+    for metric in metrics.into_iter().filter(|metric| only.is_none_or(|only| only == *metric)) {
         for (name, clusters) in [("1,000 clusters", 1000), ("independent normal numbers", 0)] {
             println!("\n{name}, {}, {vectors} x {dimensions}", metric.name());
             compare(&mut Source::new(clusters, dimensions), metric, vectors, dimensions);

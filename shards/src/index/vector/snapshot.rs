@@ -96,7 +96,7 @@ impl VectorIndex {
     /// From now on [`VectorIndex::write_section`] writes the index as it is now.
     pub fn begin_snapshot(&mut self) {
         if let Some(hnsw) = &mut self.hnsw {
-            hnsw.settle(&mut self.slots);
+            hnsw.settle(&self.slots);
         }
         let header = Header::of(self, self.slots.moment);
         self.writing = Some(Writing { header, pin: self.slots.pin(), slots: self.slots.count() });
