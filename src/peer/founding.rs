@@ -16,13 +16,13 @@ use crate::fatal::Fatal;
 use crate::tuning::peers::Peer;
 use shards::ids::NodeNumber;
 use shards::log::payload::PayloadBuffer;
-use shards::meta::Meta;
+use shards::meta::{Meta, Node};
 use shards::peer::founding::{Agreement, Seen, Status, agreement, first_meta};
 use shards::peer::frame::{Kind, PAYLOAD_BYTES_MAX};
 use shards::peer::hello::{Card, Purpose, RefusalCode};
 use shards::peer::meta_codec::{decode_meta, encode_meta};
 use std::collections::BTreeSet;
-use std::net::ToSocketAddrs;
+use std::net::{IpAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,7 +55,12 @@ pub struct Wish {
 ///
 /// # Errors
 /// Why the connection ended early.
-pub fn serve(mut talk: Talk, caller: &Card, standing: &Standing) -> Result<(), TalkError> {
+pub fn serve(
+    mut talk: Talk,
+    caller: &Card,
+    address: Option<IpAddr>,
+    standing: &Standing,
+) -> Result<(), TalkError> {
     talk.receive(&[Kind::FoundingStatus], ANSWERED_WITHIN, |_, payload, scratch| {
         Status::decode(payload, scratch)
     })?;
@@ -66,6 +71,16 @@ pub fn serve(mut talk: Talk, caller: &Card, standing: &Standing) -> Result<(), T
             let meta = hub.nodes.meta();
             if meta.node_by_id(&caller.id).is_some_and(|node| node.incarnation == caller.incarnation) {
                 return offer(&mut talk, &meta, hub.first_meta().as_deref());
+            }
+            if let Some(address) = address {
+                hub.nodes.note_candidate(Node {
+                    id: caller.id.clone(),
+                    incarnation: caller.incarnation,
+                    host: address.to_string(),
+                    port: caller.port,
+                    cluster_port: caller.cluster_port,
+                    ..Node::default()
+                });
             }
             Status { cluster: hub.cluster, ..Status::default() }.encode(&mut payload);
         }

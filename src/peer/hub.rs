@@ -149,6 +149,9 @@ impl Hub {
         let membership = stored.membership.clone().expect("only a member has a hub");
         let Membership { me, meta, .. } = membership;
         let groups = meta.groups.len();
+        for door in &doors {
+            door.hand_in(News::Meta(Arc::clone(&meta)));
+        }
         Arc::new(Self {
             me,
             cluster: meta.cluster,

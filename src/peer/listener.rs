@@ -104,7 +104,7 @@ fn serve(stream: TcpStream, station: &Station, held: Held) {
     };
     let node = NodeNumber(hello.card.number);
     let served = match (hello.purpose, standing) {
-        (Purpose::Founding, standing) => founding::serve(talk, &hello.card, &standing),
+        (Purpose::Founding, standing) => founding::serve(talk, &hello.card, address, &standing),
         (Purpose::Control, Standing::Member(hub)) => {
             seen_at(&hub, &hello.card, address);
             control::serve(talk, node, &hub)

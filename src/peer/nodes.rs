@@ -18,12 +18,17 @@ pub struct Nodes {
 struct Known {
     meta: Arc<Meta>,
     heard: BTreeMap<NodeNumber, Millis>,
+    /// Blank nodes that asked to be members, by id.
+    candidates: BTreeMap<String, Node>,
 }
+
+/// Candidates remembered at most.
+const CANDIDATES_MAX: usize = 64;
 
 impl Nodes {
     /// What the data directory says.
     pub fn new(meta: Arc<Meta>) -> Arc<Self> {
-        Arc::new(Self { known: Mutex::new(Known { meta, heard: BTreeMap::new() }) })
+        Arc::new(Self { known: Mutex::new(Known { meta, ..Known::default() }) })
     }
 
     /// The newest meta state.
@@ -39,6 +44,19 @@ impl Nodes {
             known.meta = Arc::clone(meta);
         }
         is_newer
+    }
+
+    /// Remembers a blank node that asked to be a member; ADD_NODE makes it one.
+    pub fn note_candidate(&self, node: Node) {
+        let mut known = self.lock();
+        if known.candidates.len() < CANDIDATES_MAX || known.candidates.contains_key(&node.id) {
+            known.candidates.insert(node.id.clone(), node);
+        }
+    }
+
+    /// A blank node that asked to be a member and fits: by its id, or by its ports.
+    pub fn candidate(&self, fits: impl Fn(&Node) -> bool) -> Option<Node> {
+        self.lock().candidates.values().find(|node| fits(node)).cloned()
     }
 
     /// Notes that a node was heard at this time of this machine.

@@ -4,6 +4,7 @@
 
 use super::answers;
 use super::calls::GatherId;
+use super::members;
 use super::search;
 use super::way::Waiting;
 use super::{Asked, Router, client_token};
@@ -16,6 +17,7 @@ use shards::gather::catalog::CatalogChange;
 use shards::gather::delete_prefix::DeletePrefix;
 use shards::gather::info::Info;
 use shards::gather::list_indexes::ListIndexes;
+use shards::gather::members::Members;
 use shards::gather::query_index::QueryIndex;
 use shards::gather::scan::Scan;
 use shards::gather::search::Search;
@@ -34,10 +36,6 @@ pub(super) const NO_FAULTS: &str =
 /// Why commands on the membership are refused.
 const ALONE: &str =
     "this node runs alone and has no members to change; start nodes with --peers for a cluster";
-
-/// Why a cluster refuses them.
-const NOT_YET: &str = "this version cannot change the members or leaders of a cluster on request; leaders move when a node \
-    stops, and come back with it";
 
 /// Shards judge the deadline of a gather's call so much later than the router judges the gather's, so that the client
 /// hears of the command and not of one of its calls.
@@ -118,8 +116,16 @@ impl Router {
                 self.gather(at, &asked, class, Snapshot::start)
             }
             Command::AddNode(_) | Command::RemoveNode(_) | Command::TransferLeader(_) => {
-                let text = if self.cluster.is_some() { NOT_YET } else { ALONE };
-                self.fail(at, id, Code::UnsupportedInMode, text)
+                let Some(cluster) = &self.cluster else {
+                    return self.fail(at, id, Code::UnsupportedInMode, ALONE);
+                };
+                match members::change(&cluster.nodes, &request.command) {
+                    Ok(change) => {
+                        let class = barrier(at);
+                        self.gather(at, &asked, class, |_| Members::start(&change))
+                    }
+                    Err(text) => self.fail(at, id, Code::BadRequest, &text),
+                }
             }
             Command::Shutdown => {
                 self.facts.stop.request();

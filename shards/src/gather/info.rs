@@ -54,6 +54,9 @@ struct Replica {
     /// Whether it votes; one that does not is being filled.
     #[serde(default = "votes")]
     voter: bool,
+    /// Whether it was heard of lately.
+    #[serde(default = "votes")]
+    active: bool,
 }
 
 fn votes() -> bool {
@@ -75,7 +78,7 @@ impl Info {
         leaders: Vec<NodeNumber>,
     ) -> (Gather, Step) {
         let shape = Shape::Cluster { names, leaders };
-        Self::start(topology, shape, head, &Record::plain(Op::Info, &[], &[]))
+        Self::start(topology, shape, head, &Record::plain(Op::Members, &[], &[]))
     }
 
     fn start(topology: &Topology, shape: Shape, head: Vec<u8>, record: &Record<'_>) -> (Gather, Step) {
@@ -147,7 +150,7 @@ fn write_group(out: &mut Vec<u8>, figures: &Figures, names: &[(NodeNumber, Strin
     push_name(out, names, leader);
     out.extend_from_slice(b",\"replicas\":[");
     // A leader that names no copies is alone.
-    let alone = [Replica { node: leader.0, match_index: figures.applied_index, voter: true }];
+    let alone = [Replica { node: leader.0, match_index: figures.applied_index, voter: true, active: true }];
     let replicas = if figures.replicas.is_empty() { &alone[..] } else { &figures.replicas[..] };
     let lag_of = |replica: &Replica| figures.commit_index.saturating_sub(replica.match_index);
     for (number, replica) in replicas.iter().enumerate() {
@@ -160,6 +163,8 @@ fn write_group(out: &mut Vec<u8>, figures: &Figures, names: &[(NodeNumber, Strin
         out.extend_from_slice(b",\"role\":\"");
         out.extend_from_slice(role);
         out.extend_from_slice(b"\",");
+        let active: &[u8] = if replica.active { b"\"active\":true," } else { b"\"active\":false," };
+        out.extend_from_slice(active);
         push_member(out, "match_index", replica.match_index);
         out.push(b',');
         push_member(out, "lag", lag_of(replica));

@@ -15,6 +15,7 @@ pub mod cursor;
 pub mod delete_prefix;
 pub mod info;
 pub mod list_indexes;
+pub mod members;
 pub mod parts;
 pub mod query_index;
 pub mod scan;
@@ -69,6 +70,8 @@ pub enum Gather {
     DeletePrefix(delete_prefix::DeletePrefix),
     Info(info::Info),
     Snapshot(snapshot::Snapshot),
+    /// A change of the cluster's members or leaders.
+    Members(members::Members),
     Search(Box<search::Search>),
     QueryIndex(Box<query_index::QueryIndex>),
     ListIndexes(list_indexes::ListIndexes),
@@ -84,6 +87,7 @@ impl Gather {
             Self::DeletePrefix(gather) => gather.part(number, kind, body),
             Self::Info(gather) => gather.part(number, kind, body),
             Self::Snapshot(gather) => Ok(gather.part(number, kind, body)),
+            Self::Members(_) => members::Members::part(kind, body),
             Self::Search(gather) => gather.part(number, kind, body),
             Self::QueryIndex(gather) => gather.part(number, kind, body),
             Self::ListIndexes(gather) => gather.part(kind, body),
@@ -104,7 +108,7 @@ impl Gather {
             | Self::Search(_)
             | Self::QueryIndex(_)
             | Self::ListIndexes(_) => true,
-            Self::DeletePrefix(_) | Self::Snapshot(_) | Self::CatalogChange(_) => false,
+            Self::DeletePrefix(_) | Self::Snapshot(_) | Self::CatalogChange(_) | Self::Members(_) => false,
         }
     }
 
@@ -116,7 +120,11 @@ impl Gather {
             Self::Info(gather) => gather.held_bytes(),
             Self::Search(gather) => gather.held_bytes(),
             Self::QueryIndex(gather) => gather.held_bytes(),
-            Self::DeletePrefix(_) | Self::Snapshot(_) | Self::ListIndexes(_) | Self::CatalogChange(_) => 0,
+            Self::DeletePrefix(_)
+            | Self::Snapshot(_)
+            | Self::ListIndexes(_)
+            | Self::CatalogChange(_)
+            | Self::Members(_) => 0,
         }
     }
 }

@@ -48,6 +48,13 @@ pub enum MetaChange {
     },
     /// This node, or none (0), is the preferred leader of every group.
     Primary(NodeNumber),
+    /// This node should lead one group.
+    Prefer {
+        /// The group.
+        group: GroupId,
+        /// The node, which has a replica of it.
+        node: NodeNumber,
+    },
 }
 
 /// What a change came to.
@@ -87,6 +94,7 @@ impl Meta {
                 }
             }
             MetaChange::Primary(node) => self.set_primary(*node),
+            MetaChange::Prefer { group, node } => self.prefer(*group, *node),
         };
         if changed == MetaChanged::Yes {
             self.version += 1;
@@ -164,6 +172,21 @@ impl Meta {
         }
     }
 
+    fn prefer(&mut self, group: GroupId, node: NodeNumber) -> MetaChanged {
+        let Some(placement) = self.groups.get_mut(group.0 as usize) else {
+            return MetaChanged::Refused(format!("there is no group {group}"));
+        };
+        let Some(replica) = placement.replicas.iter().copied().find(|held| held.node() == node) else {
+            let text = format!("group {group} has no copy on that node; CLUSTER shows which nodes have one");
+            return MetaChanged::Refused(text);
+        };
+        if placement.preferred == replica {
+            return MetaChanged::No;
+        }
+        placement.preferred = replica;
+        MetaChanged::Yes
+    }
+
     fn set_primary(&mut self, number: NodeNumber) -> MetaChanged {
         if number != NodeNumber(0) && self.node(number).is_none() {
             return MetaChanged::Refused(format!("there is no node number {number}"));
@@ -211,6 +234,10 @@ impl MetaChange {
                 push_address(out, host, *port, *cluster_port);
             }
             Self::Primary(node) => push_number(out, 6, *node),
+            Self::Prefer { group, node } => {
+                push_number(out, 7, *node);
+                out.extend_from_slice(&group.0.to_le_bytes());
+            }
         }
     }
 
@@ -247,6 +274,7 @@ impl MetaChange {
                 Self::Address { node, host, port, cluster_port }
             }
             6 => Self::Primary(NodeNumber(take_u16(rest)?)),
+            7 => Self::Prefer { node: NodeNumber(take_u16(rest)?), group: GroupId(take_u32(rest)?) },
             _ => return Err(Malformed("an unknown change of the meta state")),
         };
         if rest.is_empty() { Ok(change) } else { Err(Malformed("bytes after a change of the meta state")) }
@@ -313,6 +341,7 @@ mod tests {
                 "05 0100 0200 c3a9 0100 0200",
             ),
             (MetaChange::Primary(NodeNumber(0)), "06 0000"),
+            (MetaChange::Prefer { group: GroupId(5), node: one }, "07 0100 05000000"),
         ];
         for (change, golden) in changes {
             let mut bytes = Vec::new();
