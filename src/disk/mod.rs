@@ -13,4 +13,4 @@ pub mod wal;
 pub mod worker;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

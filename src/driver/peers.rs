@@ -133,7 +133,7 @@ impl PeerSide {
         // One that was under way is given up by being dropped.
         self.pull = Pull::start(self.links.hub(), self.group, wish, self.pull_settings.clone())
             .inspect_err(|error| {
-                tracing::error!(shard = self.group.0, "no thread to pull a snapshot: {error}")
+                tracing::error!(shard = self.group.0, "no thread to pull a snapshot: {error}");
             })
             .ok();
     }

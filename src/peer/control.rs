@@ -152,7 +152,7 @@ impl Worker {
                 if self.link.is_some() { self.next_word_ms } else { self.next_try_ms.max(self.next_word_ms) };
             match tasks.recv_timeout(Duration::from_millis(due_ms.saturating_sub(now_ms))) {
                 Ok(Task::Dial(purpose, reply)) => {
-                    reply(self.dial(purpose).map(|talk| talk.into_socket(self.node)))
+                    reply(self.dial(purpose).map(|talk| talk.into_socket(self.node)));
                 }
                 Ok(Task::Speak) => self.next_word_ms = 0,
                 Err(RecvTimeoutError::Timeout) => {}

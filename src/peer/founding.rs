@@ -100,7 +100,7 @@ enum Answer {
 /// When the nodes will never agree, one of them refuses this node, or the disk refuses.
 pub fn become_member(
     directory: &Path,
-    blank: ClusterFile,
+    blank: &ClusterFile,
     wish: &Wish,
     station: &Station,
     mut is_stopped: impl FnMut() -> bool,
@@ -129,13 +129,13 @@ pub fn become_member(
                     return found(directory, blank, wish, &mine, &others).map(Some);
                 }
                 Agreement::Agreed => {
-                    waiting.tell(&format!("all nodes agree: {} founds the cluster", mine.seen[0].id))
+                    waiting.tell(&format!("all nodes agree: {} founds the cluster", mine.seen[0].id));
                 }
                 Agreement::Waiting(None) => {
-                    waiting.tell(&format!("waiting for {}", round.missing.join(", ")))
+                    waiting.tell(&format!("waiting for {}", round.missing.join(", ")));
                 }
                 Agreement::Waiting(Some(id)) => {
-                    waiting.tell(&format!("waiting until {id} has reached all the others"))
+                    waiting.tell(&format!("waiting until {id} has reached all the others"));
                 }
                 Agreement::Differs(text) => {
                     // The others shall hear it too, and not wait for a node that is gone.
@@ -284,7 +284,7 @@ fn check_name(peer: &Peer, card: &Card, name: &str) -> Result<(), Fatal> {
 /// Founds the cluster: its id is drawn, and the first meta state stored.
 fn found(
     directory: &Path,
-    blank: ClusterFile,
+    blank: &ClusterFile,
     wish: &Wish,
     mine: &Status,
     others: &[(String, Status)],
@@ -319,7 +319,7 @@ fn found(
 /// When the disk refuses.
 pub fn found_alone(
     directory: &Path,
-    blank: ClusterFile,
+    blank: &ClusterFile,
     cluster: u128,
     began_alone: bool,
     wish: &Wish,
@@ -342,7 +342,7 @@ pub fn found_alone(
 /// Takes a place in a cluster that stands.
 fn accept(
     directory: &Path,
-    blank: ClusterFile,
+    blank: &ClusterFile,
     wish: &Wish,
     meta: Meta,
     first: Option<Meta>,
@@ -374,8 +374,8 @@ fn accept(
     store(directory, blank, Membership { me, meta: Arc::new(meta), first, began_alone: false })
 }
 
-fn store(directory: &Path, blank: ClusterFile, membership: Membership) -> Result<ClusterFile, Fatal> {
-    let file = ClusterFile { membership: Some(membership), ..blank };
+fn store(directory: &Path, blank: &ClusterFile, membership: Membership) -> Result<ClusterFile, Fatal> {
+    let file = ClusterFile { membership: Some(membership), ..*blank };
     cluster_file::write(directory, &file).map_err(|error| file_failed(directory, error))?;
     Ok(file)
 }

@@ -325,18 +325,17 @@ impl Hub {
     }
 
     /// Notes where a node says it is; the host is the one that it was seen at.
-    pub fn moved(&self, node: NodeNumber, host: String, cluster_port: u16) {
+    pub fn moved(&self, node: NodeNumber, host: &str, cluster_port: u16) {
         let meta = self.nodes.meta();
         let is_as_known =
             meta.node(node).is_some_and(|known| known.host == host && known.cluster_port == cluster_port);
+        let heard = (host.to_owned(), cluster_port);
         let mut addresses = lock(&self.addresses);
         if is_as_known {
             addresses.remove(&node);
-        } else if addresses
-            .insert(node, (host.clone(), cluster_port))
-            .is_none_or(|old| old != (host.clone(), cluster_port))
-        {
-            tracing::info!(node = node.0, %host, cluster_port, "a node is at another address now");
+        } else if addresses.get(&node) != Some(&heard) {
+            tracing::info!(node = node.0, host, cluster_port, "a node is at another address now");
+            addresses.insert(node, heard);
         }
     }
 

@@ -195,5 +195,5 @@ fn seen_at(hub: &Hub, card: &Card, address: Option<IpAddr>) {
     let mut known_addresses = (known.host.as_str(), 0).to_socket_addrs().into_iter().flatten();
     let is_known = known_addresses.any(|known| known.ip() == address);
     let host = if is_known { known.host.clone() } else { address.to_string() };
-    hub.moved(node, host, card.cluster_port);
+    hub.moved(node, &host, card.cluster_port);
 }
