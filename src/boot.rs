@@ -4,6 +4,7 @@
 //! served after every shard is ready. Decides nothing about data. Whatever a thread dies of ends the whole process.
 
 mod cluster;
+mod models;
 mod recover;
 mod settings;
 
@@ -26,6 +27,7 @@ use cluster::{Joined, Member, Settled};
 use glommio::{LocalExecutorBuilder, Placement};
 use shards::gather::topology::Topology;
 use shards::ids::GroupId;
+use shards::index::set::IndexSettings;
 use shards::txn::message::GroupMessage;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -59,6 +61,7 @@ pub fn serve(tuning: Tuning) -> Result<(), Fatal> {
     let usable = cores::usable(&available, &tuning.cores.allowed).map_err(told)?;
     let shards_wanted = cores::shards_of_new_directory(tuning.server.shards, &tuning.cores, &usable);
     preflight::demand(&tuning, shards_wanted)?;
+    let indexes = models::load(&tuning)?;
     let member = match cluster::settle(&tuning, shards_wanted, || signals.came())? {
         Settled::Stopped => return Ok(()),
         Settled::Alone => None,
@@ -70,12 +73,13 @@ pub fn serve(tuning: Tuning) -> Result<(), Fatal> {
         preflight::demand(&tuning, shards)?;
     }
     let deal = cores::deal(&usable, shards, &tuning.cores, &tuning.router).map_err(told)?;
-    let server = Server { tuning: Arc::new(tuning), directory, deal };
+    let server = Server { tuning: Arc::new(tuning), indexes, directory, deal };
     server.run(signals, member)
 }
 
 struct Server {
     tuning: Arc<Tuning>,
+    indexes: IndexSettings,
     directory: Arc<DataDir>,
     deal: Deal,
 }
@@ -271,7 +275,7 @@ impl Server {
         let number = parts.number;
         let core = self.deal.shards[number as usize];
         let placement = core.map_or(Placement::Unbound, |core| Placement::Fixed(core as usize));
-        let tuning = Arc::clone(&self.tuning);
+        let (tuning, indexes) = (Arc::clone(&self.tuning), self.indexes);
         let directory = Arc::clone(&self.directory);
         let shape = directory.log_shape(number);
         let pool = pool.clone();
@@ -283,8 +287,9 @@ impl Server {
         let started = builder.spawn(move || async move {
             let ShardParts { number, bell, routers, mesh, files, peers } = parts;
             let settings = settings::driver(&tuning);
-            let peers =
-                peers.map(|(hub, inbox)| cluster::peer_side(&hub, &tuning, number, inbox)).transpose();
+            let peers = peers
+                .map(|(hub, inbox)| cluster::peer_side(&hub, &tuning, indexes, number, inbox))
+                .transpose();
             let peers = match peers {
                 Ok(peers) => peers,
                 Err(reason) => return drop(told.send(Err(reason))),
@@ -296,7 +301,7 @@ impl Server {
                 let files = files.or_else(|| first_files.take()).expect("a replica that went gave them back");
                 let wake = waker(&seat.bell);
                 let segments = pool.handle(&directory.shard_path(number), shape.segment_bytes, wake);
-                let mut driver = recover::driver(&tuning, &directory, seat, segments, files)?;
+                let mut driver = recover::driver(&tuning, indexes, &directory, seat, segments, files)?;
                 driver.start().map(|()| driver)
             };
             let is_vacant = seat.peers.as_ref().is_some_and(|peers| peers.appointment().is_none());

@@ -16,7 +16,7 @@ use crate::doorbell::Doorbell;
 use crate::fatal::Fatal;
 use crate::links::RouterLink;
 use commit_times::CommitTimes;
-pub use peers::PeerSide;
+pub use peers::{IntakeSettings, PeerSide};
 use shards::consensus::group::Append;
 use shards::effect::Effects;
 use shards::event::{DiskFigures, Event};

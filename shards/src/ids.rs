@@ -126,6 +126,12 @@ impl Version {
         Self { epoch, place: index << 10 | u64::from(position) }
     }
 
+    /// Index of the entry. Within one run of a shard it tells which of two records was written later; the epoch does not:
+    /// each replica counts its own, and another leader may write with a lower one.
+    pub fn index(self) -> u64 {
+        self.place >> 10
+    }
+
     /// Reads the text that [`fmt::Display`] writes; `None` for anything else.
     pub fn parse(text: &str) -> Option<Self> {
         let (epoch, place) = text.split_once('-')?;

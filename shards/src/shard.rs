@@ -35,7 +35,7 @@ use crate::effect::Effects;
 use crate::event::{DiskFigures, Event};
 use crate::ids::{GroupId, Millis, Sequence, Slot};
 use crate::index::Units;
-use crate::index::set::IndexSet;
+use crate::index::set::{IndexSet, IndexSettings};
 use crate::meta::Meta;
 use crate::state::State;
 use crate::txn::coordinator::Coordinator;
@@ -98,6 +98,8 @@ pub struct ShardConfig {
     pub snapshot_bytes_per_s_max: u64,
     /// Writes wait while a snapshot holds so many bytes of tables that changed before their turn.
     pub snapshot_buffer_bytes_max: usize,
+    /// What the operator says about indexes.
+    pub indexes: IndexSettings,
     /// Bytes of applied entries that a leader keeps in memory for followers that do not have them yet; a follower further
     /// behind gets a snapshot.
     pub retained_bytes_max: usize,
@@ -127,6 +129,7 @@ impl ShardConfig {
             snapshot_every_ms: 0,
             snapshot_bytes_per_s_max: 0,
             snapshot_buffer_bytes_max: 256 << 20,
+            indexes: IndexSettings::default(),
             retained_bytes_max: 128 << 20,
             is_preferred: false,
         }
@@ -325,7 +328,7 @@ impl Shard {
         if let Some(offer) = offer {
             group.offer_snapshot(offer);
         }
-        let replica = group.replica();
+        let searches = searches::Searches::restored(catalog, indexes, config.indexes, now, group.replica());
         let mut locks = Locks::default();
         for (txn, intent) in txns.intents() {
             locks.hold(txn, &intent.items);
@@ -368,7 +371,7 @@ impl Shard {
             next_ticket: 0,
             expiry: expiry::Expiry::default(),
             cluster: cluster::Cluster::restored(meta),
-            searches: searches::Searches::restored(catalog, indexes, now, replica),
+            searches,
             held: held::Held::default(),
             standing: role::Standing::default(),
             fetching: None,

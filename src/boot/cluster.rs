@@ -23,6 +23,7 @@ use crate::router::ServerFacts;
 use crate::tuning::peers::{self, CLUSTER_PORT_OFFSET};
 use crate::tuning::{Tuning, WalSync};
 use shards::ids::{GroupId, NodeNumber};
+use shards::index::set::IndexSettings;
 use shards::peer::founding::Status;
 use shards::peer::hello::{Card, Purpose};
 use std::io;
@@ -293,6 +294,7 @@ impl Member {
 pub(super) fn peer_side(
     hub: &Arc<Hub>,
     tuning: &Tuning,
+    indexes: IndexSettings,
     number: u32,
     inbox: Receiver<News>,
 ) -> Result<crate::driver::PeerSide, Fatal> {
@@ -303,7 +305,8 @@ pub(super) fn peer_side(
         identity: shards::shard::image::ImageIdentity { cluster: hub.cluster, shard: number, group },
         bytes_per_s_max: u64::from(tuning.cluster.snapshot_mib_per_s_max) << 20,
     };
-    Ok(crate::driver::PeerSide::new(group, links, pull, super::settings::sessions(tuning)))
+    let intake = crate::driver::IntakeSettings { sessions: super::settings::sessions(tuning), indexes };
+    Ok(crate::driver::PeerSide::new(group, links, pull, intake))
 }
 
 /// Dials for the thread that forwards; called on its helper threads.

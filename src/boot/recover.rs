@@ -15,6 +15,7 @@ use crate::driver::{Driver, Seat, SnapshotFiles, lock_of};
 use crate::fatal::Fatal;
 use crate::tuning::{Tuning, WalSync};
 use shards::ids::GroupId;
+use shards::index::set::IndexSettings;
 use shards::log::ReplayError;
 use shards::log::manifest::ManifestError;
 use shards::shard::image::Founding;
@@ -32,6 +33,7 @@ struct RecoveredShard {
 /// Recovers a shard and makes its driver. The seat of a cluster's shard must have a replica by the meta state.
 pub(super) fn driver(
     tuning: &Tuning,
+    indexes: IndexSettings,
     directory: &DataDir,
     mut seat: Box<Seat>,
     segments: SegmentPoolHandle,
@@ -48,7 +50,8 @@ pub(super) fn driver(
             (appointment.founding, appointment.is_preferred)
         }
     };
-    let recovered = shard(tuning, directory, seat.number, segments, &seat.bell, &founding, is_preferred)?;
+    let is = (&founding, is_preferred);
+    let recovered = shard(tuning, indexes, directory, seat.number, segments, &seat.bell, is)?;
     let RecoveredShard { shard, wal, clock } = recovered;
     seat.clock = clock;
     Ok(Driver::new(seat, shard, wal, files))
@@ -57,18 +60,19 @@ pub(super) fn driver(
 /// Recovers a shard and opens its log.
 fn shard(
     tuning: &Tuning,
+    indexes: IndexSettings,
     directory: &DataDir,
     number: u32,
     segments: SegmentPoolHandle,
     bell: &Doorbell,
-    founding: &Founding,
-    is_preferred: bool,
+    (founding, is_preferred): (&Founding, bool),
 ) -> Result<RecoveredShard, Fatal> {
     let clock = Clock::start();
     let meta = directory.meta();
-    let config = ShardConfig { is_preferred, ..settings::shard(tuning, meta.cluster, number, meta.shards) };
+    let config = settings::shard(tuning, indexes, meta.cluster, number, meta.shards);
+    let config = ShardConfig { is_preferred, ..config };
     let path = directory.shard_path(number);
-    let place = place(tuning, directory, number, &path, founding);
+    let place = place(tuning, indexes, directory, number, &path, founding);
     let failed = |error| recovery_failed(number, error);
     let restore = |image: ShardImage| {
         let faulted = |fault: ShardFault| Fatal::Corruption { shard: number, detail: fault.to_string() };
@@ -91,7 +95,7 @@ fn shard(
 pub(super) fn refuse_kept_data(tuning: &Tuning, directory: &DataDir) -> Result<(), Fatal> {
     for number in 0..directory.meta().shards {
         let path = directory.shard_path(number);
-        let place = place(tuning, directory, number, &path, &Founding::Alone);
+        let place = place(tuning, IndexSettings::default(), directory, number, &path, &Founding::Alone);
         if holds_data(&RealDisk, &place).map_err(|error| recovery_failed(number, error))? {
             return Err(Fatal::DirectoryMismatch(format!(
                 "The data directory {} holds data that a server with a log has written, and wal.sync = \"off\" would not \
@@ -105,6 +109,7 @@ pub(super) fn refuse_kept_data(tuning: &Tuning, directory: &DataDir) -> Result<(
 
 fn place<'a>(
     tuning: &Tuning,
+    indexes: IndexSettings,
     directory: &DataDir,
     number: u32,
     path: &'a std::path::Path,
@@ -115,6 +120,7 @@ fn place<'a>(
         shape: directory.log_shape(number),
         group: GroupId(number),
         sessions: settings::sessions(tuning),
+        indexes,
         founding,
     }
 }

@@ -5,6 +5,7 @@ use crate::front::FrontSettings;
 use crate::router::RouterSettings;
 use crate::tuning::{Tuning, WalSync};
 use shards::ids::{GroupId, even_slots};
+use shards::index::set::IndexSettings;
 use shards::shard::{Floor, ShardConfig};
 use shards::state::SessionLimits;
 use shards::storage::wal::{SyncPolicy, WalOptions};
@@ -35,7 +36,13 @@ pub(super) fn driver(tuning: &Tuning) -> DriverSettings {
 }
 
 /// The settings of the engine for one shard of so many.
-pub(super) fn shard(tuning: &Tuning, cluster: u128, number: u32, shards: u32) -> ShardConfig {
+pub(super) fn shard(
+    tuning: &Tuning,
+    indexes: IndexSettings,
+    cluster: u128,
+    number: u32,
+    shards: u32,
+) -> ShardConfig {
     let group = GroupId(number);
     let (wal, snapshot) = (&tuning.wal, &tuning.snapshot);
     ShardConfig {
@@ -57,6 +64,7 @@ pub(super) fn shard(tuning: &Tuning, cluster: u128, number: u32, shards: u32) ->
         snapshot_every_ms: u64::from(snapshot.every_s) * 1000,
         snapshot_bytes_per_s_max: u64::from(snapshot.mib_per_s_max) << 20,
         snapshot_buffer_bytes_max: (snapshot.buffer_mib_max as usize) << 20,
+        indexes,
         ..ShardConfig::new(group)
     }
 }

@@ -12,6 +12,7 @@ use crate::peer::snapshots::{Pull, PullSettings};
 use shards::effect::{Effects, SnapshotFetch};
 use shards::event::Event;
 use shards::ids::{GroupId, NodeNumber, ReplicaId};
+use shards::index::set::IndexSettings;
 use shards::shard::image::SnapshotIntake;
 use shards::state::SessionLimits;
 use shards::storage::snapshots::snapshot_file_name;
@@ -28,10 +29,19 @@ pub struct PeerSide {
     group: GroupId,
     links: RaftLinks,
     pull_settings: PullSettings,
-    sessions: SessionLimits,
+    intake_settings: IntakeSettings,
     pull: Option<Pull>,
     loading: Option<Loading>,
     relayed: Vec<GroupMessage>,
+}
+
+/// What a pulled snapshot is loaded with.
+#[derive(Clone, Copy, Debug)]
+pub struct IntakeSettings {
+    /// Limits of retry sessions.
+    pub sessions: SessionLimits,
+    /// What the operator says about indexes.
+    pub indexes: IndexSettings,
 }
 
 /// A pulled snapshot on its way into memory.
@@ -48,9 +58,9 @@ impl PeerSide {
         group: GroupId,
         links: RaftLinks,
         pull_settings: PullSettings,
-        sessions: SessionLimits,
+        intake_settings: IntakeSettings,
     ) -> Self {
-        Self { group, links, pull_settings, sessions, pull: None, loading: None, relayed: Vec::new() }
+        Self { group, links, pull_settings, intake_settings, pull: None, loading: None, relayed: Vec::new() }
     }
 
     /// This node's replica of the group by the meta state.
@@ -150,7 +160,8 @@ impl PeerSide {
             result.and_then(|()| File::open(&path).map_err(|error| format!("{}: {error}", path.display())));
         match opened {
             Ok(file) => {
-                let intake = SnapshotIntake::new(self.pull_settings.identity, self.sessions);
+                let IntakeSettings { sessions, indexes } = self.intake_settings;
+                let intake = SnapshotIntake::new(self.pull_settings.identity, sessions).with_indexes(indexes);
                 self.loading = Some(Loading { index, file, intake, buffer: vec![0; LOAD_BYTES] });
             }
             Err(text) => events.push(Event::SnapshotFetched { index, image: Err(text) }),

@@ -281,8 +281,14 @@ sections! {
         drain_s: u32 = 10, "seconds", integer(0, 3600);
     }
 
-    /// What a search may ask for.
+    /// What a search may ask for, and how vectors are found.
     search: Search {
+        /// A shard with so many vectors in an index finds them by a graph (HNSW): faster than a flat scan, which is exact. All nodes
+        /// of a cluster must have the same.
+        hnsw_from: u32 = 1_000_000, "vectors", integer(1000, 4_000_000_000);
+        /// The model of word embeddings: a .semb file, or a model2vec folder with model.safetensors and tokenizer.json. Empty is the
+        /// one compiled in. Embeddings that another model made are made anew at the start.
+        model_path: String = String::new(), "path", Range::Text(4096);
         /// Furthest result that a search may ask for: offset + top_k.
         window_max: u32 = 10_000, "results", integer(10, 10_000);
     }

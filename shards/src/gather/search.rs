@@ -20,7 +20,7 @@
 //! | the same, over vectors | | | per hit: scanned i64, score i64, key u16 length |
 //! | `SearchHits` | view | 1, per query [`Stats`] u32 length | per hit, best first: score i64, key u16 length |
 //! | the same, hybrid | | | candidates of [`hybrid`](crate::index::hybrid) |
-//! | `SearchHits` | view | 2, items: keys | per key: value u32 length, snippet u32 length |
+//! | `SearchHits` | view | 2, items: keys | per key: fate u8 (0 same, 1 scored again, 2 gone), score i64, value u32 length, snippet u32 length |
 
 use super::answers::{Answers, Collected};
 use super::catalog::{CatalogChange, Change};
@@ -33,7 +33,7 @@ use crate::ids::GroupId;
 use crate::index::hybrid::{Fusion, HybridHit, decode_candidates, fuse};
 use crate::index::text::score::to_float;
 use crate::index::text::search::SearchHit;
-use crate::index::vector::{VectorHit, merge_vector_hits};
+use crate::index::vector::{VectorHit, merge_vector_hits, similarity_of};
 use strand_wire::code::Code;
 use strand_wire::json::push_string;
 use strand_wire::reply::push_float;
@@ -295,36 +295,65 @@ impl Search {
 
     fn finish(&self, fetched: Option<&[Vec<u8>]>) -> Result<Step, Malformed> {
         let mut fetched: Option<Vec<&[u8]>> = fetched.map(|list| list.iter().map(Vec::as_slice).collect());
-        let score_name: &[u8] = match self.ask.scoring {
-            Scoring::Bm25 => b",\"score\":",
-            _ => b",\"similarity\":",
-        };
+        let mut rows = Vec::with_capacity(self.hits.len());
+        for (hit, group) in &self.hits {
+            let (mut row, mut fate) =
+                (Row { score: hit.score, key: &hit.key, found: (None, None) }, Fate::Same);
+            if let Some(fetched) = &mut fetched {
+                let rest = &mut fetched[usize::from(*group)];
+                fate = take_fate(rest)?;
+                row.found = (take_optional(rest)?, take_optional(rest)?);
+            }
+            match fate {
+                Fate::Same => {}
+                Fate::Rescored(score) => row.score = score,
+                Fate::Gone => continue,
+            }
+            rows.push(row);
+        }
+        if fetched.is_some() {
+            // A record that changed since it was scored may stand elsewhere by its new score.
+            rows.sort_by(|a, b| b.score.cmp(&a.score).then_with(|| a.key.cmp(b.key)));
+        }
         let mut out = b"\"result\":[".to_vec();
-        for (number, (hit, group)) in self.hits.iter().enumerate() {
+        for (number, row) in rows.iter().enumerate() {
             if number > 0 {
                 out.push(b',');
             }
-            out.extend_from_slice(b"{\"key\":");
-            push_string(&mut out, text_of(&hit.key)?);
-            out.extend_from_slice(score_name);
-            push_float(&mut out, to_float(hit.score));
-            if let Some(fetched) = &mut fetched {
-                let rest = &mut fetched[usize::from(*group)];
-                let (value, snippet) = (take_optional(rest)?, take_optional(rest)?);
-                if self.ask.with_values {
-                    out.extend_from_slice(b",\"value\":");
-                    out.extend_from_slice(value.unwrap_or(b"null"));
-                }
-                if self.ask.highlight {
-                    out.extend_from_slice(b",\"highlight\":");
-                    push_string(&mut out, text_of(snippet.unwrap_or_default())?);
-                }
-            }
-            out.push(b'}');
+            self.write_row(&mut out, row, fetched.is_some())?;
         }
         out.push(b']');
         Ok(Step::success(out))
     }
+
+    fn write_row(&self, out: &mut Vec<u8>, row: &Row<'_>, has_more: bool) -> Result<(), Malformed> {
+        out.extend_from_slice(b"{\"key\":");
+        push_string(out, text_of(row.key)?);
+        let (name, score): (&[u8], f64) = match self.ask.scoring {
+            Scoring::Bm25 => (b",\"score\":", to_float(row.score)),
+            Scoring::Vector { .. } => (b",\"similarity\":", similarity_of(row.score)),
+            _ => (b",\"similarity\":", to_float(row.score)),
+        };
+        out.extend_from_slice(name);
+        push_float(out, score);
+        if has_more && self.ask.with_values {
+            out.extend_from_slice(b",\"value\":");
+            out.extend_from_slice(row.found.0.unwrap_or(b"null"));
+        }
+        if has_more && self.ask.highlight {
+            out.extend_from_slice(b",\"highlight\":");
+            push_string(out, text_of(row.found.1.unwrap_or_default())?);
+        }
+        out.push(b'}');
+        Ok(())
+    }
+}
+
+/// A hit with its value and its snippet, where they were asked for.
+struct Row<'a> {
+    score: i64,
+    key: &'a [u8],
+    found: (Option<&'a [u8]>, Option<&'a [u8]>),
 }
 
 fn write_hybrid(out: &mut Vec<u8>, hit: &HybridHit) -> Result<(), Malformed> {

@@ -122,6 +122,11 @@ impl Ask {
 }
 
 impl Scoring {
+    /// Whether embeddings are compared.
+    pub fn has_embedding(&self) -> bool {
+        matches!(self, Self::Embedding | Self::Hybrid { has_embedding: true, .. })
+    }
+
     fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Self::Bm25 => out.push(1),
@@ -272,8 +277,26 @@ pub fn write_hit(out: &mut Vec<u8>, hit: &SearchHit) {
     push_short(out, &hit.key);
 }
 
+/// What became of a hit between scoring and fetching.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Its record is as it was.
+    Same,
+    /// Its record has changed, and has this score now.
+    Rescored(i64),
+    /// Its record is gone or does not match any more.
+    Gone,
+}
+
 /// Appends what was fetched of one key; `None` for what was not asked for or is no more.
-pub fn write_fetched(out: &mut Vec<u8>, value: Option<&[u8]>, snippet: Option<&str>) {
+pub fn write_fetched(out: &mut Vec<u8>, fate: Fate, value: Option<&[u8]>, snippet: Option<&str>) {
+    let (byte, score) = match fate {
+        Fate::Same => (0, 0),
+        Fate::Rescored(score) => (1, score),
+        Fate::Gone => (2, 0),
+    };
+    out.push(byte);
+    out.extend_from_slice(&score.to_le_bytes());
     for bytes in [value, snippet.map(str::as_bytes)] {
         match bytes {
             Some(bytes) => push_long(out, bytes),
@@ -325,6 +348,16 @@ pub(super) fn take_short<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], Malformed>
 pub(super) fn take_long<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], Malformed> {
     let length = take_u32(rest)? as usize;
     take(rest, length)
+}
+
+pub(super) fn take_fate(rest: &mut &[u8]) -> Result<Fate, Malformed> {
+    let (byte, score) = (take_u8(rest)?, take_u64(rest)? as i64);
+    match byte {
+        0 => Ok(Fate::Same),
+        1 => Ok(Fate::Rescored(score)),
+        2 => Ok(Fate::Gone),
+        _ => Err(Malformed("an unknown fate of a hit")),
+    }
 }
 
 pub(super) fn take_optional<'a>(rest: &mut &'a [u8]) -> Result<Option<&'a [u8]>, Malformed> {

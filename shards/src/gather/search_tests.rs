@@ -97,7 +97,7 @@ impl Shards {
                 for item in items::iter(&record.value[1..]) {
                     let key = item.unwrap().0;
                     let value = [b"\"", key, b"\""].concat();
-                    search::write_fetched(&mut out, Some(&value), Some("a <b>fox</b>"));
+                    search::write_fetched(&mut out, search::Fate::Same, Some(&value), Some("a <b>fox</b>"));
                 }
             }
             other => panic!("{other:?}"),

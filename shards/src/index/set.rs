@@ -10,14 +10,15 @@ mod definition;
 mod sections;
 
 use super::Units;
-use super::embed::built_in;
+use super::embed::Model;
 use super::text::{TextIndex, WHOLE};
 use super::value::ValueIndex;
+use super::value::ids::SharedIds;
 use super::vector::{VECTOR_DIMENSIONS_MAX, VectorIndex};
 use crate::mutants::{Mutant, is_on};
 use backlog::Backlog;
 
-pub use definition::{BuildState, Defined, IndexDefinition, IndexInfo, IndexKind, whole_text};
+pub use definition::{BuildState, Defined, IndexDefinition, IndexInfo, IndexKind, IndexSettings, whole_text};
 pub use sections::{SetLoader, SetWriter};
 
 /// Records looked at in one go while an index is built.
@@ -53,6 +54,10 @@ enum Body {
 }
 
 impl Entry {
+    fn has_graph_work(&self) -> bool {
+        matches!(&self.body, Body::Vectors(vectors) if vectors.has_work())
+    }
+
     fn apply(&mut self, key: &[u8], old: Option<&[u8]>, new: Option<&[u8]>) {
         match &mut self.body {
             Body::Text => {}
@@ -75,6 +80,9 @@ struct Build {
 /// The indexes of one shard.
 #[derive(Default)]
 pub struct IndexSet {
+    settings: IndexSettings,
+    /// Numbers of the keys in value indexes.
+    ids: SharedIds,
     entries: Vec<Entry>,
     text: Option<TextIndex>,
     build: Option<Build>,
@@ -89,6 +97,21 @@ pub struct IndexSet {
 }
 
 impl IndexSet {
+    /// Takes the operator's settings, at the start. Loaded embeddings must be of their model.
+    pub fn configure(&mut self, settings: IndexSettings) {
+        self.settings = settings;
+        for entry in &mut self.entries {
+            if let Body::Vectors(vectors) = &mut entry.body {
+                vectors.set_hnsw_from(settings.hnsw_from);
+            }
+        }
+    }
+
+    /// The model of embeddings.
+    pub fn model(&self) -> &'static Model {
+        self.settings.model()
+    }
+
     /// Defines an index; it is built by [`IndexSet::work`].
     pub fn define(&mut self, definition: IndexDefinition) -> Defined {
         let same_slot = |entry: &&Entry| {
@@ -101,12 +124,14 @@ impl IndexSet {
             return Defined::Conflict;
         }
         let body = match definition.kind {
-            IndexKind::Value => Body::Values(Box::new(ValueIndex::new(&definition.path))),
+            IndexKind::Value => Body::Values(Box::new(ValueIndex::sharing(&definition.path, &self.ids))),
             IndexKind::Vector { dimensions, metric } => {
                 if !(1..=VECTOR_DIMENSIONS_MAX).contains(&dimensions) {
                     return Defined::Conflict;
                 }
-                Body::Vectors(Box::new(VectorIndex::new(&definition.path, dimensions, metric)))
+                let mut vectors = VectorIndex::new(&definition.path, dimensions, metric);
+                vectors.set_hnsw_from(self.settings.hnsw_from);
+                Body::Vectors(Box::new(vectors))
             }
             IndexKind::Text { analyzer } => {
                 if !self.text.get_or_insert_default().add_field(&definition.path, analyzer) {
@@ -142,7 +167,10 @@ impl IndexSet {
         let same = |entry: &Entry| entry.definition.path == path && entry.definition.kind.name() == kind_name;
         let Some(at) = self.entries.iter().position(same) else { return false };
         self.generation += 1;
-        let entry = self.entries.remove(at);
+        let mut entry = self.entries.remove(at);
+        if let Body::Values(values) = &mut entry.body {
+            values.release_ids();
+        }
         if let Some(build) = &mut self.build {
             build.targets.retain(|target| *target != entry.definition);
         }
@@ -167,6 +195,7 @@ impl IndexSet {
 
     /// Begins the text index anew, with or without vectors. Queries on it wait until it is built.
     fn rebuild_text(&mut self) {
+        let model = self.model();
         let mut text = TextIndex::new();
         for entry in self.entries.iter_mut().filter(|entry| entry.definition.kind.is_text()) {
             entry.is_ready = false;
@@ -174,7 +203,7 @@ impl IndexSet {
                 IndexKind::Text { analyzer } => {
                     assert!(text.add_field(&entry.definition.path, analyzer), "a new index takes all fields");
                 }
-                _ => text.set_embedder(built_in()),
+                _ => text.set_embedder(model),
             }
         }
         self.text = Some(text);
@@ -270,6 +299,11 @@ impl IndexSet {
         })
     }
 
+    /// The numbers of the keys in value indexes.
+    pub(crate) fn document_ids(&self) -> &SharedIds {
+        &self.ids
+    }
+
     /// The vector index of a path.
     pub fn vectors(&self, path: &str) -> Option<&VectorIndex> {
         self.entries.iter().filter(|entry| entry.definition.path == path).find_map(|entry| {
@@ -283,8 +317,13 @@ impl IndexSet {
     /// Whether [`IndexSet::work`] has something to do.
     pub fn has_work(&self) -> bool {
         self.backlog_len() > 0
-            || self.entries.iter().any(|entry| !entry.is_ready)
+            || self.entries.iter().any(|entry| !entry.is_ready || entry.has_graph_work())
             || self.text.as_ref().is_some_and(|text| text.is_busy() || text.has_work())
+    }
+
+    /// Whether ended vectors wait for a graph in such numbers that writes should slow down to its speed.
+    pub fn graphs_are_behind(&self) -> bool {
+        self.entries.iter().any(|entry| matches!(&entry.body, Body::Vectors(vectors) if vectors.is_behind()))
     }
 
     /// Indexes the backlog, builds and merges until the budget is spent; true while there is more to do.
@@ -306,11 +345,10 @@ impl IndexSet {
                 self.underway = (!is_done).then_some(position);
             } else if self.entries.iter().any(|entry| !entry.is_ready) {
                 self.build_some(units, source);
-            } else {
-                let Some(text) = self.text.as_mut().filter(|text| text.has_work()) else { return false };
-                text.work(units);
-                self.debt = 0;
+            } else if self.maintain(units) {
                 continue;
+            } else {
+                return false;
             }
             let spent = u32::try_from(before - units.balance()).unwrap_or(u32::MAX);
             self.debt = self.debt.saturating_add(spent.saturating_add(4));
@@ -331,6 +369,25 @@ impl IndexSet {
             text.work(&mut budget);
             units.spend(u64::try_from(i64::from(share) - budget.balance()).unwrap_or(0));
         }
+    }
+
+    /// Goes on with merges and graphs, half and half; false if there is nothing to do.
+    fn maintain(&mut self, units: &mut Units) -> bool {
+        let text = self.text.as_mut().filter(|text| text.has_work());
+        let graph = self.entries.iter_mut().find(|entry| entry.has_graph_work());
+        let share = Units::new(u32::try_from(units.balance() / 2).unwrap_or(u32::MAX).max(1));
+        let is_idle = text.is_none() && graph.is_none();
+        if let Some(Entry { body: Body::Vectors(vectors), .. }) = graph {
+            let mut budget = if text.is_some() { share } else { *units };
+            let before = budget.balance();
+            vectors.work(&mut budget);
+            units.spend(u64::try_from(before - budget.balance()).unwrap_or(0));
+        }
+        if let Some(text) = text {
+            text.work(units);
+            self.debt = 0;
+        }
+        !is_idle
     }
 
     /// Goes on with the scan that builds what is not ready.

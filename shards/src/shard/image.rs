@@ -10,7 +10,7 @@ use crate::consensus::group::{Append, Restored};
 use crate::consensus::membership::decode_members;
 use crate::consensus::storage::SnapshotOffer;
 use crate::ids::{GroupId, Millis, ReplicaId, Sequence};
-use crate::index::set::{IndexSet, SetLoader};
+use crate::index::set::{IndexSet, IndexSettings, SetLoader};
 use crate::log::header::BatchKind;
 use crate::log::payload::{
     ArchivedConfigurationV1, ArchivedRecordV1, ArchivedStartV1, ConfigurationV1, EntryV1, GroupStartV1,
@@ -150,6 +150,13 @@ impl SnapshotIntake {
             loader: SnapshotLoader::new(TableLimits::default(), sessions),
             sections: Sections::default(),
         }
+    }
+
+    /// Says what the operator wants of indexes; before the first bytes.
+    #[must_use]
+    pub fn with_indexes(mut self, settings: IndexSettings) -> Self {
+        self.sections.indexes = SetLoader::new(settings);
+        self
     }
 
     /// Takes the next bytes of the file.

@@ -112,8 +112,9 @@ impl Shard {
             self.abort_snapshot();
             effects.snapshot.push(SnapshotEffect::Drop);
         }
+        let (settings, replica) = (self.config.indexes, self.group.replica());
         let searches =
-            searches::Searches::restored(image.catalog, image.indexes, self.now, self.group.replica());
+            searches::Searches::restored(image.catalog, image.indexes, settings, self.now, replica);
         let before = std::mem::replace(&mut self.searches, searches);
         for (router, token) in before.into_waiting() {
             reply_failure(effects, router, token, Failure::Timeout { unknown: false });

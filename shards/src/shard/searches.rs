@@ -5,6 +5,7 @@
 //! of group 0. Bounded: views, by number and by their search's deadline; each slice, by work units.
 
 mod running;
+mod settle;
 
 use super::outbox::{Waiter, reply_failure};
 use super::reads::push_part;
@@ -23,7 +24,7 @@ use crate::gather::search::{self as ask, Ask, OnDemand, Scoring};
 use crate::ids::{Millis, ReplicaId, Token, hash_of};
 use crate::index::Units;
 use crate::index::filter::Filter;
-use crate::index::set::{BuildState, DocumentSource, IndexKind, IndexSet};
+use crate::index::set::{BuildState, DocumentSource, IndexKind, IndexSet, IndexSettings};
 use crate::index::text::WHOLE;
 use crate::index::vector::VectorSearch;
 use crate::state::{KeySpace, Position};
@@ -50,9 +51,9 @@ pub(super) struct Searches {
     pub(super) indexes: IndexSet,
     pub(super) catalog: Catalog,
     /// Searches that wait until everything up to a position is indexed, in the order of both.
-    waiting: VecDeque<(u64, Parked)>,
+    waiting: VecDeque<(Seen, Parked)>,
     /// Searches whose changes are indexed, but that need an index which is not there or not built yet.
-    stalled: VecDeque<(u64, Parked)>,
+    stalled: VecDeque<(Seen, Parked)>,
     /// The generation of the indexes at which the stalled searches were last looked at.
     stalled_at: u64,
     views: BTreeMap<u64, Pinned>,
@@ -69,7 +70,14 @@ pub(super) struct Searches {
 impl Searches {
     /// As a snapshot has them. Views get numbers that no other replica and no earlier run of this one has given, since a
     /// search that began there may ask here.
-    pub(super) fn restored(catalog: Catalog, indexes: IndexSet, now: Millis, replica: ReplicaId) -> Self {
+    pub(super) fn restored(
+        catalog: Catalog,
+        mut indexes: IndexSet,
+        settings: IndexSettings,
+        now: Millis,
+        replica: ReplicaId,
+    ) -> Self {
+        indexes.configure(settings);
         let mut seed = [0; 16];
         seed[..8].copy_from_slice(&now.0.to_le_bytes());
         seed[8..].copy_from_slice(&replica.0.to_le_bytes());
@@ -90,6 +98,15 @@ impl Searches {
         let parked = parked.map(|parked| (parked.router, parked.head.token));
         parked.chain(self.running.into_iter().map(|one| (one.waiter.router, one.waiter.token))).collect()
     }
+}
+
+/// What a search must see: all that was applied when it came.
+#[derive(Clone, Copy)]
+struct Seen {
+    /// As the indexes count.
+    position: u64,
+    /// As the log counts.
+    entry: u64,
 }
 
 /// The records as the index room wants to read them.
@@ -120,8 +137,8 @@ impl Shard {
             let failure = Failure::Overloaded("too many searches wait in this shard; try again later");
             return reply_failure(effects, parked.router, parked.head.token, failure);
         }
-        let position = self.searches.indexes.position();
-        self.try_search(position, parked, effects);
+        let seen = Seen { position: self.searches.indexes.position(), entry: self.applied };
+        self.try_search(seen, parked, effects);
     }
 
     /// Goes on with searches and indexing; whether more can be done now.
@@ -147,7 +164,9 @@ impl Shard {
     /// Whether writes must wait for indexing: the backlog is full, or a snapshot drains it.
     pub(super) fn indexing_is_behind(&self) -> bool {
         let backlog = self.searches.indexes.backlog_len();
-        backlog >= BACKLOG_MAX || (backlog > 0 && self.snapshot_drains_backlog())
+        backlog >= BACKLOG_MAX
+            || self.searches.indexes.graphs_are_behind()
+            || (backlog > 0 && self.snapshot_drains_backlog())
     }
 
     /// Whether the backlog is short enough for a snapshot to drain it.
@@ -313,16 +332,16 @@ impl Shard {
             return;
         }
         let indexed_before = self.searches.indexes.indexed_before();
-        while self.searches.waiting.front().is_some_and(|(position, _)| *position < indexed_before) {
-            let Some((position, parked)) = self.searches.waiting.pop_front() else { return };
-            self.try_search(position, parked, effects);
+        while self.searches.waiting.front().is_some_and(|(seen, _)| seen.position < indexed_before) {
+            let Some((seen, parked)) = self.searches.waiting.pop_front() else { return };
+            self.try_search(seen, parked, effects);
         }
         if !self.stalled_may_go_on() {
             return;
         }
         self.searches.stalled_at = self.searches.indexes.generation();
-        for (position, parked) in std::mem::take(&mut self.searches.stalled) {
-            self.try_search(position, parked, effects);
+        for (seen, parked) in std::mem::take(&mut self.searches.stalled) {
+            self.try_search(seen, parked, effects);
         }
     }
 
@@ -333,27 +352,27 @@ impl Shard {
     }
 
     /// Answers a search, or puts it where it waits for what it lacks: its changes to be indexed, or else an index.
-    fn try_search(&mut self, position: u64, parked: Parked, effects: &mut Effects) {
+    fn try_search(&mut self, seen: Seen, parked: Parked, effects: &mut Effects) {
         // In the middle of a large command a search would see half of it.
         let is_half_done = self.slices.is_half_done();
-        if !is_half_done && self.answer_waiting(position, &parked, effects) {
+        if !is_half_done && self.answer_waiting(seen, &parked, effects) {
             return;
         }
         let searches = &mut self.searches;
-        if is_half_done || position >= searches.indexes.indexed_before() {
-            let rises = searches.waiting.back().is_none_or(|(last, _)| *last <= position);
+        if is_half_done || seen.position >= searches.indexes.indexed_before() {
+            let rises = searches.waiting.back().is_none_or(|(last, _)| last.position <= seen.position);
             assert!(rises, "positions never go back");
-            searches.waiting.push_back((position, parked));
+            searches.waiting.push_back((seen, parked));
         } else {
             if searches.stalled.is_empty() {
                 searches.stalled_at = searches.indexes.generation();
             }
-            searches.stalled.push_back((position, parked));
+            searches.stalled.push_back((seen, parked));
         }
     }
 
     /// Counts or lists for a request if the indexes it needs are there; false if it must wait on.
-    fn answer_waiting(&mut self, position: u64, parked: &Parked, effects: &mut Effects) -> bool {
+    fn answer_waiting(&mut self, seen: Seen, parked: &Parked, effects: &mut Effects) -> bool {
         let (router, head) = (parked.router, &parked.head);
         let record = match Record::decode(&parked.record) {
             Ok(record) => record,
@@ -363,10 +382,10 @@ impl Shard {
             }
         };
         if record.op == Op::QueryIndex {
-            return self.answer_query_index(position, parked, &record, effects);
+            return self.answer_query_index(seen.position, parked, &record, effects);
         }
         match Ask::decode(record.value) {
-            Ok(ask) => self.count(position, parked, ask, record.has(flag::LOCAL), effects),
+            Ok(ask) => self.count(seen, parked, ask, record.has(flag::LOCAL), effects),
             Err(malformed) => {
                 internal(router, head, malformed, effects);
                 true
@@ -426,7 +445,7 @@ impl Shard {
     /// Counts for a search whose indexes are ready, or says which are missing; false if it must wait on.
     fn count(
         &mut self,
-        position: u64,
+        seen: Seen,
         parked: &Parked,
         ask: Ask,
         is_local: bool,
@@ -435,7 +454,7 @@ impl Shard {
         let (router, head) = (parked.router, &parked.head);
         let stale_at = self.stale_at().filter(|_| is_local);
         if let Scoring::Vector { .. } = ask.scoring {
-            return self.find_vectors(position, parked, &ask, stale_at, effects);
+            return self.find_vectors(seen.position, parked, &ask, stale_at, effects);
         }
         let indexes = &self.searches.indexes;
         let needed = needed(&ask);
@@ -453,7 +472,7 @@ impl Shard {
         }
         let is_indexed = |index: &OnDemand| {
             let wanted = index.definition();
-            indexes.is_indexed(position, &wanted.path, wanted.kind.name())
+            indexes.is_indexed(seen.position, &wanted.path, wanted.kind.name())
         };
         if !needed.iter().all(is_indexed) {
             return false;
@@ -472,7 +491,17 @@ impl Shard {
         self.searches.next_view += 1;
         let batch = effects.replies_to(router);
         push_part(batch, head.token, stale_at, |out| ask::write_stats(out, number, &known, &stats));
-        let pinned = Pinned { views, queries, ask, filter, deadline: head.deadline, highlighter: None };
+        let pinned = Pinned {
+            views,
+            queries: queries.into(),
+            fields: known,
+            seen: seen.entry,
+            ask,
+            filter,
+            deadline: head.deadline,
+            highlighter: None,
+            scorer: None,
+        };
         self.searches.views.insert(number, pinned);
         true
     }
@@ -495,7 +524,6 @@ impl Shard {
         let search = match VectorSearch::new(index, vector, ask.limit as usize) {
             Ok(search) => search,
             Err(text) => {
-                let text = format!("{text}; this one has {} numbers", vector.len());
                 reply_failure(effects, router, head.token, Failure::BadRequest(text));
                 return true;
             }

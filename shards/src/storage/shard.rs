@@ -9,6 +9,7 @@ use super::recovery::{RecoveredLog, RecoveryError, recover_log};
 use super::segments::list_segments;
 use super::snapshots::{SnapshotError, list_snapshots, read_snapshot, snapshot_file_name};
 use crate::ids::{GroupId, Sequence};
+use crate::index::set::IndexSettings;
 use crate::log::LogShape;
 use crate::shard::ShardImage;
 use crate::shard::image::{Founding, ImageBuilder, ImageIdentity, SnapshotImage, SnapshotIntake};
@@ -26,6 +27,8 @@ pub struct ShardPlace<'a> {
     pub group: GroupId,
     /// Limits of its retry sessions.
     pub sessions: SessionLimits,
+    /// What the operator says about indexes, which a snapshot of them is read with.
+    pub indexes: IndexSettings,
     /// Which replica of the group it is, and how that began.
     pub founding: &'a Founding,
 }
@@ -42,7 +45,7 @@ pub struct RecoveredShard {
 
 /// Recovers a shard that keeps a log.
 pub fn recover_shard<D: Disk>(disk: &D, place: &ShardPlace<'_>) -> Result<RecoveredShard, RecoveryError> {
-    let ShardPlace { directory, shape, group, sessions, founding } = *place;
+    let ShardPlace { directory, shape, group, sessions, founding, .. } = *place;
     let snapshot = newest_snapshot(disk, place)?;
     let has_snapshot = snapshot.is_some();
     let mut builder = ImageBuilder::replica(group, founding, snapshot, sessions);
@@ -98,7 +101,7 @@ fn newest_snapshot<D: Disk>(
     let file = directory.join(snapshot_file_name(*index));
     let log = place.shape.identity;
     let identity = ImageIdentity { cluster: log.cluster, shard: log.shard, group: place.group };
-    let mut intake = SnapshotIntake::new(identity, place.sessions);
+    let mut intake = SnapshotIntake::new(identity, place.sessions).with_indexes(place.indexes);
     read_snapshot(disk, &file, &mut |bytes| intake.feed(bytes).map_err(|error| error.to_string())).map_err(
         |error| match error {
             SnapshotError::Io(path, error) => RecoveryError::Io(path, error),

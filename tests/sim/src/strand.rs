@@ -12,6 +12,7 @@ use shards::consensus::group::Append;
 use shards::effect::{Effects, Role, SnapshotFetch};
 use shards::event::{DiskFigures, Event};
 use shards::ids::{GroupId, Millis, NodeNumber, ReplicaId, Sequence, even_slots};
+use shards::index::set::IndexSettings;
 use shards::log::payload::PayloadBuffer;
 use shards::log::{LogIdentity, LogShape, ReplayError};
 use shards::shard::image::{
@@ -206,6 +207,7 @@ impl Strand {
             shape: LogShape::new(log_identity(group), plan.segment_bytes),
             group,
             sessions: SessionLimits::default(),
+            indexes: IndexSettings::default(),
             founding: &founding,
         };
         let recovered = recover_shard(disk, &place).map_err(|error| recovery_failed(&error))?;

@@ -1,22 +1,26 @@
 //! Word embeddings from a static model: a text's vector is the sum of its word pieces' rows.
 //!
-//! The model is compiled into the program (`models/README.md` says where it comes from and how its file is laid out), so
-//! vectors are the same on every shard and for ever. Document vectors are int8 and normalised by what they are; a query's are
+//! One model is compiled into the program (`models/README.md` says where it comes from and how its file is laid out); the
+//! operator may name another one, in the same format or in model2vec's. All shards of a server share it, and its fingerprint stands with
+//! the embeddings that it made. Document vectors are int8 and normalised by what they are; a query's are
 //! 16-bit. Dot products are integers, so similarities do not depend on how they were summed.
 
+mod file;
+mod model2vec;
 mod pieces;
 pub mod search;
+mod unigram;
 
-use super::codec::{Corrupt, Reader};
 use super::text::Embedder;
 use pieces::Pieces;
-use serde::Deserialize;
+use std::borrow::Cow;
 use std::sync::LazyLock;
+use unigram::Unigram;
 
 static BUILT_IN: &[u8] = include_bytes!("../../../../models/static-minilm-128-i8.semb");
 
 static MODEL: LazyLock<Model> =
-    LazyLock::new(|| Model::load(BUILT_IN).expect("the compiled-in model is whole"));
+    LazyLock::new(|| Model::from_semb(Cow::Borrowed(BUILT_IN)).expect("the compiled-in model is whole"));
 
 /// The model that is compiled in. Parsed at the first use, in a few milliseconds.
 pub fn built_in() -> &'static Model {
@@ -24,71 +28,77 @@ pub fn built_in() -> &'static Model {
 }
 
 /// Largest dimension that a model may have: dot products stay within 32 bits.
-pub const DIMENSIONS_MAX: usize = 512;
+pub const DIMENSIONS_MAX: usize = 1024;
+/// Most tokens of a model.
+const TOKENS_MAX: usize = 1 << 24;
 /// Highest magnitude in a query's vector.
 const QUERY_MAX: f32 = 16_383.0;
 /// Highest magnitude in a document's vector.
 const DOCUMENT_MAX: f32 = 127.0;
 const _: () = assert!(DIMENSIONS_MAX * QUERY_MAX as usize * DOCUMENT_MAX as usize <= i32::MAX as usize);
 
+/// Why bytes are no model, as a sentence for the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelError(pub String);
+
+impl std::fmt::Display for ModelError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ModelError {}
+
 /// A static embedding model.
 #[derive(Debug)]
 pub struct Model {
+    fingerprint: u64,
     dimensions: usize,
+    /// What a unit of a token's row is worth, its weight included.
     scales: Vec<f32>,
-    rows: &'static [u8],
-    pieces: Pieces,
+    /// The row of each token; empty where rows stand in the order of tokens.
+    row_of: Vec<u32>,
+    /// int8, a row after the other.
+    rows: Cow<'static, [u8]>,
+    tokenizer: Tokenizer,
 }
 
-#[derive(Deserialize)]
-struct Header {
-    dim: usize,
-    vocab: usize,
+/// How text becomes tokens.
+#[derive(Debug)]
+enum Tokenizer {
+    Pieces(Pieces),
+    Unigram(Unigram),
 }
 
 impl Model {
-    /// Reads a model's file.
-    ///
-    /// # Errors
-    /// The bytes are no such model.
-    pub fn load(bytes: &'static [u8]) -> Result<Self, Corrupt> {
-        let mut reader = Reader::new(bytes);
-        if reader.take(4)? != b"SEMB" {
-            return Err(Corrupt("no embedding model"));
-        }
-        let length = reader.u32()? as usize;
-        let header: Header =
-            serde_json::from_slice(reader.take(length)?).map_err(|_| Corrupt("model header"))?;
-        if header.dim == 0 || header.dim > DIMENSIONS_MAX || header.vocab > 1 << 24 {
-            return Err(Corrupt("model dimensions"));
-        }
-        let scales = reader.take(header.vocab * 4)?;
-        let scales = scales
-            .chunks_exact(4)
-            .map(|four| f32::from_le_bytes(four.try_into().expect("four bytes a chunk")));
-        let scales: Vec<f32> = scales.collect();
-        let rows = reader.take(header.vocab * header.dim)?;
-        let tokens = std::str::from_utf8(reader.take(reader.left())?).map_err(|_| Corrupt("model tokens"))?;
-        let pieces = Pieces::new(tokens);
-        if pieces.len() != header.vocab || scales.iter().any(|scale| !scale.is_finite()) {
-            return Err(Corrupt("model tokens"));
-        }
-        Ok(Self { dimensions: header.dim, scales, rows, pieces })
+    /// Tells models apart: embeddings of another one mean nothing to this one.
+    pub fn fingerprint(&self) -> u64 {
+        self.fingerprint
     }
 
-    /// The sum of the rows of a text's word pieces, not normalised.
+    /// Number of tokens.
+    pub fn tokens(&self) -> usize {
+        self.scales.len()
+    }
+
+    /// The sum of the rows of a text's tokens, not normalised.
     fn sum(&self, texts: &mut dyn Iterator<Item = &str>) -> Vec<f32> {
         let mut sum = vec![0.0f32; self.dimensions];
-        for text in texts {
-            self.pieces.each(text, |piece| {
-                let scale = self.scales[piece];
-                if scale != 0.0 {
-                    let row = &self.rows[piece * self.dimensions..][..self.dimensions];
-                    for (sum, byte) in sum.iter_mut().zip(row) {
-                        *sum += scale * f32::from(*byte as i8);
-                    }
+        let mut add = |token: usize| {
+            let scale = self.scales[token];
+            if scale != 0.0 {
+                let row = self.row_of.get(token).map_or(token, |row| *row as usize);
+                let row = &self.rows[row * self.dimensions..][..self.dimensions];
+                for (sum, byte) in sum.iter_mut().zip(row) {
+                    *sum += scale * f32::from(*byte as i8);
                 }
-            });
+            }
+        };
+        for text in texts {
+            match &self.tokenizer {
+                Tokenizer::Pieces(pieces) => pieces.each(text, &mut add),
+                Tokenizer::Unigram(unigram) => unigram.each(text, &mut add),
+            }
         }
         sum
     }
@@ -116,18 +126,6 @@ fn quantise(vector: &[f32], highest: f32) -> impl Iterator<Item = i32> {
     let largest = vector.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
     let factor = if largest > 0.0 { highest / largest } else { 0.0 };
     vector.iter().map(move |value| (value * factor).round().clamp(-highest, highest) as i32)
-}
-
-/// Dot product of a query's and a document's vector.
-#[inline]
-pub(crate) fn dot(query: &[i16], document: &[i8]) -> i32 {
-    query.iter().zip(document).map(|(left, right)| i32::from(*left) * i32::from(*right)).sum()
-}
-
-/// Square of a document vector's length.
-#[inline]
-pub(crate) fn square(document: &[i8]) -> i32 {
-    document.iter().map(|value| i32::from(*value) * i32::from(*value)).sum()
 }
 
 #[cfg(test)]
@@ -164,13 +162,5 @@ mod tests {
         for other in ["prince", "castle", "girl", "throne", "doctor", "lady"] {
             assert!(near("queen") > near(other), "{other}");
         }
-    }
-
-    #[test]
-    fn damaged_models_are_refused() {
-        assert!(Model::load(b"SEMB").is_err());
-        assert!(Model::load(&BUILT_IN[..BUILT_IN.len() / 2]).is_err());
-        assert!(Model::load(b"SEMB\x02\0\0\0{}").is_err());
-        assert!(Model::load(b"nonsense").is_err());
     }
 }

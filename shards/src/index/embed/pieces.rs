@@ -1,9 +1,11 @@
-//! BERT's word pieces: text to vocabulary numbers, uncased.
+//! BERT's word pieces: text to vocabulary numbers.
 //!
-//! Lower case, canonical decomposition without combining marks, runs of letters and digits and single other characters;
-//! each run is cut greedily into the longest known pieces. A run with an unknown rest counts for nothing.
+//! Lower case, canonical decomposition without combining marks (models may want text without either), runs of letters and
+//! digits and single other characters; each run is cut greedily into the longest known pieces. A run with an unknown rest
+//! counts for nothing.
 
 use hashbrown::HashTable;
+use std::borrow::Cow;
 use unicode_normalization::UnicodeNormalization;
 use unicode_normalization::char::is_combining_mark;
 use xxhash_rust::xxh3::xxh3_64;
@@ -11,10 +13,38 @@ use xxhash_rust::xxh3::xxh3_64;
 /// Longer runs are unknown, as in BERT.
 const RUN_BYTES_MAX: usize = 100;
 
+/// What becomes of text before it is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Folding {
+    pub(super) lower_case: bool,
+    pub(super) strip_accents: bool,
+    /// Chinese, Japanese and Korean ideographs are words of their own.
+    pub(super) splits_ideographs: bool,
+}
+
+impl Folding {
+    /// As the built-in model wants it.
+    pub(super) const PLAIN: Self = Self { lower_case: true, strip_accents: true, splits_ideographs: false };
+
+    /// The text as it is looked up.
+    pub(super) fn apply<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        let lower = match (self.lower_case, text.is_ascii()) {
+            (false, _) => Cow::Borrowed(text),
+            (true, true) => Cow::Owned(text.to_ascii_lowercase()),
+            (true, false) => Cow::Owned(text.chars().flat_map(char::to_lowercase).collect()),
+        };
+        if !self.strip_accents || lower.is_ascii() {
+            return lower;
+        }
+        Cow::Owned(lower.nfd().filter(|letter| !is_combining_mark(*letter)).collect())
+    }
+}
+
 /// A vocabulary.
 #[derive(Debug)]
 pub(crate) struct Pieces {
-    tokens: Vec<&'static str>,
+    folding: Folding,
+    tokens: Vec<Box<str>>,
     /// Pieces that begin a word.
     starts: HashTable<u32>,
     /// Pieces that continue one, without their `##`.
@@ -23,47 +53,38 @@ pub(crate) struct Pieces {
 }
 
 impl Pieces {
-    /// The vocabulary of newline-separated tokens, numbered from 0.
-    pub(crate) fn new(tokens: &'static str) -> Self {
-        let tokens: Vec<&'static str> = tokens.split('\n').collect();
-        let mut pieces =
-            Self { tokens, starts: HashTable::new(), continuations: HashTable::new(), bytes_max: 0 };
+    /// The vocabulary of these tokens, numbered from 0.
+    pub(super) fn new(tokens: Vec<Box<str>>, folding: Folding) -> Self {
+        let (starts, continuations) = (HashTable::new(), HashTable::new());
+        let mut pieces = Self { folding, tokens, starts, continuations, bytes_max: 0 };
         for (number, token) in pieces.tokens.iter().enumerate() {
             let (table, piece) = match token.strip_prefix("##") {
                 Some(piece) if !piece.is_empty() => (&mut pieces.continuations, piece),
-                _ => (&mut pieces.starts, *token),
+                _ => (&mut pieces.starts, &**token),
             };
             pieces.bytes_max = pieces.bytes_max.max(piece.len());
             let tokens = &pieces.tokens;
             table.insert_unique(xxh3_64(piece.as_bytes()), number as u32, |other| {
-                let token = tokens[*other as usize];
+                let token = &tokens[*other as usize];
                 xxh3_64(token.strip_prefix("##").filter(|rest| !rest.is_empty()).unwrap_or(token).as_bytes())
             });
         }
         pieces
     }
 
-    /// Number of tokens.
-    pub(crate) fn len(&self) -> usize {
-        self.tokens.len()
-    }
-
     /// Calls `each` with the number of every piece of `text`.
-    pub(crate) fn each(&self, text: &str, mut each: impl FnMut(usize)) {
-        if text.is_ascii() {
-            self.each_run(&text.to_ascii_lowercase(), &mut each);
-        } else {
-            let lower = text.chars().flat_map(char::to_lowercase);
-            let plain: String = lower.nfd().filter(|letter| !is_combining_mark(*letter)).collect();
-            self.each_run(&plain, &mut each);
-        }
+    pub(super) fn each(&self, text: &str, each: &mut impl FnMut(usize)) {
+        self.each_run(&self.folding.apply(text), each);
     }
 
     fn each_run(&self, text: &str, each: &mut impl FnMut(usize)) {
         let mut rest = text;
         while let Some(letter) = rest.chars().next() {
-            let length = if letter.is_alphanumeric() {
-                rest.find(|letter: char| !letter.is_alphanumeric()).unwrap_or(rest.len())
+            let stands_alone = |letter: char| {
+                !letter.is_alphanumeric() || (self.folding.splits_ideographs && is_ideograph(letter))
+            };
+            let length = if !stands_alone(letter) {
+                rest.find(stands_alone).unwrap_or(rest.len())
             } else {
                 letter.len_utf8()
             };
@@ -101,11 +122,16 @@ impl Pieces {
     fn find(&self, piece: &str, continues: bool) -> Option<usize> {
         let table = if continues { &self.continuations } else { &self.starts };
         let same = |number: &u32| {
-            let token = self.tokens[*number as usize];
+            let token = &*self.tokens[*number as usize];
             if continues { token.strip_prefix("##") == Some(piece) } else { token == piece }
         };
         table.find(xxh3_64(piece.as_bytes()), same).map(|number| *number as usize)
     }
+}
+
+/// The ranges that BERT calls Chinese characters.
+fn is_ideograph(letter: char) -> bool {
+    matches!(letter, '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{2ceaf}' | '\u{2f800}'..='\u{2fa1f}')
 }
 
 #[cfg(test)]
@@ -117,7 +143,8 @@ mod tests {
 
     fn pieces(text: &str) -> Vec<usize> {
         let mut found = Vec::new();
-        Pieces::new(TOKENS).each(text, |piece| found.push(piece));
+        let tokens = TOKENS.split('\n').map(Box::from).collect();
+        Pieces::new(tokens, Folding::PLAIN).each(text, &mut |piece| found.push(piece));
         found
     }
 

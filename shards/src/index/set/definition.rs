@@ -1,8 +1,9 @@
 //! What an index is: kinds, definitions, and what LIST_INDEXES says of one.
 
 use crate::index::analyze::AnalyzerKind;
+use crate::index::embed::{Model, built_in};
 use crate::index::text::WHOLE;
-use crate::index::vector::Metric;
+use crate::index::vector::{HNSW_FROM, Metric};
 
 /// What kind of index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,28 @@ impl IndexKind {
             Self::Embedding => "embedding",
             Self::Vector { .. } => "vector",
         }
+    }
+}
+
+/// What the operator says about indexes; the same on all replicas.
+#[derive(Clone, Copy, Debug)]
+pub struct IndexSettings {
+    /// Number of vectors in a shard from which on they are searched by a graph.
+    pub hnsw_from: usize,
+    /// The model of embeddings; `None` is the one compiled in.
+    pub model: Option<&'static Model>,
+}
+
+impl Default for IndexSettings {
+    fn default() -> Self {
+        Self { hnsw_from: HNSW_FROM, model: None }
+    }
+}
+
+impl IndexSettings {
+    /// The model of embeddings.
+    pub fn model(&self) -> &'static Model {
+        self.model.unwrap_or_else(built_in)
     }
 }
 

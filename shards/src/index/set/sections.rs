@@ -1,10 +1,12 @@
 //! All indexes of a shard as sections of bytes: written beside later changes, and taken back at a start.
+//!
+//! Embeddings carry the fingerprint of their model: a loader with another model has them made anew.
 
-use super::{Body, Defined, Entry, IndexDefinition, IndexKind, IndexSet};
+use super::{Body, Defined, Entry, IndexDefinition, IndexKind, IndexSet, IndexSettings};
 use crate::index::Units;
 use crate::index::analyze::AnalyzerKind;
 use crate::index::codec::{Corrupt, Reader, put_bytes, put_varint, put_varint_u64};
-use crate::index::embed::built_in;
+use crate::index::embed::{Model, built_in};
 use crate::index::sections::{SectionOrder, seal};
 use crate::index::text::TextIndex;
 use crate::index::text::store::{Loader, SnapshotWriter};
@@ -14,11 +16,14 @@ const DEFINITIONS: u8 = 1;
 const ENTRY: u8 = 2;
 const TEXT: u8 = 3;
 const END: u8 = 4;
-const VERSION: u8 = 1;
+/// Version 1 did not tell the model of embeddings, which was the one compiled in.
+const VERSION: u8 = 2;
+const VERSION_WITHOUT_MODEL: u8 = 1;
 
 /// Writes all indexes as they were when it was made. The backlog must be empty then: snapshots drain it first.
 pub struct SetWriter {
     ready: Vec<(IndexDefinition, bool)>,
+    settings: IndexSettings,
     stage: WriterStage,
     text: Option<SnapshotWriter>,
 }
@@ -51,6 +56,7 @@ impl IndexSet {
         }
         SetWriter {
             ready: self.entries.iter().map(|entry| (entry.definition.clone(), entry.is_ready)).collect(),
+            settings: self.settings,
             stage: WriterStage::Definitions,
             text: self.text.as_mut().map(TextIndex::begin_snapshot),
         }
@@ -83,7 +89,10 @@ impl SetWriter {
                     put_bytes(out, definition.path.as_bytes());
                     put_bytes(out, definition.kind.name().as_bytes());
                     match definition.kind {
-                        IndexKind::Value | IndexKind::Embedding => {}
+                        IndexKind::Value => {}
+                        IndexKind::Embedding => {
+                            out.extend_from_slice(&self.settings.model().fingerprint().to_le_bytes());
+                        }
                         IndexKind::Text { analyzer } => put_bytes(out, analyzer.name().as_bytes()),
                         IndexKind::Vector { dimensions, metric } => {
                             put_varint_u64(out, dimensions as u64);
@@ -146,6 +155,8 @@ impl SetWriter {
 pub struct SetLoader {
     set: IndexSet,
     text: Option<Loader>,
+    /// The model whose embeddings are stored.
+    fingerprint: Option<u64>,
     ready: Vec<bool>,
     order: SectionOrder,
 }
@@ -153,11 +164,18 @@ pub struct SetLoader {
 impl Default for SetLoader {
     fn default() -> Self {
         let order = SectionOrder::new(DEFINITIONS, END);
-        Self { set: IndexSet::default(), text: None, ready: Vec::new(), order }
+        Self { set: IndexSet::default(), text: None, fingerprint: None, ready: Vec::new(), order }
     }
 }
 
 impl SetLoader {
+    /// A loader for a server with these settings.
+    pub fn new(settings: IndexSettings) -> Self {
+        let mut loader = Self::default();
+        loader.set.configure(settings);
+        loader
+    }
+
     /// Takes the next section.
     ///
     /// # Errors
@@ -183,7 +201,8 @@ impl SetLoader {
     }
 
     fn definitions(&mut self, reader: &mut Reader<'_>) -> Result<(), Corrupt> {
-        if reader.u8()? != VERSION {
+        let version = reader.u8()?;
+        if !matches!(version, VERSION | VERSION_WITHOUT_MODEL) {
             return Err(Corrupt("version of the indexes"));
         }
         for _ in 0..reader.count(3)? {
@@ -193,7 +212,13 @@ impl SetLoader {
                 "text" => IndexKind::Text {
                     analyzer: AnalyzerKind::from_name(reader.str()?).ok_or(Corrupt("analyzer"))?,
                 },
-                "embedding" => IndexKind::Embedding,
+                "embedding" => {
+                    self.fingerprint = match version {
+                        VERSION => Some(reader.u64()?),
+                        _ => Some(built_in().fingerprint()),
+                    };
+                    IndexKind::Embedding
+                }
                 "vector" => IndexKind::Vector {
                     dimensions: usize::try_from(reader.varint_u64()?).map_err(|_| Corrupt("dimensions"))?,
                     metric: Metric::from_name(reader.str()?).ok_or(Corrupt("metric"))?,
@@ -219,14 +244,21 @@ impl SetLoader {
         }
         for (entry, is_ready) in self.set.entries.iter_mut().zip(&self.ready) {
             entry.is_ready = *is_ready;
-            if let Body::Values(values) = &mut entry.body {
-                values.finish_load();
+            match &mut entry.body {
+                Body::Text => {}
+                Body::Values(values) => values.finish_load(),
+                Body::Vectors(vectors) => {
+                    vectors.finish_load()?;
+                    vectors.set_hnsw_from(self.set.settings.hnsw_from);
+                }
             }
         }
-        if let Some(loader) = self.text {
-            let has_vectors =
-                self.set.entries.iter().any(|entry| entry.definition.kind == IndexKind::Embedding);
-            let text = loader.finish(if has_vectors { Some(built_in()) } else { None })?;
+        let model = self.fingerprint.map(|_| self.set.model());
+        if self.text.is_some() && model.map(Model::fingerprint) != self.fingerprint {
+            // The embeddings are another model's: made anew, and with them the text that they stand beside.
+            self.set.rebuild_text();
+        } else if let Some(loader) = self.text {
+            let text = loader.finish(model.map(|model| model as _))?;
             let known = text.query_fields();
             let defined = |entry: &Entry| match entry.definition.kind {
                 IndexKind::Text { analyzer } => known

@@ -107,6 +107,16 @@ impl Top {
         self.heap.push(Candidate { score, key: key.into(), place });
     }
 
+    /// Where the hits so far stand, in no order.
+    pub(crate) fn places(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.heap.iter().map(|hit| hit.place)
+    }
+
+    /// Forgets all hits.
+    pub(crate) fn clear(&mut self) {
+        self.heap.clear();
+    }
+
     /// The hits, best first.
     pub(crate) fn into_sorted(self) -> Vec<Hit> {
         let sorted = self.heap.into_sorted_vec().into_iter();

@@ -1,6 +1,7 @@
 //! Value indexes: the keys of objects in the order of the values at a path.
 
 pub mod encode;
+pub(crate) mod ids;
 mod page;
 
 pub use page::{Page, PageEntry, PageRequest, merge_pages};
@@ -9,17 +10,20 @@ use super::Units;
 use super::codec::{Corrupt, Reader, put_bytes, put_varint_u64};
 use super::extract::{Scalar, Walker};
 use crate::mutants::{Mutant, is_on};
-use std::collections::{BTreeMap, BTreeSet};
+use ids::SharedIds;
+use std::collections::BTreeMap;
 
 /// The value index of one path in one shard.
 ///
-/// One ordered set of (encoded value, key); an entry costs its bytes, a 16-byte pointer, an allocation's header and its
-/// share of half-empty nodes: about 48 bytes over value and key. Keys with several values (arrays) are listed apart too, so
+/// One ordered set of (encoded value, key), each with the key's number; an entry costs its bytes, a 16-byte pointer, a number,
+/// an allocation's header and its share of half-empty nodes: about 56 bytes over value and key. Keys with several values (arrays) are listed apart too, so
 /// that a query can tell which of them comes first. Building is idempotent: entries of a key are set from its value.
 #[derive(Debug, Default)]
 pub struct ValueIndex {
     path: Vec<u8>,
-    entries: BTreeSet<Box<[u8]>>,
+    /// Each with the number of its key.
+    entries: BTreeMap<Box<[u8]>, u32>,
+    ids: SharedIds,
     /// The distinct encoded values, in order, of keys that have more than one.
     several: BTreeMap<Box<[u8]>, Vec<Box<[u8]>>>,
     bytes: usize,
@@ -29,13 +33,24 @@ pub struct ValueIndex {
 }
 
 const SECTION_VERSION: u8 = 1;
-/// Bytes that an entry takes beyond its own.
-const ENTRY_OVERHEAD_BYTES: usize = 48;
+/// Bytes that an entry takes beyond its own; its key's number comes on top, once for all indexes of a shard.
+const ENTRY_OVERHEAD_BYTES: usize = 56;
 
 impl ValueIndex {
     /// An empty index of the scalars at an escaped path.
     pub fn new(path: &str) -> Self {
-        Self { path: path.as_bytes().to_vec(), ..Self::default() }
+        Self::sharing(path, &SharedIds::default())
+    }
+
+    /// An empty index that shares the numbers of keys with other ones.
+    pub(crate) fn sharing(path: &str, ids: &SharedIds) -> Self {
+        Self { path: path.as_bytes().to_vec(), ids: SharedIds::clone(ids), ..Self::default() }
+    }
+
+    /// Gives the numbers of all its keys back, before it is dropped.
+    pub(crate) fn release_ids(&mut self) {
+        let mut ids = self.ids.borrow_mut();
+        std::mem::take(&mut self.entries).into_values().for_each(|id| ids.release(id));
     }
 
     /// Number of entries: a key has one for each distinct value at the path.
@@ -60,7 +75,8 @@ impl ValueIndex {
         }
         for value in &before {
             let entry = entry_of(value, key);
-            if self.entries.remove(&entry) {
+            if let Some(id) = self.entries.remove(&entry) {
+                self.ids.borrow_mut().release(id);
                 self.bytes -= entry.len();
                 if let Some(frozen) = &mut self.frozen {
                     frozen.entry(entry).or_insert(true);
@@ -78,14 +94,15 @@ impl ValueIndex {
     fn insert_all(&mut self, key: &[u8], values: &[Box<[u8]>]) {
         for value in values {
             let entry = entry_of(value, key);
-            if self.entries.contains(&entry) {
+            if self.entries.contains_key(&entry) {
                 continue;
             }
             if let Some(frozen) = &mut self.frozen {
                 frozen.entry(entry.clone()).or_insert(false);
             }
             self.bytes += entry.len();
-            self.entries.insert(entry);
+            let id = self.ids.borrow_mut().acquire(key);
+            self.entries.insert(entry, id);
         }
         if values.len() > 1 && !self.several.contains_key(key) {
             self.bytes += several_bytes(key, values);
@@ -124,8 +141,8 @@ impl ValueIndex {
         let start = if after.is_empty() { Unbounded } else { Excluded(after) };
         let nothing = BTreeMap::new();
         let frozen = self.frozen.as_ref().unwrap_or(&nothing);
-        let now =
-            self.entries.range::<[u8], _>((start, Unbounded)).filter(|entry| !frozen.contains_key(*entry));
+        let now = self.entries.range::<[u8], _>((start, Unbounded)).map(|(entry, _)| entry);
+        let now = now.filter(|entry| !frozen.contains_key(*entry));
         let then = frozen
             .range::<[u8], _>((start, Unbounded))
             .filter(|(_, was_there)| **was_there)
@@ -168,7 +185,9 @@ impl ValueIndex {
             if length >= entry.len() {
                 return Err(Corrupt("value entry without a key"));
             }
-            if self.entries.insert(entry.into()) {
+            if !self.entries.contains_key(entry) {
+                let id = self.ids.borrow_mut().acquire(&entry[length..]);
+                self.entries.insert(entry.into(), id);
                 self.bytes += entry.len();
             }
         }
@@ -178,7 +197,7 @@ impl ValueIndex {
     /// Completes a load: finds the keys with several values. Costs a pass over the entries.
     pub fn finish_load(&mut self) {
         let mut by_key: BTreeMap<&[u8], Vec<Box<[u8]>>> = BTreeMap::new();
-        for entry in &self.entries {
+        for entry in self.entries.keys() {
             let (value, key) = split(entry);
             by_key.entry(key).or_default().push(value.into());
         }
