@@ -278,8 +278,7 @@ impl Server {
         let (tuning, indexes) = (Arc::clone(&self.tuning), self.indexes);
         let directory = Arc::clone(&self.directory);
         let shape = directory.log_shape(number);
-        let wake = waker(&parts.bell);
-        let segments = pool.handle(&directory.shard_path(number), shape.segment_bytes, wake);
+        let pool = pool.clone();
         let shard = &tuning.shard;
         let builder = LocalExecutorBuilder::new(placement)
             .name(&format!("shard-{number}"))
@@ -297,16 +296,18 @@ impl Server {
             };
             let (group, clock) = (GroupId(number), Clock::start());
             let seat = Box::new(Seat { number, group, routers, mesh, bell, clock, settings, peers });
-            let mut spare = Some((segments, SnapshotFiles::new(files)));
-            let mut appoint = |seat: Box<Seat>| {
-                let (segments, files) = spare.take().expect("a shard is given a replica once in a run");
+            let mut first_files = Some(SnapshotFiles::new(files));
+            let mut appoint = |seat: Box<Seat>, files: Option<SnapshotFiles>| {
+                let files = files.or_else(|| first_files.take()).expect("a replica that went gave them back");
+                let wake = waker(&seat.bell);
+                let segments = pool.handle(&directory.shard_path(number), shape.segment_bytes, wake);
                 let mut driver = recover::driver(&tuning, indexes, &directory, seat, segments, files)?;
                 driver.start().map(|()| driver)
             };
             let is_vacant = seat.peers.as_ref().is_some_and(|peers| peers.appointment().is_none());
             let made = match is_vacant {
                 true => Ok(Stage::Vacant(seat)),
-                false => appoint(seat).map(|driver| Stage::Serving(Box::new(driver))),
+                false => appoint(seat, None).map(|driver| Stage::Serving(Box::new(driver))),
             };
             let stage = match made {
                 Ok(stage) => stage,

@@ -10,6 +10,7 @@ mod peers;
 mod snapshot;
 mod vacant;
 
+use crate::disk::replica_dir;
 use crate::disk::wal::Wal;
 use crate::doorbell::Doorbell;
 use crate::fatal::Fatal;
@@ -19,7 +20,7 @@ pub use peers::{IntakeSettings, PeerSide};
 use shards::consensus::group::Append;
 use shards::effect::Effects;
 use shards::event::{DiskFigures, Event};
-use shards::ids::Millis;
+use shards::ids::{Millis, ReplicaId};
 use shards::log::payload::PayloadBuffer;
 use shards::shard::image::{encode_append, encode_start};
 use shards::shard::{Left, Shard, ShardFault};
@@ -62,7 +63,12 @@ pub struct Driver {
     commit_times: CommitTimes,
     next_tick: Millis,
     has_more_work: bool,
+    /// Since when the meta state names no replica of the group here and no leader was heard of.
+    unwanted_since: Option<Millis>,
 }
+
+/// A replica that the meta state does not name goes when it has heard of no leader for so long.
+const DISMISSED_AFTER_MS: u64 = 30_000;
 
 /// What a shard's thread does.
 pub enum Stage {
@@ -97,6 +103,7 @@ impl Driver {
             commit_times: CommitTimes::new(),
             next_tick: Millis(0),
             has_more_work: true,
+            unwanted_since: None,
         }
     }
 
@@ -186,6 +193,56 @@ impl Driver {
         if let Some(wal) = &mut self.wal {
             wal.sync_now();
         }
+    }
+
+    /// Whether the replica is no more wanted, the group goes on without it, and nothing here waits for it.
+    ///
+    /// The meta state alone does not say that: until the group's configuration has changed the replica votes. It has
+    /// changed if the node was given another replica of the group (the planner does that to settled groups only), if the
+    /// replica has applied its own removal, or, since the last word may never reach it, if it has heard of no leader for
+    /// long.
+    fn may_go(&mut self) -> bool {
+        let Some(peers) = &self.seat.peers else { return false };
+        let is_replaced = match peers.appointment() {
+            Some(appointment) if appointment.replica == self.shard.group().replica() => {
+                self.unwanted_since = None;
+                return false;
+            }
+            Some(_) => true,
+            None => false,
+        };
+        let now = self.seat.clock.now();
+        if self.shard.hears_a_leader() {
+            self.unwanted_since = None;
+        }
+        let since = *self.unwanted_since.get_or_insert(now);
+        let is_forgotten = now.0 >= since.0 + DISMISSED_AFTER_MS;
+        (is_replaced || self.shard.is_dismissed() || is_forgotten)
+            && self.shard.is_quiet()
+            && self.waiting.is_empty()
+            && self.files.is_idle()
+            && self.seat.routers.iter().all(|link| link.unanswered() == 0)
+            && self.wal.as_ref().is_none_or(|wal| !wal.awaits_segments())
+    }
+
+    /// Gives up the replica: its log is closed, its files go, its seat is free.
+    fn leave(mut self) -> Result<(Box<Seat>, SnapshotFiles), Fatal> {
+        let (number, group) = (self.seat.number, self.seat.group);
+        if let Some(wal) = self.wal.take() {
+            wal.close().map_err(|failure| log_failed(number, failure))?;
+        }
+        let mut seat = self.seat;
+        if let Some(peers) = &mut seat.peers {
+            peers.serve_replica(ReplicaId(0));
+            let path = peers.shard_path();
+            replica_dir::empty(&path).map_err(|source| Fatal::Directory { path, source })?;
+        }
+        tracing::info!(
+            shard = number,
+            group = group.0,
+            "the group goes on without this node's replica: its files are gone"
+        );
+        Ok((seat, self.files))
     }
 
     /// Seals and closes the log. The last thing that a shard does.
@@ -393,20 +450,32 @@ fn log_failed(shard: u32, failure: WalFailure) -> Fatal {
 pub async fn run(
     mut stage: Stage,
     stop: impl Fn() -> bool,
-    mut appoint: impl FnMut(Box<Seat>) -> Result<Driver, Fatal>,
+    mut appoint: impl FnMut(Box<Seat>, Option<SnapshotFiles>) -> Result<Driver, Fatal>,
 ) -> Result<(), Fatal> {
+    // The way to the file worker, given back by a replica that was dismissed.
+    let mut spare_files = None;
     loop {
         match stage {
-            Stage::Serving(driver) => return drive(*driver, stop),
+            Stage::Serving(driver) => match drive(*driver, &stop)? {
+                None => return Ok(()),
+                Some((seat, files)) => {
+                    spare_files = Some(files);
+                    stage = Stage::Vacant(seat);
+                }
+            },
             Stage::Vacant(seat) => match vacant::wait_for_replica(seat, &stop)? {
                 vacant::Vacated::Stopped => return Ok(()),
-                vacant::Vacated::Appointed(seat) => stage = Stage::Serving(Box::new(appoint(seat)?)),
+                vacant::Vacated::Appointed(seat) => {
+                    stage = Stage::Serving(Box::new(appoint(seat, spare_files.take())?));
+                }
             },
         }
     }
 }
 
-fn drive(mut driver: Driver, stop: impl Fn() -> bool) -> Result<(), Fatal> {
+/// Drives a replica to the end of the process (`None`), or until it is dismissed: then its files are gone and its seat is
+/// free.
+fn drive(mut driver: Driver, stop: &impl Fn() -> bool) -> Result<Option<(Box<Seat>, SnapshotFiles)>, Fatal> {
     let bell = Arc::clone(driver.bell());
     let sleep = driver.longest_sleep();
     loop {
@@ -419,6 +488,9 @@ fn drive(mut driver: Driver, stop: impl Fn() -> bool) -> Result<(), Fatal> {
         if stop() && driver.is_quiet() {
             break;
         }
+        if !stop() && driver.may_go() {
+            return driver.leave().map(Some);
+        }
         if spin(&mut driver) {
             continue;
         }
@@ -429,7 +501,7 @@ fn drive(mut driver: Driver, stop: impl Fn() -> bool) -> Result<(), Fatal> {
         }
         bell.cancel_park();
     }
-    driver.close()
+    driver.close().map(|()| None)
 }
 
 /// Looks at the inbox for a while before the thread sleeps; whether something came.

@@ -184,7 +184,7 @@ fn first_start(
     let bound = listener::bind(&tuning.server.host, port)?;
     let counters: Arc<PeerCounters> = Arc::default();
     if wish.peers.is_empty() {
-        let file = founding::found_alone(path, blank, clock::random_u128(), false, &wish)?;
+        let file = founding::found_alone(path, &blank, clock::random_u128(), false, &wish)?;
         return Ok(member(file, card, counters, ClusterPort::Bound(bound)));
     }
     // What others hear before the first round is over: nothing is seen yet, and the rest is as it stays.
@@ -197,7 +197,7 @@ fn first_start(
     };
     let station = Station::new(Standing::Blank(card.clone(), status), Arc::clone(&counters));
     listener::start(bound, &station)?;
-    match founding::become_member(path, blank, &wish, &station, is_stopped)? {
+    match founding::become_member(path, &blank, &wish, &station, is_stopped)? {
         Some(file) => Ok(member(file, card, counters, ClusterPort::Open(station))),
         None => Ok(Settled::Stopped),
     }
@@ -216,7 +216,7 @@ fn open_up(tuning: &Tuning, path: &Path, made: &DataMeta) -> Result<Settled, Fat
     let card = Card { incarnation: made.incarnation, ..card(tuning, port, made.shards) };
     let bound = listener::bind(&tuning.server.host, port)?;
     let blank = ClusterFile { incarnation: made.incarnation, log_key: made.log_key, membership: None };
-    let file = founding::found_alone(path, blank, made.cluster, true, &wish(tuning, card.clone()))?;
+    let file = founding::found_alone(path, &blank, made.cluster, true, &wish(tuning, card.clone()))?;
     Ok(member(file, card, Arc::default(), ClusterPort::Bound(bound)))
 }
 

@@ -7,6 +7,7 @@ use super::settings;
 use crate::clock::Clock;
 use crate::disk::data_dir::DataDir;
 use crate::disk::files::RealDisk;
+use crate::disk::replica_dir;
 use crate::disk::segment::SegmentPoolHandle;
 use crate::disk::wal::{Wal, open_wal};
 use crate::doorbell::Doorbell;
@@ -42,6 +43,9 @@ pub(super) fn driver(
         None => (Founding::Alone, false),
         Some(peers) => {
             let appointment = peers.appointment().expect("a seat with a replica");
+            let path = directory.shard_path(seat.number);
+            replica_dir::prepare(&path, appointment.replica, directory.log_shape(seat.number).identity)
+                .map_err(|source| Fatal::Directory { path, source })?;
             peers.serve_replica(appointment.replica);
             (appointment.founding, appointment.is_preferred)
         }

@@ -7,6 +7,7 @@
 mod aligned;
 pub mod data_dir;
 pub mod files;
+pub mod replica_dir;
 mod ring;
 pub mod segment;
 pub mod wal;

@@ -26,7 +26,7 @@ struct Request {
 }
 
 /// The helper thread that prepares segments. Ends when the pool and all its handles are dropped.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SegmentPool {
     requests: SyncSender<Request>,
     /// Most segment files that a shard's directory may hold, when limited.

@@ -68,6 +68,11 @@ impl PeerSide {
         self.links.hub().appointment(self.group)
     }
 
+    /// Where the shard's files lie.
+    pub(super) fn shard_path(&self) -> std::path::PathBuf {
+        self.links.hub().shard_path(self.group)
+    }
+
     /// From now on messages for this replica are for the engine; 0 for none.
     pub fn serve_replica(&mut self, replica: ReplicaId) {
         self.links.serve_replica(replica);

@@ -112,6 +112,11 @@ impl SnapshotFiles {
         !self.news.is_empty()
     }
 
+    /// Whether the worker does nothing for this shard.
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.open == 0 && self.stale == 0
+    }
+
     /// Whether more bytes would find room, so that the engine need not be asked for more in vain.
     pub(super) fn has_room(&self) -> bool {
         self.waiting.is_empty()

@@ -26,7 +26,6 @@ impl Listeners {
         let list = addresses.iter().map(|address| {
             // The standard library sets SO_REUSEADDR, which lets a restarted server bind beside old connections, and
             // chooses the backlog itself; listening again only replaces that.
-
             bind_patiently(address).and_then(|listener| {
                 ring::listen_again(&listener, backlog)?;
                 Ok(listener)

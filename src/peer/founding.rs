@@ -115,7 +115,7 @@ enum Answer {
 /// When the nodes will never agree, one of them refuses this node, or the disk refuses.
 pub fn become_member(
     directory: &Path,
-    blank: ClusterFile,
+    blank: &ClusterFile,
     wish: &Wish,
     station: &Station,
     mut is_stopped: impl FnMut() -> bool,
@@ -299,7 +299,7 @@ fn check_name(peer: &Peer, card: &Card, name: &str) -> Result<(), Fatal> {
 /// Founds the cluster: its id is drawn, and the first meta state stored.
 fn found(
     directory: &Path,
-    blank: ClusterFile,
+    blank: &ClusterFile,
     wish: &Wish,
     mine: &Status,
     others: &[(String, Status)],
@@ -334,7 +334,7 @@ fn found(
 /// When the disk refuses.
 pub fn found_alone(
     directory: &Path,
-    blank: ClusterFile,
+    blank: &ClusterFile,
     cluster: u128,
     began_alone: bool,
     wish: &Wish,
@@ -357,7 +357,7 @@ pub fn found_alone(
 /// Takes a place in a cluster that stands.
 fn accept(
     directory: &Path,
-    blank: ClusterFile,
+    blank: &ClusterFile,
     wish: &Wish,
     meta: Meta,
     first: Option<Meta>,
@@ -389,9 +389,8 @@ fn accept(
     store(directory, blank, Membership { me, meta: Arc::new(meta), first, began_alone: false })
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "what was blank is a member's now")]
-fn store(directory: &Path, blank: ClusterFile, membership: Membership) -> Result<ClusterFile, Fatal> {
-    let file = ClusterFile { membership: Some(membership), ..blank };
+fn store(directory: &Path, blank: &ClusterFile, membership: Membership) -> Result<ClusterFile, Fatal> {
+    let file = ClusterFile { membership: Some(membership), ..*blank };
     cluster_file::write(directory, &file).map_err(|error| file_failed(directory, error))?;
     Ok(file)
 }

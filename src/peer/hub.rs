@@ -332,14 +332,13 @@ impl Hub {
         let meta = self.nodes.meta();
         let is_as_known =
             meta.node(node).is_some_and(|known| known.host == host && known.cluster_port == cluster_port);
+        let heard = (host.to_owned(), cluster_port);
         let mut addresses = lock(&self.addresses);
         if is_as_known {
             addresses.remove(&node);
-        } else if addresses
-            .insert(node, (host.to_owned(), cluster_port))
-            .is_none_or(|old| (old.0.as_str(), old.1) != (host, cluster_port))
-        {
-            tracing::info!(node = node.0, %host, cluster_port, "a node is at another address now");
+        } else if addresses.get(&node) != Some(&heard) {
+            tracing::info!(node = node.0, host, cluster_port, "a node is at another address now");
+            addresses.insert(node, heard);
         }
     }
 

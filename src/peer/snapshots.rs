@@ -297,11 +297,11 @@ impl Pulling {
 
     /// Sleeps until as many bytes would have come at the bounded rate.
     fn hold_back(&self, begun_us: u64, bytes: u64) {
-        if let Some(taken_us) = bytes.saturating_mul(1_000_000).checked_div(self.settings.bytes_per_s_max) {
-            let due_us = begun_us + taken_us;
-            let early_us = due_us.saturating_sub(self.clock.elapsed_us());
-            std::thread::sleep(Duration::from_micros(early_us));
-        }
+        // No rate stands for 0, which is no bound.
+        let taken_us =
+            bytes.saturating_mul(1_000_000).checked_div(self.settings.bytes_per_s_max).unwrap_or(0);
+        let early_us = (begun_us + taken_us).saturating_sub(self.clock.elapsed_us());
+        std::thread::sleep(Duration::from_micros(early_us));
     }
 
     /// Syncs the file, reads it back, and gives it its name; its index.

@@ -16,6 +16,20 @@ impl Shard {
         self.group.change_members(changes)
     }
 
+    /// Whether the group goes on without this replica, as far as it knows: it is no member by the last change that it has
+    /// applied, or is none of the configuration that follows and hears of no leader any more.
+    pub fn is_dismissed(&self) -> bool {
+        let id = self.group.replica().0;
+        let follows = self.group.conf_state();
+        let is_in = follows.voters.contains(&id) || follows.learners.contains(&id);
+        !self.group.is_member() || (!is_in && self.group.leader() == crate::ids::ReplicaId(0))
+    }
+
+    /// Whether a leader of the group is known.
+    pub fn hears_a_leader(&self) -> bool {
+        self.group.leader() != crate::ids::ReplicaId(0)
+    }
+
     /// Whether a change of members is under way.
     pub fn is_changing_members(&self) -> bool {
         self.group.is_changing_members()

@@ -325,6 +325,11 @@ impl<D: LogDevice, S: SegmentSupply<File = D::File>> Wal<D, S> {
         self.writer.shape().payload_bytes_max()
     }
 
+    /// Whether a helper thread is making or removing a segment for this log.
+    pub fn awaits_segments(&self) -> bool {
+        self.supply.waiting() > 0
+    }
+
     /// Writes that were appended and are not yet durable.
     pub fn in_flight(&self) -> usize {
         self.writes.len() + usize::from(self.filling.is_some())
