@@ -110,6 +110,10 @@ impl Driver {
     /// Starts the shard. One that is alone elects itself, and this goes on until it serves; a group of several finds its
     /// leader later, and its requests wait at their routers until then. Blocks; before the loop only.
     pub fn start(&mut self) -> Result<(), Fatal> {
+        // What the meta state said while the seat was vacant, nobody has heard.
+        if let Some(peers) = &self.seat.peers {
+            self.events.push(Event::Meta(peers.meta()));
+        }
         let now = self.seat.clock.now();
         let started = self.shard.start(now, &mut self.effects);
         self.checked(started)?;

@@ -20,7 +20,7 @@ Examples:
   strand cluster remove node2                      drain a node, and wait until it holds nothing
   strand cluster transfer node1 --shard 3          have a node lead a shard
 
-Exit codes: 0 done, 1 the cluster refused or was not reached, 75 it goes on, but not within --wait-s.";
+Exit codes: 0 done, 1 the cluster refused, was not reached, or is not done within --wait-s (it goes on by itself).";
 
 /// `strand cluster`.
 #[derive(Debug, Args)]

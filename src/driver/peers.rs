@@ -68,6 +68,11 @@ impl PeerSide {
         self.links.hub().appointment(self.group)
     }
 
+    /// The newest meta state that this node knows.
+    pub(super) fn meta(&self) -> std::sync::Arc<shards::meta::Meta> {
+        self.links.hub().nodes.meta()
+    }
+
     /// Where the shard's files lie.
     pub(super) fn shard_path(&self) -> std::path::PathBuf {
         self.links.hub().shard_path(self.group)

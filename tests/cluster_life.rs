@@ -1,0 +1,268 @@
+//! A cluster's life under load: nodes that are killed and come back, nodes that join and leave. Nothing acknowledged is
+//! lost, counters with retries are exact, batches are whole, and nobody reads the past.
+
+mod support;
+
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use support::client::Connection;
+use support::cluster::{Node, Trio};
+use support::random::Random;
+use support::{eventually, from_environment, say, timed};
+
+/// Longest that one request is tried again and again.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// A node is killed this long after it answered.
+const CALM: Duration = Duration::from_millis(700);
+
+/// Sends a request to one node after another until one of them succeeds. The request must be safe to say twice.
+fn insist(ports: &[u16], at: &mut usize, connection: &mut Option<Connection>, request: &Value) -> Value {
+    let begun = Instant::now();
+    loop {
+        if connection.is_none() {
+            *connection = Connection::open(ports[*at]).ok();
+        }
+        let reply = connection.as_mut().and_then(|open| open.try_ask(request).ok());
+        match reply {
+            Some(reply) if reply["status"] == "success" => return reply,
+            Some(reply) => {
+                let retry = reply["retry"].as_str().unwrap_or("never");
+                assert_ne!(retry, "never", "{request} was refused for good: {reply}");
+            }
+            None => *connection = None,
+        }
+        assert!(begun.elapsed() < PATIENCE, "{request} found no answer");
+        *at = (*at + 1) % ports.len();
+        *connection = None;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// One client that writes its own keys and checks what it reads.
+struct Writer {
+    name: String,
+    ports: Vec<u16>,
+    stop: Arc<AtomicBool>,
+    longest_us: Arc<AtomicU64>,
+}
+
+/// What a client has done.
+struct Done {
+    name: String,
+    counted: u64,
+    registers: BTreeMap<String, u64>,
+    tag: u64,
+    requests: u64,
+}
+
+impl Writer {
+    fn run(self) -> Done {
+        let Self { name, ports, stop, longest_us } = self;
+        let mut random = Random::new(name.bytes().map(u64::from).sum());
+        let (mut at, mut connection) = (0, None);
+        let mut done =
+            Done { name: name.clone(), counted: 0, registers: BTreeMap::new(), tag: 0, requests: 0 };
+        while !stop.load(Ordering::Acquire) {
+            let seq = done.requests + 1;
+            let begun = Instant::now();
+            let session = |mut request: Value| {
+                request["client"] = json!(name);
+                request["seq"] = json!(seq);
+                request
+            };
+            let mut ask = |request: &Value| insist(&ports, &mut at, &mut connection, request);
+            match random.below(4) {
+                0 => {
+                    let reply = ask(&session(
+                        json!({"command": "INCR", "key": format!("{name}-n"), "timeout_ms": 2000}),
+                    ));
+                    done.counted += 1;
+                    assert_eq!(reply["result"], done.counted, "a counter counts each request once");
+                }
+                1 => {
+                    let key = format!("{name}-{}", random.below(8));
+                    ask(&session(json!({"command": "SET", "key": key, "value": seq, "timeout_ms": 2000})));
+                    done.registers.insert(key, seq);
+                }
+                2 => {
+                    done.tag = seq;
+                    let items: BTreeMap<String, u64> =
+                        (0..4).map(|n| (format!("{name}-t{n}"), seq)).collect();
+                    ask(&session(json!({"command": "BULK_SET", "items": items, "timeout_ms": 2000})));
+                }
+                _ => {
+                    let key = format!("{name}-{}", random.below(8));
+                    let reply = ask(&json!({"command": "GET", "key": key, "timeout_ms": 2000}));
+                    let known = done.registers.get(&key).map_or(Value::Null, |seq| json!(seq));
+                    assert_eq!(reply["result"], known, "{key}: a read sees the last write");
+                }
+            }
+            done.requests = seq;
+            let took_us = begun.elapsed().as_micros() as u64;
+            longest_us.fetch_max(took_us, Ordering::AcqRel);
+        }
+        done
+    }
+}
+
+/// Clients under way.
+struct Load {
+    stop: Arc<AtomicBool>,
+    longest_us: Arc<AtomicU64>,
+    writers: Vec<JoinHandle<Done>>,
+}
+
+impl Load {
+    fn begin(ports: &[u16], clients: usize) -> Self {
+        let (stop, longest_us) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let begin = |number: usize| {
+            let writer = Writer {
+                name: format!("w{number}"),
+                ports: ports.to_vec(),
+                stop: Arc::clone(&stop),
+                longest_us: Arc::clone(&longest_us),
+            };
+            std::thread::spawn(move || writer.run())
+        };
+        let writers = (0..clients).map(begin).collect();
+        Self { stop, longest_us, writers }
+    }
+
+    /// The longest that a request took since this was last asked.
+    fn take_longest(&self) -> Duration {
+        Duration::from_micros(self.longest_us.swap(0, Ordering::AcqRel))
+    }
+
+    /// Ends the load and compares every key with what was acknowledged, as each of these nodes reads it.
+    fn end(self, ports: &[u16]) -> u64 {
+        self.stop.store(true, Ordering::Release);
+        let all: Vec<Done> =
+            self.writers.into_iter().map(|writer| writer.join().expect("a client")).collect();
+        for (at, _) in ports.iter().enumerate() {
+            let (mut at, mut connection) = (at, None);
+            for done in &all {
+                let name = &done.name;
+                let mut get = |key: &str| {
+                    let request = json!({"command": "GET", "key": key});
+                    insist(ports, &mut at, &mut connection, &request)["result"].clone()
+                };
+                if done.counted > 0 {
+                    assert_eq!(get(&format!("{name}-n")), done.counted);
+                }
+                for (key, seq) in &done.registers {
+                    assert_eq!(get(key), *seq, "{key}");
+                }
+                for n in 0..4 {
+                    let expected = if done.tag > 0 { json!(done.tag) } else { Value::Null };
+                    assert_eq!(get(&format!("{name}-t{n}")), expected, "a batch is whole");
+                }
+            }
+        }
+        all.iter().map(|done| done.requests).sum()
+    }
+}
+
+fn answers(node: &Node) {
+    node.until_it_answers();
+    node.ask_until_success(&json!({"command": "GET", "key": "any"}));
+}
+
+#[test]
+fn any_node_may_be_killed_under_load() {
+    let _timed = timed("kill -9 of one node of three");
+    let rounds = from_environment("STRAND_CLUSTER_ROUNDS", 3);
+    let trio = Trio::new("life-kill", &["--shards", "3"]);
+    let mut nodes = [0, 1, 2].map(|at| Some(trio.spawn(at)));
+    nodes.iter().flatten().for_each(answers);
+    let ports = [0, 1, 2].map(|at| trio.port(at));
+    let load = Load::begin(&ports, 4);
+    let mut random = Random::new(rounds);
+    let mut gaps = Vec::new();
+    for _ in 0..rounds {
+        std::thread::sleep(CALM);
+        load.take_longest();
+        let victim = random.below(3) as usize;
+        nodes[victim].take().expect("it runs").kill();
+        std::thread::sleep(Duration::from_millis(1500 + random.below(1500)));
+        gaps.push(load.take_longest());
+        let node = trio.spawn_without_peers(victim);
+        answers(&node);
+        nodes[victim] = Some(node);
+    }
+    let requests = load.end(&ports);
+    gaps.sort_unstable();
+    say(&format!("{requests} requests; longest of a round: {gaps:?}"));
+    assert!(requests > rounds * 20, "a load that does nothing proves nothing");
+}
+
+#[test]
+fn nodes_join_and_leave_under_load() {
+    let _timed = timed("nodes that join and leave");
+    let trio = Trio::new("life-members", &["--shards", "4"]);
+    let mut nodes: Vec<Option<Node>> = (0..3).map(|at| Some(trio.spawn(at))).collect();
+    nodes.iter().flatten().for_each(answers);
+    let ports: Vec<u16> = (0..5).map(|at| trio.port(at)).collect();
+    let load = Load::begin(&ports[..3], 3);
+    for at in [3, 4] {
+        let node = trio.spawn_joining(at, 1);
+        eventually("a member hears of it", PATIENCE, || {
+            let id = format!("n{}", at + 1);
+            let reply = nodes[1].as_ref().expect("it runs").ask(&json!({"command": "ADD_NODE", "node": id}));
+            reply["status"] == "success"
+        });
+        answers(&node);
+        nodes.push(Some(node));
+    }
+    let asked = |at: usize| nodes[at].as_ref().expect("it runs").ask(&json!({"command": "CLUSTER"}));
+    eventually("replicas and leaders are even", PATIENCE, || {
+        is_even(&asked(4)["result"], &["n1", "n2", "n3", "n4", "n5"], 3)
+    });
+    // One leaves alive, one is dead: both may have led.
+    assert_eq!(asked(1).get("status"), Some(&json!("success")));
+    let reply = nodes[1].as_ref().expect("it runs").ask(&json!({"command": "REMOVE_NODE", "node": "n1"}));
+    assert_eq!(reply["status"], "success", "{reply}");
+    eventually("the first holds nothing", PATIENCE, || {
+        is_even(&asked(4)["result"], &["n2", "n3", "n4", "n5"], 3)
+    });
+    nodes[1].take().expect("it runs").kill();
+    let reply = nodes[2]
+        .as_ref()
+        .expect("it runs")
+        .ask_until_success(&json!({"command": "REMOVE_NODE", "node": "n2"}));
+    assert_eq!(reply["result"], "OK");
+    eventually("the dead one is replaced", PATIENCE, || {
+        let reply = nodes[4].as_ref().expect("it runs").ask(&json!({"command": "CLUSTER"}));
+        is_even(&reply["result"], &["n3", "n4", "n5"], 3)
+    });
+    let requests = load.end(&ports[2..]);
+    say(&format!("{requests} requests while five nodes came and two went"));
+}
+
+/// Whether every group has this many voters, all of them on these nodes, with replicas and leaders even within one.
+fn is_even(cluster: &Value, nodes: &[&str], replicas: usize) -> bool {
+    let mut held: BTreeMap<&str, usize> = nodes.iter().map(|node| (*node, 0)).collect();
+    let mut led = held.clone();
+    for group in cluster["groups"].as_array().into_iter().flatten() {
+        let copies = group["replicas"].as_array().map_or(&[][..], Vec::as_slice);
+        let voters = copies.iter().filter(|copy| copy["role"] == "voter");
+        let Some(leader) = group["leader"].as_str().and_then(|leader| led.get_mut(leader)) else {
+            return false;
+        };
+        *leader += 1;
+        if copies.len() != replicas || voters.count() != replicas {
+            return false;
+        }
+        for copy in copies {
+            let Some(count) = copy["node"].as_str().and_then(|node| held.get_mut(node)) else { return false };
+            *count += 1;
+        }
+    }
+    let even = |counts: &BTreeMap<&str, usize>| {
+        counts.values().max().zip(counts.values().min()).is_some_and(|(max, min)| max - min <= 1)
+    };
+    even(&held) && even(&led) && led.values().sum::<usize>() > 0
+}
