@@ -36,20 +36,11 @@ impl Replicas {
                 ));
             }
         }
-        let (durable, commit) = (strand.durable_index, raft.commit_index());
+        self.note_durable(machine, group, strand);
+        let commit = raft.commit_index();
         let looked = self.looked.entry((machine, group)).or_default();
-        // What was replaced is looked at again.
-        let from = looked.0.min(durable);
         let commit_from = looked.1;
-        *looked = (durable, commit.max(commit_from));
-        let fresh = if from < durable {
-            strand.entries.range(from.saturating_sub(64) + 1..=durable)
-        } else {
-            strand.entries.range(0..0)
-        };
-        for (index, (term, _)) in fresh {
-            *self.holders.entry((group, *index, *term)).or_default() |= 1 << machine;
-        }
+        looked.1 = commit.max(commit_from);
         if commit <= commit_from {
             return Ok(());
         }
@@ -67,6 +58,24 @@ impl Replicas {
             }
         }
         Ok(())
+    }
+
+    /// Notes which entries a machine has on its disk; also when it dies in this turn, since what it said before it died may
+    /// be heard.
+    pub(crate) fn note_durable(&mut self, machine: usize, group: u32, strand: &Strand) {
+        let durable = strand.durable_index;
+        let looked = self.looked.entry((machine, group)).or_default();
+        // What was replaced is looked at again.
+        let from = looked.0.min(durable);
+        looked.0 = durable;
+        let fresh = if from < durable {
+            strand.entries.range(from.saturating_sub(64) + 1..=durable)
+        } else {
+            strand.entries.range(0..0)
+        };
+        for (index, (term, _)) in fresh {
+            *self.holders.entry((group, *index, *term)).or_default() |= 1 << machine;
+        }
     }
 }
 

@@ -395,6 +395,7 @@ impl World {
         let turned = strand.turn(moment, &machine.disk, &mut machine.fuse, &mut out);
         let applied = strand.shard.group().commit_index();
         self.trace.note(&[2, number as u64, shard as u64, now_us, applied, out.messages.len() as u64]);
+        self.replicas.note_durable(number, shard as u32, &self.machines[number].strands[shard]);
         self.send_out(number, shard, out);
         match turned {
             Ok(is_busy) => {

@@ -53,6 +53,8 @@ fn the_short_form() {
         let summary = suite::run_many(first, last, threads, 1, Plan::draw, || (), |_| ());
         if let Some((plan, text)) = summary.failures.first() {
             let (smaller, reason) = suite::shrink(plan, text, 100);
+            // The simulator keeps panics of the engine quiet; this one is to be seen.
+            drop(std::panic::take_hook());
             panic!("make sim {}\n  {text}\nsmaller: make sim {}\n  {reason}", plan.flags(), smaller.flags());
         }
         done += summary.runs;
