@@ -58,6 +58,10 @@ impl SegmentPool {
                     segments_max: request.budget,
                 };
                 let done = perform_job(&RealDisk, &place, request.job);
+                if let SegmentDone::Failed(job, error) = &done {
+                    let directory = request.directory.display();
+                    tracing::warn!(%directory, ?job, "a log segment could not be prepared: {error}");
+                }
                 // A shard that is gone needs no answer; there is room for every job it may have waiting.
                 let _ = request.reply.send(done);
                 (request.wake)();
