@@ -6,8 +6,7 @@
 use crate::disk::worker::{FileDone, FileJob, FileWorker};
 use shards::effect::SnapshotEffect;
 use shards::event::Event;
-use shards::snapshot::{Footer, SnapshotReader};
-use shards::storage::snapshots::Verifier;
+use shards::storage::read_back::ReadBack;
 use std::collections::VecDeque;
 
 /// Bytes that gather before they become a job.
@@ -63,7 +62,7 @@ impl SnapshotFiles {
                 }
                 SnapshotEffect::Finish(expected) => {
                     self.hand_over();
-                    let verifier = Equal { reader: Some(SnapshotReader::new()), expected };
+                    let verifier = ReadBack::new(expected);
                     self.waiting.push_back(FileJob::Finish(Box::new(verifier)));
                 }
                 SnapshotEffect::Drop => {
@@ -159,25 +158,5 @@ impl SnapshotFiles {
         self.gathered.clear();
         self.handed.clear();
         self.stale += std::mem::take(&mut self.open);
-    }
-}
-
-/// Reads a snapshot back and compares its sums with those that the state gave.
-struct Equal {
-    reader: Option<SnapshotReader>,
-    expected: Footer,
-}
-
-impl Verifier for Equal {
-    fn chunk(&mut self, mut bytes: &[u8]) -> Result<(), String> {
-        let reader = self.reader.as_mut().ok_or("it was read to its end before")?;
-        while reader.feed(&mut bytes).map_err(|error| error.to_string())?.is_some() {}
-        Ok(())
-    }
-
-    fn end(&mut self) -> Result<(), String> {
-        let reader = self.reader.take().ok_or("it was read to its end before")?;
-        let (_, footer) = reader.finish().map_err(|error| error.to_string())?;
-        if footer == self.expected { Ok(()) } else { Err("its sums are not those of the state".to_owned()) }
     }
 }

@@ -35,17 +35,6 @@ pub enum MetaChange {
         /// Version of the state that this was planned on.
         planned_on: u64,
     },
-    /// A node is reached elsewhere from now on.
-    Address {
-        /// The node.
-        node: NodeNumber,
-        /// Its host.
-        host: String,
-        /// Port for clients.
-        port: u16,
-        /// Port for nodes.
-        cluster_port: u16,
-    },
     /// This node, or none (0), is the preferred leader of every group.
     Primary(NodeNumber),
     /// This node should lead one group.
@@ -81,18 +70,6 @@ impl Meta {
             MetaChange::RemoveNode(node) => self.remove_node(*node),
             MetaChange::Gone { node, planned_on } => self.forget_node(*node, *planned_on),
             MetaChange::Place { group, placement, planned_on } => self.place(*group, placement, *planned_on),
-            MetaChange::Address { node, host, port, cluster_port } => {
-                match self.nodes.iter_mut().find(|known| known.number == *node) {
-                    Some(known)
-                        if (&known.host, known.port, known.cluster_port) != (host, *port, *cluster_port) =>
-                    {
-                        known.host.clone_from(host);
-                        (known.port, known.cluster_port) = (*port, *cluster_port);
-                        MetaChanged::Yes
-                    }
-                    _ => MetaChanged::No,
-                }
-            }
             MetaChange::Primary(node) => self.set_primary(*node),
             MetaChange::Prefer { group, node } => self.prefer(*group, *node),
         };
@@ -229,10 +206,6 @@ impl MetaChange {
                     out.extend_from_slice(&replica.0.to_le_bytes());
                 }
             }
-            Self::Address { node, host, port, cluster_port } => {
-                push_number(out, 5, *node);
-                push_address(out, host, *port, *cluster_port);
-            }
             Self::Primary(node) => push_number(out, 6, *node),
             Self::Prefer { group, node } => {
                 push_number(out, 7, *node);
@@ -267,11 +240,6 @@ impl MetaChange {
                     replicas.push(ReplicaId(take_u64(rest)?));
                 }
                 Self::Place { group, placement: GroupPlacement { replicas, preferred }, planned_on }
-            }
-            5 => {
-                let node = NodeNumber(take_u16(rest)?);
-                let (host, port, cluster_port) = take_address(rest)?;
-                Self::Address { node, host, port, cluster_port }
             }
             6 => Self::Primary(NodeNumber(take_u16(rest)?)),
             7 => Self::Prefer { node: NodeNumber(take_u16(rest)?), group: GroupId(take_u32(rest)?) },
@@ -335,10 +303,6 @@ mod tests {
             (
                 MetaChange::Place { group: GroupId(5), placement: place, planned_on: 9 },
                 "04 0900000000000000 05000000 0100000000000000 0100000000000000 0200070000000000",
-            ),
-            (
-                MetaChange::Address { node: one, host: "é".to_owned(), port: 1, cluster_port: 2 },
-                "05 0100 0200 c3a9 0100 0200",
             ),
             (MetaChange::Primary(NodeNumber(0)), "06 0000"),
             (MetaChange::Prefer { group: GroupId(5), node: one }, "07 0100 05000000"),

@@ -73,11 +73,6 @@ impl Shard {
         }
     }
 
-    /// The meta state as this shard knows it.
-    pub fn meta(&self) -> Option<&Arc<Meta>> {
-        self.cluster.known.as_ref()
-    }
-
     /// What this leader knows of its group.
     fn report(&self) -> Report {
         let followers = self.group.followers();

@@ -10,11 +10,12 @@
 //! - [`shard`]: a shard read back at boot, from snapshot and log; [`recovery`]: its log.
 //! - [`manifest`]: the file that knows of segments that are gone, and counts starts.
 //! - [`segments`]: segment files: making, opening, listing them.
-//! - [`snapshots`]: snapshot files: written aside, read back, put in place.
+//! - [`snapshots`], [`read_back`]: snapshot files: written aside, read back, put in place.
 
 pub mod device;
 pub mod disk;
 pub mod manifest;
+pub mod read_back;
 pub mod recovery;
 pub mod segments;
 pub mod shard;

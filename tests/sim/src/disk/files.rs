@@ -6,8 +6,9 @@
 use super::platter::SimDisk;
 use shards::effect::SnapshotEffect;
 use shards::event::Event;
-use shards::snapshot::{Footer, SnapshotReader};
-use shards::storage::snapshots::{SnapshotWriter, Verifier};
+use shards::snapshot::Footer;
+use shards::storage::read_back::ReadBack;
+use shards::storage::snapshots::SnapshotWriter;
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -107,7 +108,7 @@ impl SnapshotJobs {
             }
             FileJob::Finish(expected) => {
                 let writer = self.writing.take().ok_or("no snapshot is under way")?;
-                let mut verifier = Equal { reader: Some(SnapshotReader::new()), expected };
+                let mut verifier = ReadBack::new(expected);
                 writer.finish(&mut verifier).map_err(|error| error.to_string())?;
                 self.finished += 1;
                 Ok(Some(Event::SnapshotFinished(Ok(()))))
@@ -119,25 +120,5 @@ impl SnapshotJobs {
                 Ok(None)
             }
         }
-    }
-}
-
-/// Reads a snapshot back and compares its sums with those that the state gave.
-struct Equal {
-    reader: Option<SnapshotReader>,
-    expected: Footer,
-}
-
-impl Verifier for Equal {
-    fn chunk(&mut self, mut bytes: &[u8]) -> Result<(), String> {
-        let reader = self.reader.as_mut().ok_or("it was read to its end before")?;
-        while reader.feed(&mut bytes).map_err(|error| error.to_string())?.is_some() {}
-        Ok(())
-    }
-
-    fn end(&mut self) -> Result<(), String> {
-        let reader = self.reader.take().ok_or("it was read to its end before")?;
-        let (_, footer) = reader.finish().map_err(|error| error.to_string())?;
-        if footer == self.expected { Ok(()) } else { Err("its sums are not those of the state".to_owned()) }
     }
 }
