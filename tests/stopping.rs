@@ -29,7 +29,8 @@ fn stops_with_everything_acknowledged(name: &'static str, stop: impl Fn(&support
         if c.flush().is_err() {
             break;
         }
-        if !stopped && began.elapsed() > Duration::from_millis(100) {
+        // Not before there was load: on a busy machine a batch may take as long as this.
+        if !stopped && began.elapsed() > Duration::from_millis(100) && answered.len() > 100 {
             stop(&server);
             stopped = true;
         }

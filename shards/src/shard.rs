@@ -264,6 +264,8 @@ pub struct Shard {
     finishing: BTreeMap<crate::txn::TxnId, u32>,
     /// When coordinators were last asked about old intents.
     asked_at: Millis,
+    /// When this replica, as a leader, first met each intent, by its own clock.
+    intents_met: BTreeMap<crate::txn::TxnId, Millis>,
     coordinator: Coordinator,
     txn_waiters: BTreeMap<crate::ids::Version, Vec<Waiter>>,
     /// What waiters of certain commands go on with, by [`Waiter::ticket`].
@@ -365,6 +367,7 @@ impl Shard {
             preparing: BTreeMap::new(),
             finishing: BTreeMap::new(),
             asked_at: now,
+            intents_met: BTreeMap::new(),
             coordinator,
             txn_waiters: BTreeMap::new(),
             tickets: BTreeMap::new(),

@@ -17,6 +17,7 @@ use crate::txn::coordinator::Action;
 use crate::txn::message::{Decide, Finish, GroupMessage, Message, Open, Prepare};
 use crate::txn::state::{Intent, Origin};
 use crate::txn::{Kind, TxnId};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// An intent that has waited so long makes its participant ask, in ms.
@@ -92,15 +93,19 @@ impl Shard {
             return;
         }
         self.asked_at = self.now;
-        let old: Vec<TxnId> = self
+        // Their age by this leader's own clock since it met them: the stamp in an intent is another clock's, and one that was
+        // ahead would keep an intent young for as long as it was ahead.
+        let met: BTreeMap<TxnId, Millis> = self
             .txns
             .intents()
-            .filter(|(_, intent)| now.saturating_sub(intent.since.0) >= ASK_AFTER_MS)
-            .map(|(txn, _)| txn)
+            .map(|(txn, _)| (txn, self.intents_met.get(&txn).copied().unwrap_or(self.now)))
             .collect();
-        for txn in old {
-            self.tell(txn.group, Message::Ask { txn }, effects);
+        for (txn, since) in &met {
+            if now.saturating_sub(since.0) >= ASK_AFTER_MS {
+                self.tell(txn.group, Message::Ask { txn: *txn }, effects);
+            }
         }
+        self.intents_met = met;
     }
 
     /// Refuses a PREPARE that waited too long for its locks.
