@@ -103,6 +103,8 @@ pub struct ShardConfig {
     /// Bytes of applied entries that a leader keeps in memory for followers that do not have them yet; a follower further
     /// behind gets a snapshot.
     pub retained_bytes_max: usize,
+    /// The longest payload of a log batch, in bytes: a command that fits none is refused.
+    pub log_payload_bytes_max: usize,
     /// This replica should lead: it stands for election as soon as it starts.
     pub is_preferred: bool,
 }
@@ -131,6 +133,7 @@ impl ShardConfig {
             snapshot_buffer_bytes_max: 256 << 20,
             indexes: IndexSettings::default(),
             retained_bytes_max: 128 << 20,
+            log_payload_bytes_max: 16 << 20,
             is_preferred: false,
         }
     }
@@ -291,6 +294,9 @@ const TICK_MS: u64 = 50;
 /// Units that one step applies at most, well below a millisecond; the rest is left to [`Shard::work`].
 const STEP_UNITS: u32 = 1500;
 
+/// What a batch takes beside its entries, and an entry beside its commands.
+const BATCH_OVERHEAD_BYTES: usize = 1024;
+
 /// Size of the blocks that the log is written in.
 const LOG_BLOCK_BYTES: u64 = 4096;
 
@@ -325,7 +331,9 @@ impl Shard {
         let durable = group.sequence;
         let wait_for_sync = config.floor == Floor::Always;
         let retained_bytes_max = config.retained_bytes_max;
-        let group_config = GroupConfig { group: config.group, wait_for_sync, retained_bytes_max };
+        let batch_bytes_max = config.log_payload_bytes_max - BATCH_OVERHEAD_BYTES;
+        let group_config =
+            GroupConfig { group: config.group, wait_for_sync, retained_bytes_max, batch_bytes_max };
         let mut group = Group::restore(group, group_config)?;
         if let Some(offer) = offer {
             group.offer_snapshot(offer);

@@ -70,7 +70,8 @@ fn shard(
     let clock = Clock::start();
     let meta = directory.meta();
     let config = settings::shard(tuning, indexes, meta.cluster, number, meta.shards);
-    let config = ShardConfig { is_preferred, ..config };
+    let log_payload_bytes_max = directory.log_shape(number).payload_bytes_max();
+    let config = ShardConfig { is_preferred, log_payload_bytes_max, ..config };
     let path = directory.shard_path(number);
     let place = place(tuning, indexes, directory, number, &path, founding);
     let failed = |error| recovery_failed(number, error);

@@ -46,6 +46,8 @@ pub enum Failure {
     },
     /// The log has no space.
     DiskFull,
+    /// The command fits no batch of the log, which holds so many bytes.
+    TooLarge(u64),
     /// The memory bound is reached.
     OutOfMemory,
     /// Too much is waiting for the same thing.
@@ -171,6 +173,11 @@ fn write_failure(failure: &Failure, out: &mut Vec<u8>) {
         }
         Failure::DiskFull => {
             error(out, Code::DiskFull, "the log has no space; free disk space, reads go on meanwhile");
+        }
+        Failure::TooLarge(limit) => {
+            let text = "the command fits no batch of the log; split it, or make a data directory with larger wal.segment_mib";
+            error(out, Code::TooLarge, text);
+            out.extend_from_slice(format!(",\"limit\":{limit}").as_bytes());
         }
         Failure::OutOfMemory => {
             error(out, Code::OutOfMemory, "the memory bound is reached; delete keys or raise memory.max_mib");

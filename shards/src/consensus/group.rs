@@ -65,6 +65,8 @@ pub struct GroupConfig {
     pub wait_for_sync: bool,
     /// Bytes of applied entries that stay in memory for followers.
     pub retained_bytes_max: usize,
+    /// Bytes of entries in one batch of the log; more become several batches. One entry always fits.
+    pub batch_bytes_max: usize,
 }
 
 /// raft-rs refused what it was given: a defect of this program or of the log's contents.
@@ -91,6 +93,9 @@ pub struct Collected {
     /// The newest question of [`Group::ask_leadership`] that a majority has answered.
     pub confirmed: Option<u64>,
 }
+
+/// What an entry takes in a batch beside its data, at most.
+const ENTRY_OVERHEAD_BYTES: usize = 64;
 
 /// A batch on its way, and what waits for it.
 #[derive(Debug)]
@@ -339,12 +344,10 @@ impl Group {
                 out.messages.extend(held.extract_if(.., is_ack));
             }
             if must_write {
-                let sequence = self.next_sequence;
-                self.next_sequence.0 += 1;
-                let hard_state = self.node.store().hard_state().clone();
                 let restored = reset.map(|(index, _)| index);
-                let owed = self.owed_reset.take();
-                out.appends.push(Append { sequence, hard_state, reset: reset.or(owed), entries });
+                let reset = reset.or(self.owed_reset.take());
+                self.hand_over(entries, reset, number, &mut out.appends);
+                let sequence = self.last_sequence();
                 self.unpersisted.push_back(Unpersisted { sequence, number, term, restored, messages: held });
             } else if let Some(last) = self.unpersisted.back_mut() {
                 // A commit index that moves writes nothing, but raft-rs wants its numbers confirmed in order.
@@ -359,6 +362,44 @@ impl Group {
             }
         }
         out.messages.append(&mut self.released);
+    }
+
+    /// Makes batches of a Ready: one, unless its entries are more than a batch may hold, as those of a follower that is being
+    /// caught up can be. Only the last of them ends the Ready; those before it tell no commit index beyond what they hold,
+    /// so that a log which ends with any of them is whole.
+    fn hand_over(
+        &mut self,
+        mut entries: Vec<Entry>,
+        mut reset: Option<(u64, u64)>,
+        number: u64,
+        appends: &mut Vec<Append>,
+    ) {
+        loop {
+            let mut bytes = 0;
+            let fits = |entry: &&Entry| {
+                bytes += entry.data.len() + ENTRY_OVERHEAD_BYTES;
+                bytes <= self.config.batch_bytes_max
+            };
+            let count = entries.iter().take_while(fits).count().max(1).min(entries.len());
+            let rest = entries.split_off(count);
+            let sequence = self.next_sequence;
+            self.next_sequence.0 += 1;
+            let mut hard_state = self.node.store().hard_state().clone();
+            let is_last = rest.is_empty();
+            if let (false, Some(last)) = (is_last, entries.last()) {
+                hard_state.commit = hard_state.commit.min(last.index);
+                // Durable, it ends the Readies before this one, which it stands behind.
+                let term = hard_state.term;
+                let earlier =
+                    Unpersisted { sequence, number: number - 1, term, restored: None, messages: Vec::new() };
+                self.unpersisted.push_back(earlier);
+            }
+            appends.push(Append { sequence, hard_state, reset: reset.take(), entries });
+            if is_last {
+                return;
+            }
+            entries = rest;
+        }
     }
 
     /// Takes a message of another replica. What only a defect or a peer without its log can say is an error.

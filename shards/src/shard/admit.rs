@@ -5,7 +5,7 @@
 
 use super::budget::Charge;
 use super::outbox::{Ticket, Waiter, reply_failure};
-use super::{Floor, Shard};
+use super::{BATCH_OVERHEAD_BYTES, Floor, Shard};
 use crate::batch::{RequestBatch, RequestHead};
 use crate::command::answer::Failure;
 use crate::command::items;
@@ -412,6 +412,10 @@ impl Shard {
     fn refusal_of_write(&self, op: Op, bytes: usize) -> Option<Failure> {
         if !self.has_log_room {
             return Some(Failure::DiskFull);
+        }
+        let logged_bytes_max = self.config.log_payload_bytes_max - 2 * BATCH_OVERHEAD_BYTES;
+        if bytes > logged_bytes_max {
+            return Some(Failure::TooLarge(logged_bytes_max as u64));
         }
         let outstanding = self.outstanding_bytes();
         if outstanding + bytes > self.config.outstanding_bytes_max && outstanding > 0 {

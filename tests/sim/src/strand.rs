@@ -161,6 +161,7 @@ fn config(plan: &Plan, group: GroupId, machine: usize) -> ShardConfig {
     ShardConfig {
         is_preferred: machine == group.0 as usize % plan.nodes as usize,
         retained_bytes_max: plan.retained_bytes as usize,
+        log_payload_bytes_max: LogShape::new(log_identity(group), plan.segment_bytes).payload_bytes_max(),
         cluster: CLUSTER,
         slots: even_slots(group, plan.shards),
         floor: Floor::Always,

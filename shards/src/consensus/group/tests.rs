@@ -6,7 +6,7 @@ use crate::consensus::progress::MemberRefusal;
 use crate::ids::NodeNumber;
 
 fn config(wait_for_sync: bool) -> GroupConfig {
-    GroupConfig { group: GroupId(0), wait_for_sync, retained_bytes_max: 1 << 20 }
+    GroupConfig { group: GroupId(0), wait_for_sync, retained_bytes_max: 1 << 20, batch_bytes_max: 1 << 20 }
 }
 
 fn alone() -> Restored {
@@ -159,5 +159,46 @@ fn members_change_by_entries_that_this_room_reads_itself() {
         group.change_members(&[MemberChange::Promote(learner)]),
         Err(MemberRefusal::Silent(learner)),
         "it was never heard"
+    );
+}
+
+#[test]
+fn entries_beyond_one_batch_become_several_and_count_with_the_last() {
+    let config = GroupConfig { batch_bytes_max: 200, ..config(true) };
+    let mut group = Group::restore(alone(), config).unwrap();
+    group.campaign().unwrap();
+    let out = collect(&mut group);
+    sync(&mut group, &out.appends);
+    let out = collect(&mut group);
+    group.applied(out.committed[0].index);
+
+    // Two fit a batch, the large one takes one of its own.
+    let sizes = [30, 40, 50, 1000, 10];
+    let first = group.propose(vec![0; sizes[0]]).unwrap();
+    sizes[1..].iter().for_each(|size| drop(group.propose(vec![0; *size]).unwrap()));
+    let out = collect(&mut group);
+    let held: Vec<Vec<usize>> = out
+        .appends
+        .iter()
+        .map(|append| append.entries.iter().map(|entry| entry.data.len()).collect())
+        .collect();
+    assert_eq!(held, [vec![30, 40], vec![50], vec![1000], vec![10]]);
+    for append in &out.appends {
+        assert!(
+            append.hard_state.commit <= append.entries.last().unwrap().index,
+            "a log that ends here is whole"
+        );
+    }
+    let sequences: Vec<u64> = out.appends.iter().map(|append| append.sequence.0).collect();
+    assert!(sequences.windows(2).all(|pair| pair[1] == pair[0] + 1));
+    for append in &out.appends[..3] {
+        group.durable(append.sequence);
+        assert!(collect(&mut group).committed.is_empty());
+    }
+    sync(&mut group, &out.appends);
+    let committed = collect(&mut group).committed;
+    assert_eq!(
+        committed.iter().map(|entry| entry.index).collect::<Vec<_>>(),
+        (first..first + 5).collect::<Vec<_>>()
     );
 }
