@@ -19,6 +19,7 @@ use shards::gather::{Call, Gather, Step};
 use shards::ids::{GroupId, KeyHash, Millis, Token, hash_of};
 use shards::index::analyze::AnalyzerKind;
 use shards::index::set::{IndexDefinition, IndexKind};
+use shards::index::vector::Metric;
 use shards::txn::Kind;
 use std::collections::BTreeMap;
 use strand_wire::limits::Limits;
@@ -154,7 +155,14 @@ impl Router {
                 let kind = match create.kind {
                     request::IndexKind::Value => IndexKind::Value,
                     request::IndexKind::Text => IndexKind::Text { analyzer: AnalyzerKind::default() },
-                    request::IndexKind::Vector => panic!("no workload makes vector indexes"),
+                    request::IndexKind::Vector => IndexKind::Vector {
+                        dimensions: create.dim.unwrap_or(0) as usize,
+                        metric: match create.metric.unwrap_or_default() {
+                            request::Metric::Cosine => Metric::Cosine,
+                            request::Metric::Dot => Metric::Dot,
+                            request::Metric::L2 => Metric::L2,
+                        },
+                    },
                 };
                 let change = Change::Define(IndexDefinition { path: create.field.to_string(), kind });
                 self.gather(ask, deadline, |topology| CatalogChange::start(topology, &change));

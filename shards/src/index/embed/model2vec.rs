@@ -47,16 +47,13 @@ impl Model {
         };
         check_shape(dimensions, rows)?;
         let fingerprint = xxh3_64(weights) ^ xxh3_64(tokenizer).rotate_left(1);
-        let (tokenizer, names) = tokenizer_of(tokenizer)?;
         let row_of: Vec<u32> = match find("mapping")? {
             Some(mapping) => mapping.integers()?,
             None => Vec::new(),
         };
         let tokens = if row_of.is_empty() { rows } else { row_of.len() };
         check_shape(dimensions, tokens)?;
-        if names > tokens {
-            return told(format!("its tokenizer has {names} tokens, but there are vectors for {tokens}"));
-        }
+        let tokenizer = tokenizer_of(tokenizer, tokens)?;
         if row_of.iter().any(|row| *row as usize >= rows) {
             return told("its tensor mapping names a row that is not there");
         }
@@ -183,8 +180,9 @@ fn quantise(
     Ok((bytes, scales))
 }
 
-/// The tokenizer, and the highest token's number plus one.
-fn tokenizer_of(json: &[u8]) -> Result<(Tokenizer, usize), ModelError> {
+/// The tokenizer. There are vectors for `vectors` tokens, and memory is taken for no more: numbers in a file are not
+/// believed before they are compared with bytes that came.
+fn tokenizer_of(json: &[u8], vectors: usize) -> Result<Tokenizer, ModelError> {
     let json: Value = serde_json::from_slice(json)
         .map_err(|error| ModelError(format!("its tokenizer.json cannot be read: {error}")))?;
     let mut folding = Folding { lower_case: false, strip_accents: false, splits_ideographs: false };
@@ -196,15 +194,14 @@ fn tokenizer_of(json: &[u8]) -> Result<(Tokenizer, usize), ModelError> {
             if prefix != "##" {
                 return told(format!("its word pieces go on with {prefix:?}; only \"##\" is known"));
             }
-            let tokens = piece_tokens(&model["vocab"], model["unk_token"].as_str())?;
-            let count = tokens.len();
-            Ok((Tokenizer::Pieces(Pieces::new(tokens, folding)), count))
+            let tokens = piece_tokens(&model["vocab"], model["unk_token"].as_str(), vectors)?;
+            Ok(Tokenizer::Pieces(Pieces::new(tokens, folding)))
         }
         "Unigram" => {
             let tokens = scored_tokens(&model["vocab"])?;
-            let count = tokens.len();
+            check_count(tokens.len(), vectors)?;
             let unknown = model["unk_id"].as_u64().and_then(|number| usize::try_from(number).ok());
-            Ok((Tokenizer::Unigram(Unigram::new(tokens, unknown, folding)), count))
+            Ok(Tokenizer::Unigram(Unigram::new(tokens, unknown, folding)))
         }
         other => told(format!("its tokenizer is of type {other}; WordPiece and Unigram are known")),
     }
@@ -234,14 +231,26 @@ fn read_one(normalizer: &Value, folding: &mut Folding) {
     }
 }
 
-fn piece_tokens(vocabulary: &Value, unknown: Option<&str>) -> Result<Vec<Box<str>>, ModelError> {
+fn check_count(names: usize, vectors: usize) -> Result<(), ModelError> {
+    check_shape(1, names)?;
+    if names > vectors {
+        return told(format!("its tokenizer has {names} tokens, but there are vectors for {vectors}"));
+    }
+    Ok(())
+}
+
+fn piece_tokens(
+    vocabulary: &Value,
+    unknown: Option<&str>,
+    vectors: usize,
+) -> Result<Vec<Box<str>>, ModelError> {
     let Some(vocabulary) = vocabulary.as_object() else {
         return told("its tokenizer.json has no vocabulary of word pieces");
     };
     let count =
         vocabulary.values().filter_map(Value::as_u64).max().map_or(0, |number| number.saturating_add(1));
     let count = usize::try_from(count).unwrap_or(usize::MAX);
-    check_shape(1, count)?;
+    check_count(count, vectors)?;
     let mut tokens = vec![Box::<str>::default(); count];
     for (token, number) in vocabulary {
         let Some(number) = number.as_u64() else {
@@ -259,7 +268,6 @@ fn scored_tokens(vocabulary: &Value) -> Result<Vec<(Box<str>, f64)>, ModelError>
     let Some(vocabulary) = vocabulary.as_array() else {
         return told("its tokenizer.json has no list of tokens with scores");
     };
-    check_shape(1, vocabulary.len())?;
     let token = |entry: &Value| Some((entry[0].as_str()?.into(), entry[1].as_f64()?));
     let tokens: Option<Vec<_>> = vocabulary.iter().map(token).collect();
     tokens.ok_or_else(|| ModelError("a token of its tokenizer.json is not a name with a score".to_owned()))

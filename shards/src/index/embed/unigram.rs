@@ -40,8 +40,11 @@ impl Unigram {
     pub(super) fn new(tokens: Vec<(Box<str>, f64)>, unknown: Option<usize>, folding: Folding) -> Self {
         let mut by_text: HashTable<u32> = HashTable::new();
         for (number, (token, _)) in (0u32..).zip(&tokens) {
-            let hash_at = |other: &u32| xxh3_64(tokens[*other as usize].0.as_bytes());
-            by_text.insert_unique(xxh3_64(token.as_bytes()), number, hash_at);
+            let hash = xxh3_64(token.as_bytes());
+            // Of equal ones the first counts.
+            if by_text.find(hash, |other| tokens[*other as usize].0 == *token).is_none() {
+                by_text.insert_unique(hash, number, |other| xxh3_64(tokens[*other as usize].0.as_bytes()));
+            }
         }
         let worst = tokens.iter().map(|(_, score)| *score).fold(0.0, f64::min);
         let bytes_max = tokens.iter().map(|(token, _)| token.len()).max().unwrap_or(0);
