@@ -7,6 +7,7 @@ mod cluster;
 mod models;
 mod recover;
 mod settings;
+pub mod survive;
 
 use crate::clock::{self, Clock};
 use crate::disk::data_dir::{DataDir, DataDirError, DataMeta};
@@ -25,8 +26,9 @@ use crate::tuning::cores::{self, Deal};
 use crate::tuning::{Tuning, WalSync};
 use cluster::{Joined, Member, Settled};
 use glommio::{LocalExecutorBuilder, Placement};
+use recover::Made;
 use shards::gather::topology::Topology;
-use shards::ids::GroupId;
+use shards::ids::{GroupId, ReplicaId};
 use shards::index::set::IndexSettings;
 use shards::txn::message::GroupMessage;
 use std::io;
@@ -118,7 +120,9 @@ impl Server {
             made.map_err(|source| Fatal::Start { thread: "doorbell".to_owned(), source })
         };
         let (shard_bells, router_bells) = (bells(shards)?, bells(routers)?);
-        let joined = member.map(|member| member.join(self.directory.path(), &shard_bells)).transpose()?;
+        let joined = member
+            .map(|member| member.join(&self.tuning, self.directory.path(), &shard_bells))
+            .transpose()?;
         let (hub, inboxes, peer_facts) = match joined {
             Some(Joined { hub, inboxes, facts }) => (Some(hub), inboxes, Some(facts)),
             None => (None, Vec::new(), None),
@@ -295,20 +299,23 @@ impl Server {
                 Err(reason) => return drop(told.send(Err(reason))),
             };
             let (group, clock) = (GroupId(number), Clock::start());
-            let seat = Box::new(Seat { number, group, routers, mesh, bell, clock, settings, peers });
+            let lost = ReplicaId(0);
+            let seat = Box::new(Seat { number, group, routers, mesh, bell, clock, settings, peers, lost });
             let mut first_files = Some(SnapshotFiles::new(files));
             let mut appoint = |seat: Box<Seat>, files: Option<SnapshotFiles>| {
                 let files = files.or_else(|| first_files.take()).expect("a replica that went gave them back");
                 let wake = waker(&seat.bell);
                 let segments = pool.handle(&directory.shard_path(number), shape.segment_bytes, wake);
-                let mut driver = recover::driver(&tuning, indexes, &directory, seat, segments, files)?;
-                driver.start().map(|()| driver)
+                match recover::driver(&tuning, indexes, &directory, seat, segments, files)? {
+                    Made::Driver(mut driver) => driver.start().map(|()| Stage::Serving(driver)),
+                    Made::SetAside(seat, files) => {
+                        first_files = Some(files);
+                        Ok(Stage::Vacant(seat))
+                    }
+                }
             };
             let is_vacant = seat.peers.as_ref().is_some_and(|peers| peers.appointment().is_none());
-            let made = match is_vacant {
-                true => Ok(Stage::Vacant(seat)),
-                false => appoint(seat, None).map(|driver| Stage::Serving(Box::new(driver))),
-            };
+            let made = if is_vacant { Ok(Stage::Vacant(seat)) } else { appoint(seat, None) };
             let stage = match made {
                 Ok(stage) => stage,
                 Err(reason) => return drop(told.send(Err(reason))),

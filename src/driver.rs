@@ -443,7 +443,8 @@ fn log_failed(shard: u32, failure: WalFailure) -> Fatal {
     Fatal::LogFailed { shard, action, source: std::io::Error::from_raw_os_error(errno) }
 }
 
-/// Runs a shard on its executor until `stop` says so and nothing is under way. `appoint` makes a driver for a new replica.
+/// Runs a shard on its executor until `stop` says so and nothing is under way. `appoint` makes a driver for a new replica, or
+/// gives the seat back when its files are damaged.
 ///
 /// The thread sleeps in its doorbell and not in the executor: glommio 0.9 goes to sleep with tasks ready to run when its
 /// preempt timer fires between the poll of its rings and the first look at its queues, and nothing would wake it then. So
@@ -454,7 +455,7 @@ fn log_failed(shard: u32, failure: WalFailure) -> Fatal {
 pub async fn run(
     mut stage: Stage,
     stop: impl Fn() -> bool,
-    mut appoint: impl FnMut(Box<Seat>, Option<SnapshotFiles>) -> Result<Driver, Fatal>,
+    mut appoint: impl FnMut(Box<Seat>, Option<SnapshotFiles>) -> Result<Stage, Fatal>,
 ) -> Result<(), Fatal> {
     // The way to the file worker, given back by a replica that was dismissed.
     let mut spare_files = None;
@@ -470,7 +471,7 @@ pub async fn run(
             Stage::Vacant(seat) => match vacant::wait_for_replica(seat, &stop)? {
                 vacant::Vacated::Stopped => return Ok(()),
                 vacant::Vacated::Appointed(seat) => {
-                    stage = Stage::Serving(Box::new(appoint(seat, spare_files.take())?));
+                    stage = appoint(seat, spare_files.take())?;
                 }
             },
         }

@@ -6,7 +6,7 @@
 
 mod change;
 
-pub use change::{MetaChange, MetaChanged};
+pub use change::{MetaChange, MetaChanged, NodeAddress, REPLACEABLE_COPIES_MIN};
 
 use crate::ids::{GroupId, NodeNumber, ReplicaId};
 

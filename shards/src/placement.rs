@@ -13,7 +13,7 @@ mod codec;
 use crate::consensus::membership::MemberChange;
 use crate::ids::{GroupId, NodeNumber, ReplicaId};
 use crate::meta::{GroupPlacement, Meta, NodeState};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Groups whose members change at once, over the whole cluster: a move copies data, and traffic goes on.
 pub const MOVES_MAX: usize = 4;
@@ -335,6 +335,62 @@ pub fn steps(meta: &Meta, reports: &BTreeMap<GroupId, Report>) -> Vec<(GroupId, 
         }
     }
     found
+}
+
+/// Nodes with a voter that its leader has not heard of lately, and none that has been heard of.
+pub fn silent_nodes(reports: &BTreeMap<GroupId, Report>) -> BTreeSet<NodeNumber> {
+    let known = || reports.values().flat_map(|report| &report.progress);
+    let nodes = |is_active: bool| -> BTreeSet<NodeNumber> {
+        let of_kind = known().filter(|progress| progress.is_active == is_active);
+        of_kind.map(|progress| progress.replica.node()).collect()
+    };
+    let leading: BTreeSet<NodeNumber> = reports.values().map(|report| report.leader.node()).collect();
+    nodes(false).into_iter().filter(|node| !nodes(true).contains(node) && !leading.contains(node)).collect()
+}
+
+/// Why a node must not leave now: some group would be left without an answering majority. One sentence that says which, and what
+/// to do; `None` when it may leave.
+pub fn removal_objection(
+    meta: &Meta,
+    reports: &BTreeMap<GroupId, Report>,
+    leaving: NodeNumber,
+) -> Option<String> {
+    let silent = silent_nodes(reports);
+    let name = |number: NodeNumber| meta.node(number).map_or("?", |node| node.id.as_str());
+    let rest: Vec<NodeNumber> = meta
+        .nodes
+        .iter()
+        .filter(|node| node.state == NodeState::Member && node.number != leaving)
+        .map(|node| node.number)
+        .collect();
+    let wanted = usize::from(meta.replicas).min(rest.len());
+    for (number, placement) in meta.groups.iter().enumerate() {
+        let group = GroupId(number as u32);
+        if !placement.replicas.iter().any(|held| held.node() == leaving) {
+            continue;
+        }
+        if !reports.contains_key(&group) {
+            return Some(format!(
+                "group {group} has no leader now, so its copy on {:?} cannot be moved; ask again when it has one",
+                name(leaving)
+            ));
+        }
+        let staying = || placement.replicas.iter().map(|held| held.node()).filter(|node| rest.contains(node));
+        let is_free = |node: &&NodeNumber| !silent.contains(node) && staying().all(|held| held != **node);
+        let added = rest.iter().filter(is_free).count().min(wanted.saturating_sub(staying().count()));
+        let copies = staying().count() + added;
+        let answering = staying().filter(|node| !silent.contains(node)).count() + added;
+        if answering < copies / 2 + 1 {
+            let lost: Vec<&str> = staying().filter(|node| silent.contains(node)).map(name).collect();
+            return Some(format!(
+                "without {:?} only {answering} of {copies} copies of group {group} would answer, and more than half must; start {} \
+                 again, or remove it first",
+                name(leaving),
+                lost.join(", ")
+            ));
+        }
+    }
+    None
 }
 
 #[cfg(test)]

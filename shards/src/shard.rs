@@ -24,6 +24,7 @@ mod role;
 mod searches;
 mod slices;
 mod snapshots;
+pub mod survive;
 mod transact;
 
 use crate::catalog::Catalog;

@@ -273,11 +273,18 @@ impl Member {
     }
 
     /// Starts the threads that speak to other nodes and lets them in.
-    pub(super) fn join(self, directory: &Path, shard_bells: &[Arc<Doorbell>]) -> Result<Joined, Fatal> {
+    pub(super) fn join(
+        self,
+        tuning: &Tuning,
+        directory: &Path,
+        shard_bells: &[Arc<Doorbell>],
+    ) -> Result<Joined, Fatal> {
         let Member { file, card, counters, cluster_port } = self;
         let (doors, inboxes) = shard_bells.iter().map(|bell| ShardDoor::new(Arc::clone(bell))).unzip();
         let (notices, noticed) = control::notices();
-        let hub = Hub::new(directory.to_path_buf(), file, card, doors, Arc::clone(&counters), notices);
+        let advertised = tuning.cluster.advertise.clone();
+        let path = directory.to_path_buf();
+        let hub = Hub::new(path, file, card, advertised, doors, Arc::clone(&counters), notices);
         let facts = Arc::new(OnceLock::new());
         control::start(&hub, noticed, Arc::clone(&facts))?;
         match cluster_port {

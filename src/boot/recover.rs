@@ -11,13 +11,14 @@ use crate::disk::replica_dir;
 use crate::disk::segment::SegmentPoolHandle;
 use crate::disk::wal::{Wal, open_wal};
 use crate::doorbell::Doorbell;
-use crate::driver::{Driver, Seat, SnapshotFiles, lock_of};
+use crate::driver::{Driver, PeerSide, Seat, SnapshotFiles, lock_of};
 use crate::fatal::Fatal;
 use crate::tuning::{Tuning, WalSync};
-use shards::ids::GroupId;
+use shards::ids::{GroupId, ReplicaId};
 use shards::index::set::IndexSettings;
 use shards::log::ReplayError;
 use shards::log::manifest::ManifestError;
+use shards::meta::REPLACEABLE_COPIES_MIN;
 use shards::shard::image::Founding;
 use shards::shard::{Shard, ShardConfig, ShardFault, ShardImage};
 use shards::storage::recovery::RecoveryError;
@@ -30,6 +31,14 @@ struct RecoveredShard {
     clock: Clock,
 }
 
+/// What became of a shard with a replica.
+pub(super) enum Made {
+    /// It can be driven.
+    Driver(Box<Driver>),
+    /// Its files are damaged and were set aside: the seat waits for another replica.
+    SetAside(Box<Seat>, SnapshotFiles),
+}
+
 /// Recovers a shard and makes its driver. The seat of a cluster's shard must have a replica by the meta state.
 pub(super) fn driver(
     tuning: &Tuning,
@@ -38,23 +47,79 @@ pub(super) fn driver(
     mut seat: Box<Seat>,
     segments: SegmentPoolHandle,
     files: SnapshotFiles,
-) -> Result<Driver, Fatal> {
-    let (founding, is_preferred) = match &mut seat.peers {
-        None => (Founding::Alone, false),
-        Some(peers) => {
-            let appointment = peers.appointment().expect("a seat with a replica");
-            let path = directory.shard_path(seat.number);
-            replica_dir::prepare(&path, appointment.replica, directory.log_shape(seat.number).identity)
-                .map_err(|source| Fatal::Directory { path, source })?;
-            peers.serve_replica(appointment.replica);
-            (appointment.founding, appointment.is_preferred)
+) -> Result<Made, Fatal> {
+    let appointment = seat.peers.as_ref().map(|peers| peers.appointment().expect("a seat with a replica"));
+    let path = directory.shard_path(seat.number);
+    if let Some(appointment) = &appointment {
+        if replica_dir::is_lost(&path, appointment.replica) {
+            seat.lost = appointment.replica;
+            return Ok(Made::SetAside(seat, files));
+        }
+        if !path.exists() {
+            let detail = format!("its directory {} is gone", path.display());
+            let gone = Fatal::Corruption { shard: seat.number, detail };
+            return set_aside(seat, files, &path, appointment.replica, gone);
+        }
+        let identity = directory.log_shape(seat.number).identity;
+        let prepared = replica_dir::prepare(&path, appointment.replica, identity);
+        prepared.map_err(|source| Fatal::Directory { path: path.clone(), source })?;
+    }
+    let is = match &appointment {
+        None => (&Founding::Alone, false),
+        Some(appointment) => (&appointment.founding, appointment.is_preferred),
+    };
+    let recovered = shard(tuning, indexes, directory, seat.number, segments, &seat.bell, is);
+    let RecoveredShard { shard, wal, clock } = match (recovered, &appointment) {
+        (Ok(recovered), _) => recovered,
+        (Err(damage @ Fatal::Corruption { .. }), Some(appointment)) => {
+            return set_aside(seat, files, &path, appointment.replica, damage);
+        }
+        (Err(reason), _) => return Err(reason),
+    };
+    if let (Some(peers), Some(appointment)) = (&mut seat.peers, &appointment) {
+        peers.serve_replica(appointment.replica);
+    }
+    seat.clock = clock;
+    Ok(Made::Driver(Box::new(Driver::new(seat, shard, wal, files))))
+}
+
+/// Keeps what is damaged under another name, so that the group's other replicas can fill a new one; or refuses, where they
+/// could not.
+///
+/// What the damaged replica promised (votes, acknowledged entries) is not known any more, so it must never speak again under
+/// its id. That is as if its machine were dead: the others go on without it and take the new replica in as any other. The
+/// new one is empty and has no vote until it has been filled.
+fn set_aside(
+    mut seat: Box<Seat>,
+    files: SnapshotFiles,
+    path: &std::path::Path,
+    replica: ReplicaId,
+    damage: Fatal,
+) -> Result<Made, Fatal> {
+    let number = seat.number;
+    let copies = seat.peers.as_ref().map_or(0, PeerSide::copies);
+    if copies < REPLACEABLE_COPIES_MIN {
+        // The others are no majority without this one.
+        return Err(damage);
+    }
+    tracing::error!(shard = number, "{damage}");
+    let name = match replica_dir::set_aside(path, replica) {
+        Ok(name) => name,
+        Err(error) => {
+            tracing::error!(shard = number, "the damaged files cannot be set aside: {error}");
+            return Err(damage);
         }
     };
-    let is = (&founding, is_preferred);
-    let recovered = shard(tuning, indexes, directory, seat.number, segments, &seat.bell, is)?;
-    let RecoveredShard { shard, wal, clock } = recovered;
-    seat.clock = clock;
-    Ok(Driver::new(seat, shard, wal, files))
+    tracing::error!(
+        shard = number,
+        kept = name.as_deref().unwrap_or("nothing"),
+        "the damaged files of this replica are kept under another name; the group's other replicas fill a new one. Check the disk"
+    );
+    if let (Some(peers), Some(name)) = (&seat.peers, name) {
+        peers.was_set_aside(name);
+    }
+    seat.lost = replica;
+    Ok(Made::SetAside(seat, files))
 }
 
 /// Recovers a shard and opens its log.

@@ -3,6 +3,8 @@
 //! Everything goes through the client's public API and the commands of the protocol; this file only asks, waits and
 //! draws. A change is waited for by asking CLUSTER again and again until its result is seen. Never reads a server's files.
 
+mod balance;
+mod recover;
 mod table;
 
 use crate::fatal::Fatal;
@@ -19,6 +21,8 @@ Examples:
   strand cluster add node4@10.0.0.4:8000           make a running, empty node a member, and wait
   strand cluster remove node2                      drain a node, and wait until it holds nothing
   strand cluster transfer node1 --shard 3          have a node lead a shard
+  strand cluster balance                           spread replicas and leaders evenly again, and wait
+  strand cluster recover --unsafe --data-dir DIR   last resort for a lost majority, on a stopped node
 
 Exit codes: 0 done, 1 the cluster refused, was not reached, or is not done within --wait-s (it goes on by itself).";
 
@@ -65,6 +69,13 @@ enum Action {
         #[arg(long)]
         shard: Option<u32>,
     },
+    /// Spread replicas and leaders evenly over the nodes; no node is preferred for everything any more.
+    Balance {
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Last resort: make what a stopped node has a cluster of its own, when most nodes are lost for good.
+    Recover(Box<recover::Arguments>),
 }
 
 #[derive(Debug, Args)]
@@ -82,6 +93,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// # Errors
 /// When no node answers, the cluster refuses, or a change is not complete in time.
 pub fn run(arguments: &Arguments) -> Result<(), Fatal> {
+    if let Action::Recover(of_recovery) = &arguments.action {
+        return recover::run(of_recovery, arguments.json);
+    }
     let options = ClientOptions { token: arguments.token.clone(), ..ClientOptions::default() };
     let mut client = Client::connect_with(&arguments.address, options).map_err(failed)?;
     match &arguments.action {
@@ -106,6 +120,11 @@ pub fn run(arguments: &Arguments) -> Result<(), Fatal> {
             ask(&mut client, &command)?;
             super::print("leadership is on its way; see strand cluster status\n")
         }
+        Action::Balance { wait } => {
+            ask(&mut client, &json!({ "command": "BALANCE" }))?;
+            follow(arguments, &mut client, wait, balance::progress)
+        }
+        Action::Recover(_) => unreachable!("it needs no server"),
     }
 }
 

@@ -53,6 +53,9 @@ pub struct ConfigurationFlags {
     /// Port for the other nodes [default: the client port + 1000]
     #[arg(long, value_name = "PORT")]
     cluster_port: Option<String>,
+    /// Host that clients and other nodes are told to use for this node [default: the one that they see]
+    #[arg(long, value_name = "HOST")]
+    advertise: Option<String>,
     /// Prefer this node as leader at first start
     #[arg(long)]
     primary: bool,
@@ -109,6 +112,7 @@ impl ConfigurationFlags {
             ("log.level", "--log-level", self.log_level.clone()),
             ("cluster.peers", "--peers", peers),
             ("cluster.port", "--cluster-port", self.cluster_port.clone()),
+            ("cluster.advertise", "--advertise", self.advertise.clone()),
             ("cluster.primary", "--primary", switch(self.primary)),
         ] {
             if let Some(text) = text {
@@ -148,9 +152,9 @@ mod tests {
     #[test]
     fn every_named_flag_is_a_known_setting() {
         let line = "--id a --host h --port 1 --data-dir d --shards 1 --cores 0 --insecure --wal-sync off \
-                    --memory-max-mib 1 --log-format text --log-level info --peers p:1 --cluster-port 2 --primary";
+                    --memory-max-mib 1 --log-format text --log-level info --peers p:1 --cluster-port 2 --advertise h --primary";
         let settings = settings(line);
-        assert_eq!(settings.len(), 14);
+        assert_eq!(settings.len(), 15);
         for (key, _) in settings {
             assert!(knob(&key).is_some(), "{key}");
         }

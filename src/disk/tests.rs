@@ -222,6 +222,89 @@ fn a_full_disk_refuses_writes_keeps_the_reserve_and_ends_with_a_cut() {
     }
 }
 
+/// Lives that end without a word on a full disk. Each begins by writing what every start writes, a vote and an entry.
+fn crash_loop(quota: u64, fill: bool) {
+    let scratch = Scratch::new();
+    let (mut wal, _) = open(scratch.path(), 256 << 10, WalOptions::default(), Some(quota));
+    assert!(append(&mut wal, 9000, false));
+    while fill && append(&mut wal, 9000, false) {}
+    settle(&mut wal);
+    let mut count = wal.durable_upto().0;
+    drop(wal);
+    for life in 0..12 {
+        let (mut wal, read) = open(scratch.path(), 256 << 10, WalOptions::default(), Some(quota));
+        assert_eq!(read.len() as u64, count, "life {life}");
+        for (sequence, bytes) in &read {
+            assert_eq!(*bytes, payload(*sequence, bytes.len()), "life {life}, sequence {sequence}");
+        }
+        assert!(append(&mut wal, 60, true), "life {life}: a vote finds room");
+        settle(&mut wal);
+        assert!(append(&mut wal, 120, false), "life {life}: so does the first entry");
+        settle(&mut wal);
+        count += 2;
+        assert_eq!(wal.durable_upto(), Sequence(count));
+        if life % 3 == 2 {
+            wal.close().unwrap();
+        }
+    }
+    let (log, read) = recover(scratch.path(), 256 << 10).unwrap();
+    assert_eq!(read.len() as u64, count);
+    let files = list_segments(&RealDisk, scratch.path()).unwrap().len();
+    assert_eq!(files as u64, quota);
+    assert!(fill || log.recovered.free.len() == 1, "the reserve was never begun");
+    // With room again the log goes on in fresh segments, and nothing is lost.
+    let (mut wal, _) = open(scratch.path(), 256 << 10, WalOptions::default(), None);
+    for _ in 0..60 {
+        assert!(append(&mut wal, 9000, false));
+    }
+    settle(&mut wal);
+    drop(wal);
+    let (log, read) = recover(scratch.path(), 256 << 10).unwrap();
+    assert_eq!((log.recovered.last_sequence, read.len() as u64), (Sequence(count + 60), count + 60));
+}
+
+#[test]
+fn a_crash_loop_on_a_full_disk_uses_neither_the_reserve_nor_another_segment_up() {
+    crash_loop(2, false);
+    crash_loop(4, true);
+}
+
+/// Unacknowledged rests behind the end of a log that is written on are never taken for a part of it, not even where the next
+/// sequence stands in one.
+#[test]
+fn torn_rests_behind_a_log_that_is_written_on_stay_out() {
+    let (segment_bytes, quota) = (256 << 10, Some(2));
+    let scratch = Scratch::new();
+    let (mut wal, _) = open(scratch.path(), segment_bytes, WalOptions::default(), quota);
+    for _ in 0..5 {
+        assert!(append(&mut wal, 5000, false));
+        settle(&mut wal);
+    }
+    // Three more leave in one write; of the first of them nothing arrives.
+    for _ in 0..3 {
+        assert!(append(&mut wal, 5000, false));
+    }
+    settle(&mut wal);
+    drop(wal);
+    let path = scratch.path().join("wal-00000001.seg");
+    let mut bytes = std::fs::read(&path).unwrap();
+    // The start has a block, each batch two.
+    bytes[11 * 4096..12 * 4096].fill(0xee);
+    std::fs::write(&path, &bytes).unwrap();
+    let mut sizes = vec![5000; 5];
+    for size in [60, 9000, 120, 120] {
+        let (mut wal, read) = open(scratch.path(), segment_bytes, WalOptions::default(), quota);
+        let expected: Read =
+            (1..).zip(&sizes).map(|(number, bytes)| (number, payload(number, *bytes))).collect();
+        assert_eq!(read, expected);
+        assert!(append(&mut wal, size, true));
+        settle(&mut wal);
+        sizes.push(size);
+    }
+    let (log, read) = recover(scratch.path(), segment_bytes).unwrap();
+    assert_eq!((read.len(), log.recovered.live.len()), (9, 1), "all of it stands in one segment");
+}
+
 #[test]
 fn under_an_interval_only_the_interval_or_a_request_syncs() {
     let scratch = Scratch::new();

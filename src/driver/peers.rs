@@ -16,7 +16,7 @@ use shards::index::set::IndexSettings;
 use shards::shard::image::SnapshotIntake;
 use shards::state::SessionLimits;
 use shards::storage::snapshots::snapshot_file_name;
-use shards::txn::message::GroupMessage;
+use shards::txn::message::{GroupMessage, Message};
 use std::fs::File;
 use std::io::{self, Read};
 use std::time::Duration;
@@ -84,6 +84,30 @@ impl PeerSide {
         if replica.0 == 0 {
             (self.pull, self.loading) = (None, None);
         }
+    }
+
+    /// Tells group 0 that this node's replica of the group has lost its log. To be said again until there is another one.
+    pub(super) fn tell_lost(&mut self, lost: ReplicaId, mesh: &mut ShardMesh<GroupMessage>) {
+        let message = GroupMessage { from: self.group, to: GroupId(0), body: Message::Lost(lost) };
+        // Said to this very shard, it concerns nobody: the leader of a group has not lost its log.
+        let mut events = Vec::new();
+        self.links.say(message, &mut events, &mut self.relayed);
+        for message in self.relayed.drain(..) {
+            mesh.send(message.to.0 as usize, Box::new(message));
+        }
+        mesh.flush();
+        self.links.flush();
+    }
+
+    /// Notes that the directory of a damaged replica was renamed.
+    pub fn was_set_aside(&self, name: String) {
+        self.links.hub().was_set_aside(name);
+    }
+
+    /// Copies that the group has by the meta state.
+    pub fn copies(&self) -> usize {
+        let meta = self.links.hub().nodes.meta();
+        meta.groups.get(self.group.0 as usize).map_or(0, |placement| placement.replicas.len())
     }
 
     /// Takes what came from other nodes: events for the engine, and messages for other groups of this node.

@@ -8,7 +8,7 @@ use crate::fatal::Fatal;
 use crate::links::{RouterLink, ShardMesh};
 use shards::batch::{NotLeader, ReplyBatch, RequestBatch};
 use shards::event::Event;
-use shards::ids::{GroupId, ReplicaId};
+use shards::ids::{GroupId, Millis, ReplicaId};
 use shards::txn::message::GroupMessage;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +31,12 @@ pub struct Seat {
     pub settings: DriverSettings,
     /// Links to other nodes; none for a node that is alone for good.
     pub peers: Option<PeerSide>,
+    /// A replica whose log is lost: the node waits for another one in its place. 0 for none.
+    pub lost: ReplicaId,
 }
+
+/// Time between two words about a lost replica, in milliseconds.
+const LOST_TOLD_EVERY_MS: u64 = 1000;
 
 /// How a vacant shard's time ended.
 pub(super) enum Vacated {
@@ -48,10 +53,19 @@ pub(super) enum Vacated {
 pub(super) fn wait_for_replica(mut seat: Box<Seat>, stop: &impl Fn() -> bool) -> Result<Vacated, Fatal> {
     let mut events = Vec::new();
     tracing::info!(shard = seat.number, "this node has no replica of the group: requests are sent elsewhere");
+    let mut next_word = Millis(0);
     loop {
         let busy = seat.turn(&mut events);
-        if seat.peers.as_ref().is_some_and(|peers| peers.appointment().is_some()) {
+        let appointed =
+            seat.peers.as_ref().and_then(PeerSide::appointment).map(|appointment| appointment.replica);
+        if appointed.is_some_and(|replica| replica != seat.lost) {
             return Ok(Vacated::Appointed(seat));
+        }
+        let now = seat.clock.now();
+        if appointed.is_some() && now >= next_word {
+            next_word = Millis(now.0 + LOST_TOLD_EVERY_MS);
+            let Seat { peers, mesh, lost, .. } = &mut *seat;
+            peers.as_mut().expect("somebody appointed it").tell_lost(*lost, mesh);
         }
         if stop() {
             return Ok(Vacated::Stopped);

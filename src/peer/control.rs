@@ -76,7 +76,14 @@ pub fn start(
     let hub = Arc::clone(hub);
     let run = move || {
         employ(&hub);
+        let clock = Clock::start();
+        let mut next_look_us = 0;
         loop {
+            let now_us = clock.elapsed_us();
+            if now_us >= next_look_us {
+                next_look_us = now_us + FIGURES_EVERY.as_micros() as u64;
+                hub.tell_whereabouts();
+            }
             match notices.recv_timeout(FIGURES_EVERY) {
                 Ok(Notice::Meta(meta)) => {
                     if hub.learn_meta(&meta) {
@@ -100,6 +107,9 @@ pub fn start(
 fn tell(hub: &Hub, facts: &ServerFacts) {
     let mut text = String::from("\"peers\":");
     hub.counters.write_json(&mut text);
+    // Names that this program gave: nothing in them needs to be escaped.
+    let set_aside: Vec<String> = hub.set_aside().iter().map(|name| format!("\"{name}\"")).collect();
+    text.push_str(&format!(",\"set_aside\":[{}]", set_aside.join(",")));
     *facts.extra.lock().unwrap_or_else(PoisonError::into_inner) = text;
 }
 
@@ -191,6 +201,9 @@ impl Worker {
     }
 
     fn came_up(&mut self, link: Talk) {
+        if let Some(address) = link.local_address() {
+            self.hub.speaks_from(address);
+        }
         self.link = Some(link);
         self.failures = 0;
         self.next_word_ms = 0;

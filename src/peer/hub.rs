@@ -10,14 +10,18 @@ use super::forward::PeerStream;
 use super::nodes::Nodes;
 use super::socket::Socket;
 use super::view::ClusterView;
+use super::whereabouts::Whereabouts;
 use crate::clock::Clock;
+use crate::disk::replica_dir;
 use crate::doorbell::Doorbell;
 use crate::fatal::{self, Fatal};
 use shards::ids::{GroupId, Millis, NodeNumber, ReplicaId};
 use shards::meta::{Meta, NodeState};
 use shards::peer::hello::{Card, Purpose};
 use shards::shard::image::Founding;
+use shards::txn::message::{GroupMessage, Message};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, sync_channel};
@@ -54,6 +58,8 @@ pub enum News {
     Resign(Millis),
     /// The snapshot at this index is in its file, durable and checked, or why not.
     Pulled(u64, Result<(), String>),
+    /// To be said to the leader of the group that it is for.
+    Say(GroupMessage),
 }
 
 /// Where news for a shard are handed in.
@@ -114,6 +120,11 @@ pub struct Hub {
     /// The clock of `nodes`.
     pub clock: Clock,
     directory: PathBuf,
+    whereabouts: Whereabouts,
+    /// The address from which this node speaks to others.
+    seen_from: Mutex<Option<IpAddr>>,
+    /// Directories of replicas that were damaged and set aside.
+    set_aside: Mutex<Vec<String>>,
     stored: Mutex<ClusterFile>,
     doors: Vec<ShardDoor>,
     forward_door: Mutex<Option<(Sender<PeerStream>, Arc<Doorbell>)>>,
@@ -142,12 +153,15 @@ impl Hub {
         directory: PathBuf,
         stored: ClusterFile,
         card: Card,
+        advertised: String,
         doors: Vec<ShardDoor>,
         counters: Arc<PeerCounters>,
         notices: Sender<Notice>,
     ) -> Arc<Self> {
         let membership = stored.membership.clone().expect("only a member has a hub");
         let Membership { me, meta, .. } = membership;
+        let Card { host, port, cluster_port, .. } = card.clone();
+        let set_aside = replica_dir::list_set_aside(&directory);
         let groups = meta.groups.len();
         for door in &doors {
             door.hand_in(News::Meta(Arc::clone(&meta)));
@@ -161,6 +175,9 @@ impl Hub {
             counters,
             clock: Clock::start(),
             directory,
+            whereabouts: Whereabouts { advertised, host, port, cluster_port },
+            seen_from: Mutex::new(None),
+            set_aside: Mutex::new(set_aside),
             stored: Mutex::new(stored),
             doors,
             forward_door: Mutex::new(None),
@@ -340,6 +357,33 @@ impl Hub {
             tracing::info!(node = node.0, host, cluster_port, "a node is at another address now");
             addresses.insert(node, heard);
         }
+    }
+
+    /// Notes the address from which this node speaks to others.
+    pub fn speaks_from(&self, address: IpAddr) {
+        *lock(&self.seen_from) = Some(address);
+    }
+
+    /// Tells group 0 where this node is reached, if the meta state says otherwise. To be said again until it does not.
+    pub fn tell_whereabouts(&self) {
+        let meta = self.nodes.meta();
+        let seen_from = *lock(&self.seen_from);
+        let news = meta.node(self.me).and_then(|known| self.whereabouts.news(known, seen_from));
+        if let Some(address) = news {
+            let body = Message::Moved(Box::new(address));
+            // A shard that has too much to look at hears it the next time.
+            self.door(GroupId(0)).hand_in(News::Say(GroupMessage { from: GroupId(0), to: GroupId(0), body }));
+        }
+    }
+
+    /// Notes that a damaged replica's directory now has this name.
+    pub fn was_set_aside(&self, name: String) {
+        lock(&self.set_aside).push(name);
+    }
+
+    /// Directories of damaged replicas, for INFO.
+    pub fn set_aside(&self) -> Vec<String> {
+        lock(&self.set_aside).clone()
     }
 
     /// Notes which meta state a node has; it was heard just now.

@@ -19,6 +19,7 @@
 //! | `socket` | one connection and its frames |
 //! | `station` | who is let in |
 //! | `view` | who leads each group, as the routers of this node see it |
+//! | `whereabouts` | where this node is reached, as it says itself |
 
 pub mod cluster_file;
 pub mod control;
@@ -34,3 +35,4 @@ pub mod snapshots;
 pub mod socket;
 pub mod station;
 pub mod view;
+pub mod whereabouts;

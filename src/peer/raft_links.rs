@@ -192,6 +192,16 @@ impl RaftLinks {
         }
     }
 
+    /// Says something to the leader of the group that it is for; lost when nobody is known to lead it.
+    pub fn say(&mut self, message: GroupMessage, events: &mut Vec<Event>, relayed: &mut Vec<GroupMessage>) {
+        match self.hub.view.leader(message.to).node {
+            NodeNumber(0) => {}
+            node if node != self.hub.me => self.send_group(node, message),
+            _ if message.to == self.group => events.push(Event::Message(message)),
+            _ => relayed.push(message),
+        }
+    }
+
     /// Writes what was queued: at most one write a link.
     pub fn flush(&mut self) {
         for at in 0..self.out.len() {
@@ -211,6 +221,7 @@ impl RaftLinks {
                 News::Meta(meta) => events.push(Event::Meta(meta)),
                 News::Resign(by) => events.push(Event::Resign(by)),
                 News::Pulled(index, result) => self.pulled = Some((index, result)),
+                News::Say(message) => self.say(message, events, relayed),
             }
         }
         if !self.incoming.is_empty() || self.out.iter().any(OutLink::is_up) {

@@ -13,7 +13,7 @@ use shards::peer::PayloadRefused;
 use shards::peer::frame::{Expected, FrameError, FrameReader, FrameWriter, HANDSHAKE_BYTES_MAX, Kind};
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::time::Duration;
 
 /// Sent data that nobody acknowledges for so long means a broken connection: far below the kernel's own quarter of an hour,
@@ -136,6 +136,11 @@ impl Talk {
     /// The address of the other side, for logs.
     pub fn address(&self) -> String {
         self.stream.peer_addr().map_or_else(|_| "somebody".to_owned(), |address| address.to_string())
+    }
+
+    /// The address of this machine on this connection.
+    pub fn local_address(&self) -> Option<IpAddr> {
+        self.stream.local_addr().ok().map(|address| address.ip())
     }
 
     /// Sends one frame within this time.

@@ -1,11 +1,11 @@
-//! What ADD_NODE, REMOVE_NODE and TRANSFER_LEADER ask of group 0: names of nodes turned into numbers.
+//! What ADD_NODE, REMOVE_NODE, TRANSFER_LEADER and BALANCE ask of group 0: names of nodes turned into numbers.
 //!
 //! A node is added in two steps that may come in any order: it is started with `--peers` that name a member, and asks there
 //! until somebody adds it here. So only a node that runs, is blank and was reached can be added.
 
 use crate::peer::nodes::Nodes;
 use crate::tuning::peers;
-use shards::ids::GroupId;
+use shards::ids::{GroupId, NodeNumber};
 use shards::meta::{Meta, MetaChange, Node};
 use strand_wire::request::{AddNode, Command, TransferLeader};
 
@@ -27,6 +27,8 @@ pub(super) fn change(nodes: &Nodes, command: &Command<'_>) -> Result<MetaChange,
             }
             Ok(MetaChange::Prefer { group: GroupId(*shard), node: named(&meta, node)?.number })
         }
+        // Evenness is what group 0 plans by itself; only a node that should lead everything stands against it.
+        Command::Balance => Ok(MetaChange::Primary(NodeNumber(0))),
         _ => unreachable!("only commands on the members come here"),
     }
 }

@@ -16,7 +16,7 @@
 //! | `replies` | what comes back from shards, and deadlines of gathers |
 //! | `calls` | the gathers under way |
 //! | `way` | where a group's requests go, and what becomes of them when its leader changes |
-//! | `members` | what ADD_NODE, REMOVE_NODE and TRANSFER_LEADER ask of group 0 |
+//! | `members` | what ADD_NODE, REMOVE_NODE, TRANSFER_LEADER and BALANCE ask of group 0 |
 //! | `facts` | what the server is, and how it is stopped |
 
 mod answers;

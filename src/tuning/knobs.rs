@@ -125,6 +125,9 @@ sections! {
         /// TCP port for the other nodes; 0 means `server.port` + 1000. Without peers it makes a node that others can be added
         /// to.
         port: u16 = 0, "port", integer(0, 65_535);
+        /// Host that clients and other nodes are told to use for this node, where the one that they see is not the right one, as
+        /// behind address translation; empty means the one under which it was named or seen. It may change at any start.
+        advertise: String = String::new(), "address or host name", Range::Text(255);
         /// Prefers this node as leader of every group at first start. Needs peers or a cluster port.
         primary: bool = false, "switch", Range::Switch;
         /// Copies of each group, on as many nodes; all founders must say the same. Three bear the loss of one node, five of two.

@@ -96,7 +96,8 @@ impl Trio {
         fs::remove_dir_all(self.data(at)).expect("the directory is there");
     }
 
-    fn data(&self, at: usize) -> PathBuf {
+    /// Where a node keeps its data.
+    pub(crate) fn data(&self, at: usize) -> PathBuf {
         self.directory.path().join(name_of(at))
     }
 
@@ -109,8 +110,16 @@ impl Trio {
         entries.collect::<Vec<_>>().join(",")
     }
 
+    /// Starts a node that was in the cluster before at other ports.
+    pub(crate) fn spawn_at(&self, at: usize, port: u16, cluster_port: u16, more: &[&str]) -> Node {
+        self.run_at(at, &name_of(at), (port, cluster_port), more)
+    }
+
     fn run(&self, at: usize, id: &str, more: &[&str]) -> Node {
-        let (port, cluster_port) = self.ports[at];
+        self.run_at(at, id, self.ports[at], more)
+    }
+
+    fn run_at(&self, at: usize, id: &str, (port, cluster_port): (u16, u16), more: &[&str]) -> Node {
         let mut command = Command::new(env!("CARGO_BIN_EXE_strand"));
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("STRAND_"))
         {
@@ -167,6 +176,11 @@ impl Node {
             reply["status"] == "success"
         });
         reply
+    }
+
+    /// The port for clients.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     /// What it said so far.

@@ -150,6 +150,9 @@ class Commands(Generic[R]):
     def transfer_leader(self, node: str, shard: Optional[int] = None, **fields: Any) -> R:
         return self._send(request("TRANSFER_LEADER", {"node": node, "shard": shard}, fields))
 
+    def balance(self, **fields: Any) -> R:
+        return self._send(request("BALANCE", {}, fields))
+
     def shutdown(self, **fields: Any) -> R:
         return self._send(request("SHUTDOWN", {}, fields))
 

@@ -11,10 +11,11 @@ import random
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Generator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Generator, List, Optional, Sequence, Tuple, Union
 
 from .errors import (ConnectError, DisconnectedError, EncodeError, ProtocolError, RequestTimeout, ServerError, StrandError,
                      error_of)
+from .placement import hash64, slot_of
 from .session import Reply, Request, Sequencer, Session, encode
 
 VERSION = "0.1.0"
@@ -28,20 +29,6 @@ TRUSTED_IDLE = 0.05
 GRACE = 0.5
 
 Outcome = Union[Reply, StrandError]
-
-
-try:
-    # Optional: with it a key's shard is known before the first request; without it NOT_LEADER replies teach it.
-    from xxhash import xxh3_64_intdigest as hash64
-except ImportError:
-    hash64 = None
-
-
-def slot_of(key: bytes, hashed: Callable[[bytes], int]) -> int:
-    """The slot of a key: the upper 12 bits of xxh3_64 of its ``{tag}``, or of the whole key without one."""
-    opened = key.find(b"{")
-    closed = key.find(b"}", opened + 1) if opened >= 0 else -1
-    return hashed(key[opened + 1:closed] if closed > opened + 1 else key) >> 52
 
 
 class DeadlinePassed(OSError):
@@ -356,7 +343,7 @@ class Engine:
 
     def _shard_of(self, key: str) -> Optional[int]:
         """The shard of a key by the slot map of HELLO, or by what a NOT_LEADER reply said of the key."""
-        if self._slots and hash64 is not None:
+        if self._slots:
             return self._slots[slot_of(key.encode("utf-8", "surrogatepass"), hash64)]
         return self._shard_of_key.get(key)
 

@@ -123,7 +123,7 @@ class Interface(unittest.TestCase):
         self.assertEqual(ours, theirs)
 
     def test_every_command_has_a_method_everywhere(self):
-        membership = {"add_node", "remove_node", "transfer_leader"}
+        membership = {"add_node", "remove_node", "transfer_leader", "balance"}
         for name in COMMAND_METHODS:
             for kind in (stranddb.TCPClient, stranddb.KVClient, stranddb.Pipeline):
                 self.assertTrue(callable(getattr(kind, name)), name)

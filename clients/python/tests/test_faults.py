@@ -10,6 +10,7 @@ import stranddb
 from stranddb import engine
 from fake_server import FakeServer, error
 from stranddb import AsyncClient, Client, Options, Pool
+from stranddb.placement import xxh3_64
 
 QUICK = Options(timeout=5.0, pause_first=0.002, pause_max=0.02)
 
@@ -163,6 +164,16 @@ class Faults(unittest.TestCase):
         for key in (b"{user1}.name", b"x{user1}y", b"{}a", b"a{b"):
             self.assertEqual(engine.slot_of(key, hashed), 0x2d0)
         self.assertEqual(seen, [b"user1", b"user1", b"{}a", b"a{b"])
+
+    def test_the_hash_is_the_servers(self):
+        known = {0: 0x2d06800538d394c2, 1: 0x4c5cca45d0f4811f, 3: 0x6e3e2670e61106ac, 4: 0x5c4c63133443d03f,
+                 8: 0xf9fd4dd0b04d78f5, 9: 0x7c20df9712c26edf, 16: 0x86abf6baccea0858, 17: 0xb58bf5dc5022d071,
+                 32: 0xe3712ed84c04a66e, 33: 0xa4dee99b093e1f73, 64: 0x1291d2d4042330dd, 65: 0x97c6bf83217e5ec9,
+                 96: 0x81296929fc063365, 97: 0xf145a45b658ab9dd, 128: 0x10d17f72c0ccba41, 129: 0x1648bdc3db49d1a2,
+                 240: 0xb6cfaf343fab81e6, 241: 0x956cae592c67279e, 1024: 0x70bd377d9574f4bb, 1025: 0x66c4487c41e127a7,
+                 4096: 0x9ddd66c14af0daff}
+        for length, expected in known.items():
+            self.assertEqual(xxh3_64(bytes((at * 131 + 7) & 255 for at in range(length))), expected, length)
 
     def test_several_addresses_stand_in_one_text(self):
         gone, there = self.server(), self.server()

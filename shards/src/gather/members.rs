@@ -1,4 +1,4 @@
-//! ADD_NODE, REMOVE_NODE and TRANSFER_LEADER: one change of the meta state, asked of group 0.
+//! ADD_NODE, REMOVE_NODE, TRANSFER_LEADER and BALANCE: one change of the meta state, asked of group 0.
 
 use super::{Call, Gather, Step};
 use crate::batch::ReplyKind;

@@ -24,6 +24,11 @@
 //! in the same file: a write still in flight when the old process died can land late without touching what follows. The
 //! price is a segment a restart; so a trailing segment without entries is not kept.
 //!
+//! The exception is a disk without room for another segment: a crash loop would use up the reserve, and then the shard could
+//! not even vote. There the last segment is written on behind its last batch ([`LogEnd`]), if no segment began later. That is
+//! sound, and only less roomy for late writes, which the lock of the data directory (held by the log's ring) keeps away: remains
+//! behind the end carry this life's epoch, but follow another batch, so the chain refuses them wherever the new batches end.
+//!
 //! Memory: one window of [`WINDOW_BYTES`], or the largest batch. The log is read twice, the second time mostly from the
 //! page cache. This file must not write, and never lets a batch count
 //! that its checksums do not cover. On an error the caller must forget every batch it was given.
@@ -90,6 +95,17 @@ pub struct Recovered {
     pub highest_epoch: SegmentEpoch,
     /// How the log ended.
     pub tail: Tail,
+    /// Where the last live segment could be written on, if it had to be.
+    pub end: Option<LogEnd>,
+}
+
+/// The end of a log in its last segment, in which no batch is known to come later anywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogEnd {
+    /// Behind the last batch that counts, in bytes.
+    pub offset: u64,
+    /// Epoch of the segment before it.
+    pub previous_epoch: SegmentEpoch,
 }
 
 /// Replays the segments of one log. `files` are all that exist, in any order; `manifest` is what was known about the log
@@ -144,6 +160,8 @@ struct Walk {
     kept: usize,
     /// CRC of the last batch in the last kept segment.
     kept_crc: u32,
+    /// Where the last kept segment's walk ended.
+    kept_end: u64,
     last_sequence: Sequence,
     stop: Stop,
 }
@@ -265,12 +283,14 @@ impl<'a, S: SegmentSource> Machine<'a, S> {
     ) -> Result<Walk, ReplayError<S::Error>> {
         let Some((first, start)) = chain.first() else {
             let stop = Stop { segment: SegmentId(0), offset: 0, reason: Reason::Blank, one_bit: false };
-            return Ok(Walk { reached: 0, kept: 0, kept_crc: 0, last_sequence: Sequence(0), stop });
+            let last_sequence = Sequence(0);
+            return Ok(Walk { reached: 0, kept: 0, kept_crc: 0, kept_end: 0, last_sequence, stop });
         };
         let mut expected = Expected { sequence: start.sequence, crc: start.previous_crc };
         let stop = Stop { segment: *first, offset: 0, reason: Reason::Chain, one_bit: false };
         let last_sequence = Sequence(start.sequence.0 - 1);
-        let mut walk = Walk { reached: 0, kept: 0, kept_crc: start.previous_crc, last_sequence, stop };
+        let mut walk =
+            Walk { reached: 0, kept: 0, kept_crc: start.previous_crc, kept_end: 0, last_sequence, stop };
         for (place, (segment, start)) in chain.iter().enumerate() {
             if start.sequence != expected.sequence || start.previous_crc != expected.crc {
                 assert!(place > 0, "the first segment is what the walk expects");
@@ -284,6 +304,7 @@ impl<'a, S: SegmentSource> Machine<'a, S> {
             if expected.sequence > begun_at {
                 walk.kept = place + 1;
                 walk.kept_crc = expected.crc;
+                walk.kept_end = walk.stop.offset;
             }
         }
         Ok(walk)
@@ -462,6 +483,10 @@ impl<'a, S: SegmentSource> Machine<'a, S> {
             last_crc: walk.kept_crc,
             highest_epoch: self.statements.highest_epoch,
             tail: if clean { Tail::Clean } else { Tail::Torn { segment, offset, reason } },
+            // A segment that began later anywhere, with entries or without, would be taken for what follows here.
+            end: kept.last().filter(|(_, start)| start.epoch == self.statements.highest_epoch).map(
+                |(_, start)| LogEnd { offset: walk.kept_end, previous_epoch: start.previous_epoch },
+            ),
         }
     }
 }

@@ -3,11 +3,11 @@
 //! Invariants: a batch never spans segments; a block that was placed is never placed again within one life of its
 //! segment; each segment begins with a segment start; sequences of entries rise by one; the last block of a segment is
 //! kept for a seal. A segment that a cut set free is handed out only after a batch that says so is durable, so that
-//! recovery never looks for a segment that was already written over. After a recovery the writer always begins a fresh
-//! segment (see `replay`). This file must not perform: the caller writes the frames and says what became durable.
+//! recovery never looks for a segment that was already written over. After a recovery the writer begins a fresh segment, or
+//! goes on in the last one where there is no room for another (see `replay`). This file must not perform: the caller writes the frames and says what became durable.
 
 use super::header::{self, BLOCK_BYTES, BatchHeader, BatchKind, FILL, HEADER_BYTES, NO_GROUP};
-use super::replay::Recovered;
+use super::replay::{LogEnd, Recovered};
 use super::{LogShape, SegmentEpoch, SegmentId};
 use crate::ids::{GroupId, Sequence};
 use crate::mutants::{Mutant, is_on};
@@ -113,6 +113,11 @@ impl LogWriter {
         self.live.iter()
     }
 
+    /// Whether a file is part of the live log.
+    pub fn is_live(&self, segment: SegmentId) -> bool {
+        self.live.iter().any(|live| live.segment == segment)
+    }
+
     /// Bytes of segment files that the live log takes.
     pub fn live_bytes(&self) -> u64 {
         self.live.len() as u64 * self.shape.segment_bytes
@@ -148,6 +153,19 @@ impl LogWriter {
         self.live.push_back(LiveSegment { segment, epoch: self.highest_epoch, first: self.next_sequence() });
         self.open_offset = Some(0);
         self.frame(BatchKind::SegmentStart, NO_GROUP, start, durable_upto, frame)
+    }
+
+    /// Goes on in the last live segment, behind everything that recovery found there. Only before anything was placed.
+    pub fn go_on_in_last(&mut self, end: &LogEnd) {
+        assert!(self.open_offset.is_none() && self.last_frame == FrameNumber(0), "only right after a recovery");
+        let last = self.live.back().expect("an end is that of a segment");
+        assert!(last.epoch == self.highest_epoch, "no segment began later");
+        assert!(
+            end.offset > 0 && end.offset.is_multiple_of(BLOCK_BYTES as u64) && end.offset <= self.shape.segment_bytes,
+            "a log ends behind a batch"
+        );
+        self.open_offset = Some(end.offset);
+        self.previous_epoch = end.previous_epoch;
     }
 
     /// Frames entries into `frame`, which has at least `header::frame_bytes(payload.len())` bytes. They must fit.

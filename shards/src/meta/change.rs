@@ -8,7 +8,7 @@ use super::{GroupPlacement, Meta, Node, NodeState};
 use crate::command::record::{Malformed, take, take_u8, take_u16, take_u32, take_u64};
 use crate::ids::{GroupId, NodeNumber, ReplicaId};
 use crate::log::payload::PayloadBuffer;
-use crate::peer::meta_codec::{NODES_MAX, decode_meta, encode_meta};
+use crate::peer::meta_codec::{NAME_BYTES_MAX, NODES_MAX, decode_meta, encode_meta};
 
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub enum MetaChange {
         /// Version of the state that this was planned on.
         planned_on: u64,
     },
+    /// Where a node is reached now, as it says itself.
+    Address(NodeAddress),
     /// This node, or none (0), is the preferred leader of every group.
     Primary(NodeNumber),
     /// This node should lead one group.
@@ -44,7 +46,42 @@ pub enum MetaChange {
         /// The node, which has a replica of it.
         node: NodeNumber,
     },
+    /// The log of this replica is lost: its node gets a new one, which is filled and then takes its place. The lost one never
+    /// speaks again, so for its group it is as a voter on a dead machine.
+    Replace {
+        /// The group.
+        group: GroupId,
+        /// The replica that is no more.
+        lost: ReplicaId,
+    },
+    /// The majority is lost, and one node goes on alone with what it has, as another cluster. Said offline, by an operator.
+    Survive {
+        /// The node.
+        node: NodeNumber,
+        /// Of its new data directory.
+        incarnation: u128,
+        /// The new cluster's id.
+        cluster: u128,
+        /// Its replica of each group.
+        replicas: Vec<ReplicaId>,
+    },
 }
+
+/// Where clients and nodes reach a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeAddress {
+    /// The node.
+    pub node: NodeNumber,
+    /// Its host.
+    pub host: String,
+    /// Port for clients.
+    pub port: u16,
+    /// Port for nodes.
+    pub cluster_port: u16,
+}
+
+/// With fewer copies the others are no majority without the lost one, so nobody could take its place.
+pub const REPLACEABLE_COPIES_MIN: usize = 3;
 
 /// What a change came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,8 +107,13 @@ impl Meta {
             MetaChange::RemoveNode(node) => self.remove_node(*node),
             MetaChange::Gone { node, planned_on } => self.forget_node(*node, *planned_on),
             MetaChange::Place { group, placement, planned_on } => self.place(*group, placement, *planned_on),
+            MetaChange::Address(address) => self.set_address(address),
             MetaChange::Primary(node) => self.set_primary(*node),
             MetaChange::Prefer { group, node } => self.prefer(*group, *node),
+            MetaChange::Replace { group, lost } => self.replace(*group, *lost),
+            MetaChange::Survive { node, incarnation, cluster, replicas } => {
+                self.survive(*node, *incarnation, *cluster, replicas)
+            }
         };
         if changed == MetaChanged::Yes {
             self.version += 1;
@@ -149,6 +191,66 @@ impl Meta {
         }
     }
 
+    fn set_address(&mut self, address: &NodeAddress) -> MetaChanged {
+        let NodeAddress { node: number, host, port, cluster_port } = address;
+        let is_sound = (1..=NAME_BYTES_MAX).contains(&host.len()) && *port != 0 && *cluster_port != 0;
+        let known = self.nodes.iter_mut().find(|node| node.number == *number && node.state != NodeState::Gone);
+        match known.filter(|_| is_sound) {
+            Some(node) if (&node.host, node.port, node.cluster_port) != (host, *port, *cluster_port) => {
+                node.host.clone_from(host);
+                (node.port, node.cluster_port) = (*port, *cluster_port);
+                MetaChanged::Yes
+            }
+            _ => MetaChanged::No,
+        }
+    }
+
+    fn replace(&mut self, group: GroupId, lost: ReplicaId) -> MetaChanged {
+        let new = ReplicaId::new(self.next_replica, lost.node());
+        let Some(placement) = self.groups.get_mut(group.0 as usize) else { return MetaChanged::No };
+        if placement.replicas.len() < REPLACEABLE_COPIES_MIN {
+            return MetaChanged::No;
+        }
+        let Some(held) = placement.replicas.iter_mut().find(|held| **held == lost) else {
+            return MetaChanged::No;
+        };
+        *held = new;
+        if placement.preferred == lost {
+            placement.preferred = new;
+        }
+        self.next_replica += 1;
+        MetaChanged::Yes
+    }
+
+    fn survive(
+        &mut self,
+        number: NodeNumber,
+        incarnation: u128,
+        cluster: u128,
+        replicas: &[ReplicaId],
+    ) -> MetaChanged {
+        if self.cluster == cluster {
+            return MetaChanged::No;
+        }
+        let are_its = replicas.iter().all(|replica| replica.node() == number);
+        if cluster == 0 || replicas.len() != self.groups.len() || !are_its || self.node(number).is_none() {
+            return MetaChanged::Refused("the node that is to go on is none that could".to_owned());
+        }
+        for node in &mut self.nodes {
+            if node.number == number {
+                (node.incarnation, node.state) = (incarnation, NodeState::Member);
+            } else {
+                (node.state, node.is_primary) = (NodeState::Gone, false);
+            }
+        }
+        for (placement, &replica) in self.groups.iter_mut().zip(replicas) {
+            *placement = GroupPlacement { replicas: vec![replica], preferred: replica };
+            self.next_replica = self.next_replica.max(replica.number() + 1);
+        }
+        self.cluster = cluster;
+        MetaChanged::Yes
+    }
+
     fn prefer(&mut self, group: GroupId, node: NodeNumber) -> MetaChanged {
         let Some(placement) = self.groups.get_mut(group.0 as usize) else {
             return MetaChanged::Refused(format!("there is no group {group}"));
@@ -206,10 +308,27 @@ impl MetaChange {
                     out.extend_from_slice(&replica.0.to_le_bytes());
                 }
             }
+            Self::Address(address) => {
+                out.push(5);
+                address.encode(out);
+            }
             Self::Primary(node) => push_number(out, 6, *node),
             Self::Prefer { group, node } => {
                 push_number(out, 7, *node);
                 out.extend_from_slice(&group.0.to_le_bytes());
+            }
+            Self::Replace { group, lost } => {
+                out.push(8);
+                out.extend_from_slice(&group.0.to_le_bytes());
+                out.extend_from_slice(&lost.0.to_le_bytes());
+            }
+            Self::Survive { node, incarnation, cluster, replicas } => {
+                push_number(out, 9, *node);
+                out.extend_from_slice(&incarnation.to_le_bytes());
+                out.extend_from_slice(&cluster.to_le_bytes());
+                for replica in replicas {
+                    out.extend_from_slice(&replica.0.to_le_bytes());
+                }
             }
         }
     }
@@ -223,8 +342,7 @@ impl MetaChange {
                 Self::Found(Box::new(meta.map_err(|_| Malformed("a meta state that cannot be read"))?))
             }
             1 => {
-                let incarnation =
-                    u128::from_le_bytes(take(rest, 16)?.try_into().expect("16 bytes were taken"));
+                let incarnation = take_u128(rest)?;
                 let id = take_text(rest)?;
                 let (host, port, cluster_port) = take_address(rest)?;
                 Self::AddNode(Node { id, incarnation, host, port, cluster_port, ..Node::default() })
@@ -235,23 +353,55 @@ impl MetaChange {
                 let planned_on = take_u64(rest)?;
                 let group = GroupId(take_u32(rest)?);
                 let preferred = ReplicaId(take_u64(rest)?);
-                let mut replicas = Vec::new();
-                while !rest.is_empty() {
-                    replicas.push(ReplicaId(take_u64(rest)?));
-                }
+                let replicas = take_replicas(rest)?;
                 Self::Place { group, placement: GroupPlacement { replicas, preferred }, planned_on }
             }
+            5 => Self::Address(NodeAddress::decode(rest)?),
             6 => Self::Primary(NodeNumber(take_u16(rest)?)),
             7 => Self::Prefer { node: NodeNumber(take_u16(rest)?), group: GroupId(take_u32(rest)?) },
+            8 => Self::Replace { group: GroupId(take_u32(rest)?), lost: ReplicaId(take_u64(rest)?) },
+            9 => {
+                let node = NodeNumber(take_u16(rest)?);
+                let (incarnation, cluster) = (take_u128(rest)?, take_u128(rest)?);
+                Self::Survive { node, incarnation, cluster, replicas: take_replicas(rest)? }
+            }
             _ => return Err(Malformed("an unknown change of the meta state")),
         };
         if rest.is_empty() { Ok(change) } else { Err(Malformed("bytes after a change of the meta state")) }
     }
 }
 
+impl NodeAddress {
+    /// Appends the address.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.node.0.to_le_bytes());
+        push_address(out, &self.host, self.port, self.cluster_port);
+    }
+
+    /// Reads what [`NodeAddress::encode`] wrote, from the front of `rest`.
+    pub fn decode(rest: &mut &[u8]) -> Result<Self, Malformed> {
+        let node = NodeNumber(take_u16(rest)?);
+        let (host, port, cluster_port) = take_address(rest)?;
+        Ok(Self { node, host, port, cluster_port })
+    }
+}
+
 fn push_number(out: &mut Vec<u8>, kind: u8, node: NodeNumber) {
     out.push(kind);
     out.extend_from_slice(&node.0.to_le_bytes());
+}
+
+fn take_u128(rest: &mut &[u8]) -> Result<u128, Malformed> {
+    Ok(u128::from_le_bytes(take(rest, 16)?.try_into().expect("16 bytes were taken")))
+}
+
+/// All that is left.
+fn take_replicas(rest: &mut &[u8]) -> Result<Vec<ReplicaId>, Malformed> {
+    let mut replicas = Vec::new();
+    while !rest.is_empty() {
+        replicas.push(ReplicaId(take_u64(rest)?));
+    }
+    Ok(replicas)
 }
 
 fn push_text(out: &mut Vec<u8>, text: &str) {
@@ -305,7 +455,29 @@ mod tests {
                 "04 0900000000000000 05000000 0100000000000000 0100000000000000 0200070000000000",
             ),
             (MetaChange::Primary(NodeNumber(0)), "06 0000"),
+            (
+                MetaChange::Address(NodeAddress {
+                    node: one,
+                    host: "h".to_owned(),
+                    port: 8000,
+                    cluster_port: 9000,
+                }),
+                "05 0100 0100 68 401f 2823",
+            ),
             (MetaChange::Prefer { group: GroupId(5), node: one }, "07 0100 05000000"),
+            (
+                MetaChange::Replace { group: GroupId(5), lost: ReplicaId::new(7, one) },
+                "08 05000000 0100070000000000",
+            ),
+            (
+                MetaChange::Survive {
+                    node: one,
+                    incarnation: 2,
+                    cluster: 3,
+                    replicas: vec![ReplicaId::new(7, one)],
+                },
+                "09 0100 02000000000000000000000000000000 03000000000000000000000000000000 0100070000000000",
+            ),
         ];
         for (change, golden) in changes {
             let mut bytes = Vec::new();
@@ -318,9 +490,70 @@ mod tests {
             assert!(MetaChange::decode(&bytes).is_err());
             assert!(
                 (0..whole)
-                    .all(|length| MetaChange::decode(&bytes[..length]).is_err() || golden.starts_with("04"))
+                    .all(|length| MetaChange::decode(&bytes[..length]).is_err() || ends_in_a_list(golden))
             );
         }
+    }
+
+    /// Cut behind an item, a list that takes the rest is a shorter one.
+    fn ends_in_a_list(golden: &str) -> bool {
+        golden.starts_with("04") || golden.starts_with("09")
+    }
+
+    #[test]
+    fn a_lost_replica_is_replaced_once_and_only_where_the_others_are_a_majority() {
+        let replica = |number, node| ReplicaId::new(number, NodeNumber(node));
+        let two = placement(&[(0, 1), (0, 2)]);
+        let three = placement(&[(0, 2), (0, 1), (0, 3)]);
+        let mut meta = Meta { next_replica: 4, groups: vec![two.clone(), three], ..Meta::default() };
+        let replace = |group, lost| MetaChange::Replace { group: GroupId(group), lost };
+        assert_eq!(meta.change(&replace(0, replica(0, 2))), MetaChanged::No);
+        assert_eq!(meta.change(&replace(1, replica(9, 2))), MetaChanged::No, "no such replica");
+        assert_eq!(meta.change(&replace(1, replica(0, 2))), MetaChanged::Yes);
+        assert_eq!(meta.change(&replace(1, replica(0, 2))), MetaChanged::No, "said again");
+        let expected = placement(&[(4, 2), (0, 1), (0, 3)]);
+        assert_eq!((meta.groups.clone(), meta.next_replica), (vec![two, expected], 5));
+    }
+
+    #[test]
+    fn a_node_is_where_it_says() {
+        let mut meta = Meta { next_node: 1, ..Meta::default() };
+        meta.change(&MetaChange::AddNode(node("a", 1)));
+        let to = |host: &str, port| {
+            MetaChange::Address(NodeAddress {
+                node: NodeNumber(1),
+                host: host.to_owned(),
+                port,
+                cluster_port: 9000,
+            })
+        };
+        assert_eq!(meta.change(&to("h", 8000)), MetaChanged::No);
+        assert_eq!(meta.change(&to("", 8000)), MetaChanged::No, "no host is no address");
+        assert_eq!(meta.change(&to("i", 0)), MetaChanged::No);
+        assert_eq!(meta.change(&to("i", 8001)), MetaChanged::Yes);
+        let known = meta.node(NodeNumber(1)).unwrap();
+        assert_eq!((known.host.as_str(), known.port, known.cluster_port), ("i", 8001, 9000));
+    }
+
+    #[test]
+    fn one_node_goes_on_alone_as_another_cluster() {
+        let mut meta = Meta { next_node: 1, next_replica: 3, cluster: 7, ..Meta::default() };
+        meta.change(&MetaChange::AddNode(node("a", 1)));
+        meta.change(&MetaChange::AddNode(node("b", 2)));
+        meta.groups = vec![placement(&[(0, 1), (0, 2)]), placement(&[(2, 1)])];
+        let mine = |number| ReplicaId::new(number, NodeNumber(2));
+        let survive = |replicas: &[ReplicaId]| MetaChange::Survive {
+            node: NodeNumber(2),
+            incarnation: 9,
+            cluster: 8,
+            replicas: replicas.to_vec(),
+        };
+        assert!(matches!(meta.change(&survive(&[mine(0)])), MetaChanged::Refused(_)));
+        assert_eq!(meta.change(&survive(&[mine(0), mine(3)])), MetaChanged::Yes);
+        assert_eq!(meta.change(&survive(&[mine(0), mine(3)])), MetaChanged::No);
+        assert!(meta.node(NodeNumber(1)).is_none() && meta.node(NodeNumber(2)).unwrap().incarnation == 9);
+        assert_eq!(meta.groups, [placement(&[(0, 2)]), placement(&[(3, 2)])]);
+        assert_eq!((meta.cluster, meta.next_replica), (8, 4));
     }
 
     #[test]

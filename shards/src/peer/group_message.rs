@@ -5,7 +5,7 @@
 //! | group that says it | 4 |
 //! | group that shall hear it | 4 |
 //! | kind | 1 |
-//! | transaction (none in a report or a step) | 16 |
+//! | transaction (none in what concerns members and nodes) | 16 |
 //! | what the kind has, in the order of its fields | |
 //!
 //! Integers are little-endian; flags are 0 or 1; the last field of a kind with bytes takes the rest of the payload. Kinds
@@ -13,7 +13,8 @@
 
 use super::PayloadRefused;
 use crate::command::record::{Malformed, take_u8, take_u32, take_u64};
-use crate::ids::{GroupId, Millis, Version};
+use crate::ids::{GroupId, Millis, ReplicaId, Version};
+use crate::meta::NodeAddress;
 use crate::placement::{Report, Step};
 use crate::txn::message::{GroupMessage, Message, push_version, take_version};
 use crate::txn::{Kind, TxnId, take_flag};
@@ -26,6 +27,8 @@ const FINISHED: u8 = 5;
 const ASK: u8 = 6;
 const REPORT: u8 = 7;
 const STEP: u8 = 8;
+const LOST: u8 = 9;
+const MOVED: u8 = 10;
 
 /// Appends a message.
 pub fn encode_group(message: &GroupMessage, out: &mut Vec<u8>) {
@@ -73,6 +76,14 @@ pub fn encode_group(message: &GroupMessage, out: &mut Vec<u8>) {
             out.push(STEP);
             step.encode(out);
         }
+        Message::Lost(replica) => {
+            out.push(LOST);
+            out.extend_from_slice(&replica.0.to_le_bytes());
+        }
+        Message::Moved(address) => {
+            out.push(MOVED);
+            address.encode(out);
+        }
     }
 }
 
@@ -98,6 +109,13 @@ fn read(mut payload: &[u8]) -> Result<GroupMessage, Malformed> {
             return Ok(GroupMessage { from, to, body });
         }
         STEP => return Ok(GroupMessage { from, to, body: Message::Member(Step::decode(rest)?) }),
+        LOST | MOVED => {
+            let body = match kind {
+                LOST => Message::Lost(ReplicaId(take_u64(rest)?)),
+                _ => Message::Moved(Box::new(NodeAddress::decode(rest)?)),
+            };
+            return ended(rest).map(|()| GroupMessage { from, to, body });
+        }
         _ => {}
     }
     let txn = TxnId::decode(rest)?;
@@ -134,15 +152,17 @@ fn read(mut payload: &[u8]) -> Result<GroupMessage, Malformed> {
         ASK => Message::Ask { txn },
         _ => return Err(Malformed("a message between groups of unknown kind")),
     };
-    if !rest.is_empty() {
-        return Err(Malformed("bytes after a message between groups"));
-    }
-    Ok(GroupMessage { from, to, body })
+    ended(rest).map(|()| GroupMessage { from, to, body })
+}
+
+fn ended(rest: &[u8]) -> Result<(), Malformed> {
+    if rest.is_empty() { Ok(()) } else { Err(Malformed("bytes after a message between groups")) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::NodeNumber;
     use crate::peer::hex;
     use crate::txn::message::LAST_TRY;
     use proptest::prelude::*;
@@ -166,6 +186,13 @@ mod tests {
             Message::Finish { txn, commit: None, attempt: 2 },
             Message::Finished { txn, attempt: 2 },
             Message::Ask { txn },
+            Message::Lost(ReplicaId::new(3, NodeNumber(2))),
+            Message::Moved(Box::new(NodeAddress {
+                node: NodeNumber(2),
+                host: "h".to_owned(),
+                port: 8000,
+                cluster_port: 9000,
+            })),
         ];
         bodies.into_iter().map(|body| GroupMessage { from: GroupId(3), to: GroupId(5), body }).collect()
     }
@@ -203,12 +230,21 @@ mod tests {
             "6974656d73"
         );
         assert_eq!(hex(&bytes), golden);
+        let golden = [
+            concat!("03000000", "05000000", "09", "0200030000000000"),
+            concat!("03000000", "05000000", "0a", "0200", "010068", "401f", "2823"),
+        ];
+        for (at, golden) in golden.into_iter().enumerate() {
+            bytes.clear();
+            encode_group(&examples()[7 + at], &mut bytes);
+            assert_eq!(hex(&bytes), golden);
+        }
     }
 
     proptest! {
         #[test]
         fn nothing_a_stranger_writes_panics(
-            which in 0..7_usize,
+            which in 0..9_usize,
             flip in any::<prop::sample::Index>(),
             cut in any::<prop::sample::Index>(),
             random in prop::collection::vec(any::<u8>(), 0..100),

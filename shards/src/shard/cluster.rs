@@ -116,7 +116,21 @@ impl Shard {
         match message.body {
             Message::Report(report) if self.config.group == OWNER => self.hear_report(message.from, *report),
             Message::Member(step) if message.from == OWNER => self.take_step(&step),
+            Message::Lost(lost) if self.config.group == OWNER => {
+                self.plan_if_news(&MetaChange::Replace { group: message.from, lost });
+            }
+            Message::Moved(address) if self.config.group == OWNER => {
+                self.plan_if_news(&MetaChange::Address(*address));
+            }
             _ => {}
+        }
+    }
+
+    /// Plans what a node says of itself, unless it is so already or another plan is on its way: nodes say it again.
+    fn plan_if_news(&mut self, change: &MetaChange) {
+        let is_free = self.cluster.state.version > 0 && self.cluster.plans_in_flight == 0;
+        if is_free && self.cluster.state.clone().change(change) == MetaChanged::Yes {
+            self.plan_change(change);
         }
     }
 
@@ -216,9 +230,32 @@ impl Shard {
                 "this node runs alone and has no members to change; start nodes with --peers for a cluster";
             return self.refuse(router, head, Failure::BadRequest(text.to_owned()), effects);
         }
+        if let Some(text) = MetaChange::decode(record.value).ok().and_then(|change| self.objection(&change)) {
+            return self.refuse(router, head, Failure::BadRequest(text), effects);
+        }
         let mut bytes = Vec::new();
         Record::plain(Op::Meta, &[], record.value).encode(&mut bytes);
         self.gather(&bytes, Waiter::client(router, head, false), None);
+    }
+
+    /// Why a change that an operator asks for would do harm now, by what leaders report. A change that passes may still be
+    /// refused by the state.
+    fn objection(&self, change: &MetaChange) -> Option<String> {
+        let Cluster { state, reports, .. } = &self.cluster;
+        let latest = reports.iter().map(|(group, (_, report))| (*group, report.clone())).collect();
+        match change {
+            MetaChange::RemoveNode(node) => placement::removal_objection(state, &latest, *node),
+            MetaChange::Primary(node) | MetaChange::Prefer { node, .. } => {
+                let silent = placement::silent_nodes(&latest);
+                let named = state.node(*node).filter(|node| silent.contains(&node.number))?;
+                let id = &named.id;
+                Some(format!("{id:?} does not answer, so it cannot lead; start it again and ask once more"))
+            }
+            MetaChange::Survive { .. } if !self.group.is_alone() => {
+                Some("the group has other members; a recovery is done offline".to_owned())
+            }
+            _ => None,
+        }
     }
 
     /// Applies a change of the meta state.
@@ -229,8 +266,12 @@ impl Shard {
         effects: &mut Effects,
     ) -> Result<Outcome, ShardFault> {
         let change = MetaChange::decode(record.value)?;
-        let is_plan =
-            matches!(change, MetaChange::Found(_) | MetaChange::Place { .. } | MetaChange::Gone { .. });
+        let is_plan = match change {
+            MetaChange::Found(_) | MetaChange::Place { .. } | MetaChange::Gone { .. } => true,
+            MetaChange::Address(_) | MetaChange::Replace { .. } => true,
+            MetaChange::AddNode(_) | MetaChange::RemoveNode(_) => false,
+            MetaChange::Primary(_) | MetaChange::Prefer { .. } | MetaChange::Survive { .. } => false,
+        };
         if is_own && is_plan {
             self.cluster.plans_in_flight = self.cluster.plans_in_flight.saturating_sub(1);
         }

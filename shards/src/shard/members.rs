@@ -2,7 +2,7 @@
 
 use super::Shard;
 use crate::consensus::membership::MemberChange;
-use crate::consensus::progress::{Follower, MemberRefusal};
+use crate::consensus::progress::{Follower, FollowerState, MemberRefusal};
 use crate::ids::{Millis, ReplicaId};
 
 impl Shard {
@@ -47,6 +47,28 @@ impl Shard {
     /// Every member as this leader sees it, by replica, itself included; empty when it does not lead.
     pub fn progress(&self) -> Vec<Follower> {
         self.group.followers()
+    }
+
+    /// What a leader knows of each other member, as the members of a JSON array; nothing on a replica that does not lead.
+    pub(super) fn followers_json(&self) -> String {
+        let last = self.group.last_index();
+        let others = self.group.followers().into_iter().filter(|one| one.replica != self.group.replica());
+        let follower = |one: Follower| {
+            let state = match one.state {
+                FollowerState::Probing => "probing",
+                FollowerState::Replicating => "replicating",
+                FollowerState::Snapshot => "snapshot",
+            };
+            format!(
+                "{{\"node\":{},\"voter\":{},\"active\":{},\"state\":\"{state}\",\"match_index\":{},\"lag\":{}}}",
+                one.replica.node(),
+                one.is_voter,
+                one.is_active,
+                one.matched,
+                last.saturating_sub(one.matched)
+            )
+        };
+        others.map(follower).collect::<Vec<_>>().join(",")
     }
 
     /// Hands leadership over while there is somebody to take it, until this time.

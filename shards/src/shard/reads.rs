@@ -9,7 +9,7 @@ use crate::command::items;
 use crate::command::record::{Op, Record, flag};
 use crate::effect::Effects;
 use crate::gather::{RESULT_BYTES_MAX, write_too_large};
-use crate::ids::{KeyHash, Token, hash_of};
+use crate::ids::{KeyHash, ReplicaId, Token, hash_of};
 use crate::state::{Check, Position};
 use crate::txn::message::push_version;
 use std::io::Write as _;
@@ -272,9 +272,14 @@ impl Shard {
     pub(super) fn answer_info(&mut self, router: u8, head: &RequestHead, effects: &mut Effects) {
         let (keys, counters) = (&self.state.keys, &self.counters);
         let (disk, snapshots) = (&self.disk, &self.snapshots.counters);
+        let leader = match self.group.leader() {
+            ReplicaId(0) => "null".to_owned(),
+            leader => leader.node().to_string(),
+        };
         let text = format!(
             concat!(
-                "{{\"shard\":{},\"keys\":{},\"memory_bytes\":{},\"term\":{},\"commit_index\":{},\"applied_index\":{},",
+                "{{\"shard\":{},\"keys\":{},\"memory_bytes\":{},\"role\":\"{}\",\"leader\":{},\"term\":{},\"commit_index\":{},",
+                "\"applied_index\":{},\"last_index\":{},\"followers\":[{}],",
                 "\"requests\":{},\"entries\":{},\"commands\":{},\"expired\":{},\"transactions\":{},\"log_bytes\":{},",
                 "\"outstanding_bytes\":{},\"index_bytes\":{},\"sessions\":{},",
                 "\"queues\":{{\"gathered\":{},\"in_flight\":{},\"unapplied\":{},\"waiting_reads\":{},",
@@ -286,9 +291,13 @@ impl Shard {
             self.config.group,
             keys.len(),
             self.memory_bytes(),
+            self.group.role_name(),
+            leader,
             self.group.term(),
             self.group.commit_index(),
             self.applied,
+            self.group.last_index(),
+            self.followers_json(),
             counters.requests,
             counters.entries,
             counters.commands,

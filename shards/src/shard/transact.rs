@@ -35,7 +35,9 @@ impl Shard {
         }
         match &message.body {
             Message::Prepare { .. } => self.hear_prepare(message, effects),
-            Message::Report(_) | Message::Member(_) => self.hear_of_members(message),
+            Message::Report(_) | Message::Member(_) | Message::Lost(_) | Message::Moved(_) => {
+                self.hear_of_members(message);
+            }
             Message::Finish { txn, commit, attempt } => {
                 self.hear_finish(message.from, *txn, *commit, *attempt, effects);
             }

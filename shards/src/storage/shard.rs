@@ -45,17 +45,33 @@ pub struct RecoveredShard {
 
 /// Recovers a shard that keeps a log.
 pub fn recover_shard<D: Disk>(disk: &D, place: &ShardPlace<'_>) -> Result<RecoveredShard, RecoveryError> {
+    let mut recovered = read_log(disk, place)?;
+    let RecoveredShard { image, log, .. } = &mut recovered;
+    let last_sequence = log.recovered.last_sequence;
+    begin_run(disk, place.directory, &mut log.manifest, image.epoch, last_sequence, &log.recovered.live)?;
+    image.epoch = log.manifest.epoch;
+    Ok(recovered)
+}
+
+/// Reads a shard that nobody serves, without beginning a run: its epoch is the last one that was counted.
+pub fn read_shard<D: Disk>(disk: &D, place: &ShardPlace<'_>) -> Result<ShardImage, RecoveryError> {
+    let RecoveredShard { mut image, log, .. } = read_log(disk, place)?;
+    image.epoch = image.epoch.max(log.manifest.epoch);
+    Ok(image)
+}
+
+fn read_log<D: Disk>(disk: &D, place: &ShardPlace<'_>) -> Result<RecoveredShard, RecoveryError> {
     let ShardPlace { directory, shape, group, sessions, founding, .. } = *place;
     let snapshot = newest_snapshot(disk, place)?;
     let has_snapshot = snapshot.is_some();
     let mut builder = ImageBuilder::replica(group, founding, snapshot, sessions);
     let mut batches = 0;
-    let mut log = recover_log(disk, directory, shape, &mut |batch| {
+    let log = recover_log(disk, directory, shape, &mut |batch| {
         batches += 1;
         builder.batch(&batch);
     })?;
     let last_sequence = log.recovered.last_sequence;
-    let mut image = builder.finish(last_sequence).map_err(|error| {
+    let image = builder.finish(last_sequence).map_err(|error| {
         let advice = if has_snapshot {
             ""
         } else {
@@ -63,8 +79,6 @@ pub fn recover_shard<D: Disk>(disk: &D, place: &ShardPlace<'_>) -> Result<Recove
         };
         RecoveryError::Mismatch(directory.to_path_buf(), format!("{error}{advice}"))
     })?;
-    begin_run(disk, directory, &mut log.manifest, image.epoch, last_sequence, &log.recovered.live)?;
-    image.epoch = log.manifest.epoch;
     Ok(RecoveredShard { image, log, batches })
 }
 

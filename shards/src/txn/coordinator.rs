@@ -167,7 +167,9 @@ impl Coordinator {
             | Message::Finish { .. }
             | Message::Ask { .. }
             | Message::Report(_)
-            | Message::Member(_) => {
+            | Message::Member(_)
+            | Message::Lost(_)
+            | Message::Moved(_) => {
                 unreachable!("the shard gives a coordinator only what participants say to it")
             }
         }

@@ -5,7 +5,8 @@
 
 use super::{Kind, TxnId, take_flag};
 use crate::command::record::{Malformed, take, take_u8, take_u16, take_u32, take_u64};
-use crate::ids::{GroupId, Millis, Version};
+use crate::ids::{GroupId, Millis, ReplicaId, Version};
+use crate::meta::NodeAddress;
 use crate::placement::{Report, Step};
 
 /// A message with its sender and receiver.
@@ -88,6 +89,10 @@ pub enum Message {
     Report(Box<Report>),
     /// Group 0's leader to a group's leader: take this step towards the placement.
     Member(Step),
+    /// A node whose replica of the sending group has lost its log, to group 0: give it another one.
+    Lost(ReplicaId),
+    /// A node to group 0: this is where it is reached.
+    Moved(Box<NodeAddress>),
 }
 
 /// Payload of `TxnOpen`.

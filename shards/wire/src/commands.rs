@@ -379,6 +379,7 @@ pub const COMMANDS: &[CommandSpec] = &[
         "moves leadership to a node",
         &[NODE, may("shard", Integer(0, u32::MAX as u64), "only this shard; all shards by default")],
     ),
+    command("BALANCE", Class::Admin, LONG_MS, "spreads replicas and leaders evenly over the nodes", &[]),
     command("SHUTDOWN", Class::Admin, LONG_MS, "stops the server in good order", &[]),
 ];
 

@@ -80,6 +80,7 @@ pub enum Command<'a> {
     /// The node's id.
     RemoveNode(Cow<'a, str>),
     TransferLeader(TransferLeader<'a>),
+    Balance,
     Shutdown,
 }
 
@@ -115,6 +116,7 @@ impl Command<'_> {
             Self::AddNode(_) => "ADD_NODE",
             Self::RemoveNode(_) => "REMOVE_NODE",
             Self::TransferLeader(_) => "TRANSFER_LEADER",
+            Self::Balance => "BALANCE",
             Self::Shutdown => "SHUTDOWN",
         }
     }

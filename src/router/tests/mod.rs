@@ -162,6 +162,7 @@ fn the_server_describes_itself() {
         r#"{"command":"ADD_NODE","node":"n","address":"h:1"}"#,
         r#"{"command":"REMOVE_NODE","node":"n"}"#,
         r#"{"command":"TRANSFER_LEADER","node":"n"}"#,
+        r#"{"command":"BALANCE"}"#,
     ] {
         assert_eq!(world.code(line), "UNSUPPORTED_IN_MODE");
     }

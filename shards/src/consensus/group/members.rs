@@ -8,7 +8,7 @@ use crate::consensus::membership::{MemberChange, conf_change};
 use crate::consensus::progress::{Follower, FollowerState, MemberRefusal, check};
 use crate::ids::ReplicaId;
 use raft::prelude::ConfChangeV2;
-use raft::{ProgressState, SnapshotStatus};
+use raft::{ProgressState, SnapshotStatus, StateRole};
 
 /// Ticks without progress after which a snapshot counts as lost and the follower is asked again where it stands.
 const SNAPSHOT_STALLED_TICKS: u64 = 100;
@@ -70,6 +70,16 @@ impl Group {
     /// Stands for election again after a resignation that came to nothing.
     pub fn withdraw_resignation(&mut self) {
         self.is_resigned = false;
+    }
+
+    /// What this replica is in its group now.
+    pub fn role_name(&self) -> &'static str {
+        match self.node.raft.state {
+            StateRole::Leader => "leader",
+            StateRole::Candidate | StateRole::PreCandidate => "candidate",
+            StateRole::Follower if self.is_voter() => "follower",
+            StateRole::Follower => "learner",
+        }
     }
 
     /// Every member as this leader sees it, by replica; empty when it does not lead.

@@ -19,6 +19,18 @@ use std::io;
 
 /// Writes not yet durable at once. More would only lengthen a sync; appends are refused until some retire.
 const WRITES_MAX: usize = 64;
+/// Whether a recovered log goes on in its last segment.
+enum GoOn {
+    /// It does: the segment is open.
+    Yes,
+    /// It does not: a fresh one is begun.
+    Not,
+    /// What it depends on is not known yet.
+    NotYet,
+    /// The device failed.
+    Failed,
+}
+
 /// Free segments kept beside the spares; more are removed.
 const FREE_KEPT: usize = 1;
 
@@ -82,6 +94,14 @@ impl<D: LogDevice, S: SegmentSupply<File = D::File>> Wal<D, S> {
         reserved: bool,
         start: impl FnOnce(&mut PayloadBuffer),
     ) -> Result<(), Full> {
+        if self.open.is_none() && self.last.is_some() {
+            match self.go_on_in_last(bytes) {
+                GoOn::Yes => return if self.has_room(bytes) { Ok(()) } else { Err(Full::Buffers) },
+                GoOn::Not => self.last = None,
+                GoOn::NotYet => return Err(Full::Preparing),
+                GoOn::Failed => return Err(Full::Failed),
+            }
+        }
         let kept_back = usize::from(!reserved);
         if self.spares.len() <= kept_back {
             return Err(if self.create_failed_at_ns.is_some() { Full::DiskFull } else { Full::Preparing });
@@ -92,6 +112,41 @@ impl<D: LogDevice, S: SegmentSupply<File = D::File>> Wal<D, S> {
         let begun = self.begin_segment_with(bytes, &payload);
         self.start = payload;
         begun
+    }
+
+    /// Opens the last segment of a recovered log to be written on, if there is no room for another beside the reserve.
+    fn go_on_in_last(&mut self, bytes: usize) -> GoOn {
+        let wanted = self.options.spare_segments.min(1) + 1;
+        if self.spares.len() >= wanted {
+            return GoOn::Not;
+        }
+        if self.create_failed_at_ns.is_none() {
+            // Spares are on their way, or will be asked for.
+            return GoOn::NotYet;
+        }
+        let room = self.writer.shape().segment_bytes - BLOCK_BYTES as u64;
+        let last = self.last.as_mut().expect("the caller looked");
+        if last.end.offset + bytes as u64 > room {
+            return GoOn::Not;
+        }
+        let Some(file) = last.file.take() else {
+            last.is_asked = last.is_asked || self.supply.ask(SegmentJob::Reopen(last.segment));
+            return GoOn::NotYet;
+        };
+        if !self.device.has_file_slot() {
+            last.file = Some(file);
+            return GoOn::NotYet;
+        }
+        let (segment, end, direct) = (last.segment, last.end, file.direct);
+        let added =
+            self.device.add_file(file.file).map(|slot| slot.expect("the device said that it has a slot"));
+        let Ok(slot) = self.noted(added) else { return GoOn::Failed };
+        self.last = None;
+        self.direct = direct;
+        self.open = Some((segment, slot));
+        self.writing.push(WritingSegment { segment, file: slot, uses: 1 });
+        self.writer.go_on_in_last(&end);
+        GoOn::Yes
     }
 
     fn begin_segment_with(&mut self, bytes: usize, start: &[u8]) -> Result<(), Full> {
@@ -369,11 +424,27 @@ impl<D: LogDevice, S: SegmentSupply<File = D::File>> Wal<D, S> {
         }
     }
 
+    fn is_last(&self, segment: SegmentId) -> bool {
+        self.last.as_ref().is_some_and(|last| last.segment == segment)
+    }
+
     /// Takes what the helper thread finished; true when a spare came.
     pub(super) fn collect_spares(&mut self) -> bool {
         let mut came = false;
         while let Some(done) = self.supply.poll() {
             match done {
+                SegmentDone::Ready(file) if self.is_last(file.segment) => {
+                    self.last.as_mut().expect("just seen").file = Some(file);
+                    came = true;
+                }
+                // What cannot be opened is not written on: the reserve has to do.
+                SegmentDone::Failed(SegmentJob::Reopen(segment), _) if self.is_last(segment) => {
+                    self.last = None;
+                    came = true;
+                }
+                // Asked for, and not needed any more: it stays as it is.
+                SegmentDone::Ready(file) if self.writer.is_live(file.segment) => {}
+                SegmentDone::Failed(SegmentJob::Reopen(segment), _) if self.writer.is_live(segment) => {}
                 SegmentDone::Ready(spare) => {
                     self.spares.push_back(spare);
                     self.create_failed_at_ns = None;
@@ -383,7 +454,11 @@ impl<D: LogDevice, S: SegmentSupply<File = D::File>> Wal<D, S> {
                     self.free.push_back(segment);
                     self.create_failed_at_ns = Some(self.now_ns);
                 }
-                SegmentDone::Failed(SegmentJob::Create(_), _) => self.create_failed_at_ns = Some(self.now_ns),
+                SegmentDone::Failed(SegmentJob::Create(_), _) => {
+                    self.create_failed_at_ns = Some(self.now_ns);
+                    // A recovered log that waited for this goes on in its last segment.
+                    came |= self.last.is_some();
+                }
                 // A file that could not be removed is found again, as a free one, at the next start.
                 SegmentDone::Deleted(_) | SegmentDone::Failed(SegmentJob::Delete(_), _) => {}
             }

@@ -5,7 +5,8 @@
 //! behind it; under load writes flow freely, and one sync at a time covers those that completed before it was submitted.
 //! Durability is reported as a contiguous prefix, across segments too. Invariants: a batch is durable only when it and
 //! every one before it were covered by a successful sync; after any failed write or sync nothing is written again, and
-//! every call answers with that failure; without a spare segment appends are refused and nothing else changes.
+//! every call answers with that failure; without a spare segment appends are refused and nothing else changes, but for a log
+//! just recovered, which goes on in its last segment rather than use the reserve up.
 //! This file must not block (except `close`, `wait` and dropping it), and reads no clock: time comes as an argument.
 
 mod flow;
@@ -18,6 +19,7 @@ use crate::log::SegmentId;
 use crate::log::header::{self, BLOCK_BYTES};
 use crate::log::manifest::Manifest;
 use crate::log::payload::PayloadBuffer;
+use crate::log::replay::LogEnd;
 use crate::log::writer::{Fit, FrameNumber, LogWriter};
 use std::collections::VecDeque;
 use std::fmt;
@@ -195,6 +197,15 @@ struct Write {
     linked: bool,
 }
 
+/// The last segment of a recovered log, which is written on where there is no room for another.
+struct LastSegment<F> {
+    segment: SegmentId,
+    end: LogEnd,
+    /// Whether its file was asked for.
+    is_asked: bool,
+    file: Option<OpenSegment<F>>,
+}
+
 struct WritingSegment {
     segment: SegmentId,
     file: FileSlot,
@@ -214,6 +225,8 @@ pub struct Wal<D: LogDevice, S: SegmentSupply<File = D::File>> {
     free: VecDeque<SegmentId>,
     next_segment: SegmentId,
     open: Option<(SegmentId, FileSlot)>,
+    /// Before the first append: the segment that recovery found the log's end in.
+    last: Option<LastSegment<D::File>>,
     manifest: Manifest,
     manifest_file: FileSlot,
     writing: Vec<WritingSegment>,
@@ -278,6 +291,12 @@ impl<D: LogDevice, S: SegmentSupply<File = D::File>> Wal<D, S> {
             free: recovered.free.iter().copied().collect(),
             next_segment: SegmentId(log.last_segment.0 + 1),
             open: None,
+            last: recovered.end.zip(recovered.live.last()).map(|(end, live)| LastSegment {
+                segment: live.segment,
+                end,
+                is_asked: false,
+                file: None,
+            }),
             manifest: log.manifest.clone(),
             manifest_file,
             writing: vec![WritingSegment { segment: MANIFEST, file: manifest_file, uses: 1 }],

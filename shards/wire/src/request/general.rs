@@ -170,6 +170,7 @@ fn dispatch<'a>(fields: &Fields<'a, '_>) -> Result<Command<'a>, Problem> {
         "ADD_NODE" => Command::AddNode(admin::add_node(fields)?),
         "REMOVE_NODE" => Command::RemoveNode(fields.needed_text("node")?),
         "TRANSFER_LEADER" => Command::TransferLeader(admin::transfer_leader(fields)?),
+        "BALANCE" => Command::Balance,
         "SHUTDOWN" => Command::Shutdown,
         name => unreachable!("command {name} is in the table and not in the parser"),
     })

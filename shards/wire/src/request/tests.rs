@@ -53,6 +53,7 @@ const CORPUS: &[&str] = &[
     r#"{"command":"ADD_NODE","node":"n4","address":"h:1:2"}"#,
     r#"{"command":"REMOVE_NODE","node":"n4"}"#,
     r#"{"command":"TRANSFER_LEADER","node":"n4","shard":3}"#,
+    r#"{"command":"BALANCE"}"#,
     r#"{"command":"SHUTDOWN"}"#,
 ];
 
