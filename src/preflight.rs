@@ -5,7 +5,7 @@
 
 use crate::fatal::Fatal;
 use crate::sys::{self, Limit, Resource};
-use crate::tuning::{Tuning, WalSync};
+use crate::tuning::{RouterMode, Tuning, WalSync};
 use io_uring::{IoUring, Probe, opcode};
 use serde::Serialize;
 use std::fs;
@@ -263,10 +263,14 @@ const FILES_PER_SHARD: u64 = 64;
 const FILES_BESIDE: u64 = 64;
 
 fn files_needed(tuning: &Tuning, shards: u32) -> u64 {
-    let routers = u64::from(tuning.router.threads);
+    // A service listens on a port or two and has a ring.
+    let services = u64::from(match tuning.router.mode {
+        RouterMode::Thread => tuning.router.threads,
+        RouterMode::Inline => shards,
+    });
     // A connection that is refused with OVERLOADED is open for a moment too: one in a hundred on top.
     let connections = u64::from(tuning.limits.connections_max);
-    connections + connections / 100 + u64::from(shards) * FILES_PER_SHARD + routers * 8 + FILES_BESIDE
+    connections + connections / 100 + u64::from(shards) * FILES_PER_SHARD + services * 8 + FILES_BESIDE
 }
 
 fn open_files(tuning: &Tuning, shards: u32) -> Check {
