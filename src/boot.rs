@@ -129,7 +129,7 @@ impl Server {
         let (mut cluster_parts, forward) = match hub.as_ref().zip(forward_bell) {
             Some((hub, bell)) => {
                 let to_shards = service_links.pop().expect("the last is the forward thread's");
-                let outstanding_max = self.tuning.router.outstanding_per_shard_max as usize;
+                let outstanding_max = self.outstanding_max(shards);
                 let (at_routers, far_ends) =
                     cluster::forward_links(shards, outstanding_max, &service_bells, &bell);
                 let forward_stop = Arc::new(AtomicBool::new(false));

@@ -59,7 +59,7 @@ pub fn examine(tuning: &Tuning, shards: u32) -> Vec<Check> {
         io_uring_works(),
         locked_memory(tuning, shards),
         open_files(tuning, shards),
-        cores(shards),
+        cores(tuning, shards),
         directory(&tuning.data_dir()),
         direct_io(&tuning.data_dir(), tuning),
         free_space(&tuning.data_dir(), tuning, shards),
@@ -303,14 +303,18 @@ fn raised(resource: Resource, needed: u64) -> io::Result<Limit> {
     Ok(applied.unwrap_or(limit))
 }
 
-fn cores(shards: u32) -> Check {
+fn cores(tuning: &Tuning, shards: u32) -> Check {
     const NAME: &str = "cores";
     match sys::available_cores() {
         Err(error) => {
             Check::warning(NAME, format!("unknown: {error}"), "List them in cores.allowed (--cores).")
         }
         Ok(cores) => {
-            let found = format!("{} for {shards} shards and the router", cores.len());
+            let beside = match tuning.router.mode {
+                RouterMode::Thread => " and the router",
+                RouterMode::Inline => "",
+            };
+            let found = format!("{} for {shards} shards{beside}", cores.len());
             if (cores.len() as u64) < u64::from(shards) {
                 let advice =
                     "More shards than cores take turns; it works, and a move to a larger machine is easy.";

@@ -229,3 +229,99 @@ impl<H: Host> LineHandler for Both<'_, H> {
         self.router.next_deadline(now)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::links::{RouterLink, link};
+    use crate::router::RouterBoard;
+    use shards::batch::ReplyKind;
+    use std::io::{Read, Write};
+    use std::net::{SocketAddr, TcpStream};
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    /// A shard that says OK to everything, in the service's own thread.
+    struct Yes {
+        link: RouterLink,
+        /// Requests of each turn that found any.
+        turns: Vec<usize>,
+    }
+
+    impl Host for Yes {
+        fn turn(&mut self) {
+            let mut count = 0;
+            while let Some(batch) = self.link.receive() {
+                count += batch.heads.len();
+                for head in &batch.heads {
+                    self.link.batch().push(head.token, ReplyKind::Ok, |_| {});
+                }
+                self.link.recycle(batch);
+            }
+            self.link.flush();
+            self.turns.extend((count > 0).then_some(count));
+        }
+
+        fn has_work(&mut self) -> bool {
+            self.link.has_requests()
+        }
+    }
+
+    fn open() -> (Service, Yes, SocketAddr, Arc<StopHandle>) {
+        let bell = Doorbell::new().unwrap();
+        let (at_service, at_shard) = link(65_536, Arc::clone(&bell), Arc::clone(&bell));
+        let listeners = Listeners::bind(&["127.0.0.1:0".parse().unwrap()], 64).unwrap();
+        let address = listeners.addresses().unwrap()[0];
+        let stop = StopHandle::new(vec![Arc::clone(&bell)]);
+        let facts = ServerFacts {
+            node_id: "a".to_owned(),
+            address: address.to_string(),
+            started: Millis(0),
+            extra: Mutex::default(),
+            shard_ports: vec![address.port()],
+            routers: RouterBoard::new(1),
+            stop: Arc::clone(&stop),
+        };
+        let (clients, facts) = (Arc::default(), Arc::new(facts));
+        let links = vec![at_service];
+        let parts = ServiceParts { number: 0, links, bell, listeners, clients, cluster: None, facts };
+        let front = FrontSettings { in_flight_max: 30_000, lines_per_turn_max: 30_000, ..Default::default() };
+        let router = RouterSettings::default();
+        let settings = ServiceSettings { front, router, spin_us: 0, drain_ms: 1000 };
+        let host = Yes { link: at_shard, turns: Vec::new() };
+        (Service::open(parts, settings).unwrap(), host, address, stop)
+    }
+
+    #[test]
+    fn a_host_answers_within_the_turn_and_between_many_lines() {
+        const LINES: usize = 20_000;
+        let (mut service, mut host, address, stop) = open();
+        let mut client = TcpStream::connect(address).unwrap();
+        client.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+        let sender = client.try_clone().unwrap();
+        let sending = std::thread::spawn(move || {
+            let line = b"{\"command\":\"SET\",\"key\":\"k\",\"value\":1}\n".repeat(LINES);
+            (&sender).write_all(&line).unwrap();
+            sender
+        });
+        let mut got = 0;
+        let reply = b"{\"status\":\"success\",\"result\":\"OK\"}\n";
+        let mut buffer = vec![0; 1 << 20];
+        while got < LINES * reply.len() {
+            assert!(service.turn(&mut host, 20).unwrap());
+            // What was taken in a turn is answered in that turn: nothing is left at the host or on the way to a client.
+            assert!(service.router.is_quiet() && !host.has_work());
+            got += client.read(&mut buffer).unwrap_or(0);
+        }
+        sending.join().unwrap();
+        assert_eq!(host.turns.iter().sum::<usize>(), LINES);
+        assert!(host.turns.iter().all(|count| *count <= LINES_BETWEEN_HOST_TURNS), "{:?}", host.turns);
+        stop.request();
+        drop(client);
+        let mut turns = 0;
+        while service.turn(&mut host, 20).unwrap() {
+            turns += 1;
+            assert!(turns < 10_000, "a service without clients ends soon");
+        }
+    }
+}

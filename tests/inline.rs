@@ -7,6 +7,8 @@
 
 #[path = "bad_input.rs"]
 mod bad_input;
+#[path = "cluster_life.rs"]
+mod cluster_life;
 #[path = "commands.rs"]
 mod commands;
 #[path = "durability.rs"]

@@ -17,6 +17,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+/// Services of one server at most: a shard numbers its routers with a byte, and in a cluster the thread that forwards is one more.
+const SERVICES_MAX: usize = 255;
+/// Requests that a service may at least have under way at a shard, however many services there are.
+const OUTSTANDING_MIN: usize = 1024;
+
 /// The listening sockets of a server, bound before its threads start so that a taken port fails early.
 pub(super) struct Entrance {
     /// Of each service.
@@ -62,6 +67,12 @@ impl Serving {
 impl Server {
     /// Binds the common port for every service, and in inline mode each shard's own.
     pub(super) fn listen(&self, services: usize) -> Result<Entrance, Fatal> {
+        if services > SERVICES_MAX {
+            return Err(Fatal::Configuration(format!(
+                "router.mode = \"inline\" serves at most {SERVICES_MAX} shards, and this directory has {services}: use \
+                 \"thread\"."
+            )));
+        }
         let server = &self.tuning.server;
         let address = format!("{}:{}", server.host, server.port);
         let failed = |source| Fatal::Listen { address: address.clone(), source };
@@ -100,6 +111,16 @@ impl Server {
         })
     }
 
+    /// Requests that one of so many services may have under way at one shard. Inline services, which are as many as shards,
+    /// share the bound of one router, or the rings between all of them would grow with the square of the shards.
+    pub(super) fn outstanding_max(&self, services: usize) -> usize {
+        let outstanding_max = self.tuning.router.outstanding_per_shard_max as usize;
+        match self.tuning.router.mode {
+            RouterMode::Thread => outstanding_max,
+            RouterMode::Inline => (outstanding_max / services).max(OUTSTANDING_MIN),
+        }
+    }
+
     /// A link from every service to every shard: the shards' ends by shard, and the services' ends by service.
     #[allow(clippy::type_complexity, reason = "the two ends of every link, by their owners")]
     pub(super) fn links(
@@ -107,7 +128,7 @@ impl Server {
         shard_bells: &[Arc<Doorbell>],
         service_bells: &[Arc<Doorbell>],
     ) -> (Vec<Vec<RouterLink>>, Vec<Vec<ShardLink>>) {
-        let outstanding_max = self.tuning.router.outstanding_per_shard_max as usize;
+        let outstanding_max = self.outstanding_max(shard_bells.len());
         let mut at_shards: Vec<Vec<RouterLink>> = shard_bells.iter().map(|_| Vec::new()).collect();
         let mut at_services = Vec::new();
         for service_bell in service_bells {

@@ -176,7 +176,7 @@ sections! {
         /// only with a core to spare. A shard that serves clients itself follows `shard.spin_before_park_us`.
         spin_us: u32 = 0, "microseconds", integer(0, 10_000);
         /// Requests that one router may have unanswered at one shard; above that it stops reading from the connections that
-        /// ask for more. Bounds the queues in between.
+        /// ask for more. Bounds the queues in between. In inline mode the shards' threads share it, with 1024 each at least.
         outstanding_per_shard_max: u32 = 65_536, "requests", integer(1024, 1 << 20);
     }
 

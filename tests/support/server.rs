@@ -30,7 +30,7 @@ const SMALL: &[&str] = &[
 
 /// Whether this test program is `inline.rs` or `inline_one.rs`: the tests of other files, against servers whose shards serve
 /// clients themselves.
-const IS_INLINE: bool = is_named("inline") || IS_ALONE;
+pub(crate) const IS_INLINE: bool = is_named("inline") || IS_ALONE;
 /// The latter: with one shard, whatever a test asks for.
 const IS_ALONE: bool = is_named("inline_one");
 
