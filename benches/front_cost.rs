@@ -61,7 +61,7 @@ impl LineHandler for Echo {
         any
     }
 
-    fn has_work(&self) -> bool {
+    fn has_work(&mut self) -> bool {
         !self.taken.is_empty()
     }
 }

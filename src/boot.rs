@@ -3,6 +3,7 @@
 //! Shards recover in their own threads, all at once; clients are listened for before (a taken port fails early) and
 //! served after every shard is ready. Decides nothing about data. Whatever a thread dies of ends the whole process.
 
+mod clients;
 mod cluster;
 mod models;
 mod recover;
@@ -14,25 +15,24 @@ use crate::disk::data_dir::{DataDir, DataDirError, DataMeta};
 use crate::disk::segment::SegmentPool;
 use crate::disk::worker::{FileWorker, Wake, start_file_worker};
 use crate::doorbell::Doorbell;
-use crate::driver::{self, Seat, SnapshotFiles, Stage};
+use crate::driver::{self, Clients, Seat, SnapshotFiles, Stage};
 use crate::fatal::{self, Fatal};
-use crate::front::{Front, Listeners, Wait};
-use crate::links::{self, RouterLink, ShardLink, ShardMesh};
+use crate::links::{self, RouterLink, ShardMesh};
 use crate::peer::hub::{Hub, News};
 use crate::preflight;
-use crate::router::{ClusterParts, Router, ServerFacts, StopHandle};
+use crate::router::{ClusterParts, RouterBoard, ServerFacts, StopHandle};
+use crate::service::Service;
 use crate::sys;
 use crate::tuning::cores::{self, Deal};
-use crate::tuning::{Tuning, WalSync};
+use crate::tuning::{RouterMode, Tuning, WalSync};
+use clients::{Entrance, InlineParts, Serving};
 use cluster::{Joined, Member, Settled};
 use glommio::{LocalExecutorBuilder, Placement};
 use recover::Made;
-use shards::gather::topology::Topology;
 use shards::ids::{GroupId, ReplicaId};
 use shards::index::set::IndexSettings;
 use shards::txn::message::GroupMessage;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -86,16 +86,6 @@ struct Server {
     deal: Deal,
 }
 
-/// What one router thread gets.
-struct RouterParts {
-    number: usize,
-    links: Vec<ShardLink>,
-    bell: Arc<Doorbell>,
-    listeners: Listeners,
-    /// In a cluster: who leads, and the links to the thread that forwards.
-    cluster: Option<ClusterParts>,
-}
-
 /// What one shard thread gets.
 struct ShardParts {
     number: u32,
@@ -105,21 +95,24 @@ struct ShardParts {
     files: Option<FileWorker>,
     /// In a cluster: what its threads share, and where news for this shard come out.
     peers: Option<(Arc<Hub>, Receiver<News>)>,
+    /// In inline mode: the clients that the thread serves.
+    clients: Option<InlineParts>,
 }
 
 impl Server {
     fn run(self, signals: Signals, member: Option<Box<Member>>) -> Result<(), Fatal> {
         let shards = self.directory.meta().shards as usize;
-        let routers = self.deal.routers.len();
-        let listeners = self.listen(routers)?;
-        let address = listeners.first().and_then(|bound| bound.addresses().ok()?.first().copied());
-        let address = address.map_or_else(|| self.address(), |bound| bound.to_string());
+        let is_inline = self.tuning.router.mode == RouterMode::Inline;
+        let services = if is_inline { shards } else { self.deal.routers.len() };
+        let Entrance { listeners, address, shard_ports } = self.listen(services)?;
 
         let bells = |count: usize| -> Result<Vec<_>, Fatal> {
             let made = (0..count).map(|_| Doorbell::new()).collect::<io::Result<Vec<_>>>();
             made.map_err(|source| Fatal::Start { thread: "doorbell".to_owned(), source })
         };
-        let (shard_bells, router_bells) = (bells(shards)?, bells(routers)?);
+        let shard_bells = bells(shards)?;
+        // A service inside a shard's thread is woken like the shard.
+        let service_bells = if is_inline { shard_bells.clone() } else { bells(services)? };
         let joined = member
             .map(|member| member.join(&self.tuning, self.directory.path(), &shard_bells))
             .transpose()?;
@@ -128,21 +121,21 @@ impl Server {
             None => (None, Vec::new(), None),
         };
         let mut inboxes = inboxes.into_iter();
-        let stop = StopHandle::new(router_bells.iter().chain(&shard_bells).cloned().collect());
+        let stop = StopHandle::new(service_bells.iter().chain(&shard_bells).cloned().collect());
         if let Some(hub) = hub.clone() {
             stop.precede(move || hub.resign(RESIGN_WITHIN));
         }
         let shards_stop = Arc::new(AtomicBool::new(false));
         let forward_bell = hub.as_ref().map(|_| bells(1)).transpose()?.and_then(|mut made| made.pop());
         // The thread that forwards is one more router to the shards, the last.
-        let ringers: Vec<Arc<Doorbell>> = router_bells.iter().chain(&forward_bell).cloned().collect();
-        let (shard_links, mut router_links) = self.links(&shard_bells, &ringers);
+        let ringers: Vec<Arc<Doorbell>> = service_bells.iter().chain(&forward_bell).cloned().collect();
+        let (shard_links, mut service_links) = self.links(&shard_bells, &ringers);
         let (mut cluster_parts, forward) = match hub.as_ref().zip(forward_bell) {
             Some((hub, bell)) => {
-                let to_shards = router_links.pop().expect("the last is the forward thread's");
-                let outstanding_max = self.tuning.router.outstanding_per_shard_max as usize;
+                let to_shards = service_links.pop().expect("the last is the forward thread's");
+                let outstanding_max = self.outstanding_max(shards);
                 let (at_routers, far_ends) =
-                    cluster::forward_links(shards, outstanding_max, &router_bells, &bell);
+                    cluster::forward_links(shards, outstanding_max, &service_bells, &bell);
                 let forward_stop = Arc::new(AtomicBool::new(false));
                 let thread = cluster::spawn_forward(
                     hub,
@@ -158,7 +151,19 @@ impl Server {
             }
             None => (Vec::new(), None),
         };
-        cluster_parts.resize_with(routers, || None);
+        cluster_parts.resize_with(services, || None);
+        let facts = Arc::new(ServerFacts {
+            node_id: self.directory.meta().node_id.clone(),
+            address: address.clone(),
+            started: Clock::start().now(),
+            extra: std::sync::Mutex::new(String::new()),
+            shard_ports,
+            routers: RouterBoard::new(services),
+            stop: Arc::clone(&stop),
+        });
+        let parts = self.services(service_links, &service_bells, listeners, cluster_parts, &facts);
+        let (inline, beside) = if is_inline { (parts, Vec::new()) } else { (Vec::new(), parts) };
+        let (inline, gate, ends) = clients::inline_services(inline);
         let meshes = links::mesh::<GroupMessage>(&shard_bells, MESH_SLOTS, MESH_OVERFLOW_MAX);
         let pool = SegmentPool::start(shards, None)
             .map_err(|source| Fatal::Start { thread: "segments".to_owned(), source })?;
@@ -166,39 +171,29 @@ impl Server {
 
         let (told, ready) = channel();
         let mut shard_threads = Vec::new();
+        let mut inline = inline.into_iter();
         let parts = shard_bells.iter().zip(shard_links).zip(meshes).zip(workers);
         for (number, (((bell, routers), mesh), files)) in parts.enumerate() {
             let number = number as u32;
             let peers = hub.clone().zip(inboxes.next());
-            let parts = ShardParts { number, bell: Arc::clone(bell), routers, mesh, files, peers };
+            let (bell, clients) = (Arc::clone(bell), inline.next());
+            let parts = ShardParts { number, bell, routers, mesh, files, peers, clients };
             shard_threads.push(self.spawn_shard(parts, &pool, told.clone(), Arc::clone(&shards_stop))?);
         }
         drop(told);
         await_shards(&ready, shards)?;
 
-        let facts = Arc::new(ServerFacts {
-            node_id: self.directory.meta().node_id.clone(),
-            address: address.clone(),
-            started: Clock::start().now(),
-            extra: std::sync::Mutex::new(String::new()),
-            stop: Arc::clone(&stop),
-        });
         if let Some(told) = &peer_facts {
             // Set once, here.
-            let _ = told.set(Arc::clone(&facts));
+            let _ = told.set(facts);
         }
-        let mut router_threads = Vec::new();
-        let parts = router_links.into_iter().zip(&router_bells).zip(listeners).zip(cluster_parts).enumerate();
-        for (number, (((links, bell), listeners), cluster)) in parts {
-            let parts = RouterParts { number, links, bell: Arc::clone(bell), listeners, cluster };
-            router_threads.push(self.spawn_router(parts, Arc::clone(&facts))?);
-        }
-        tracing::info!(%address, shards, routers, data_dir = %self.directory.path().display(), "serving");
+        let serving = if is_inline { Serving::Inline(ends) } else { self.spawn_routers(beside)? };
+        clients::open_gate(&gate, &shard_bells);
+        let mode = self.tuning.router.mode;
+        tracing::info!(%address, shards, services, %mode, data_dir = %self.directory.path().display(), "serving");
 
         signals.watch(Arc::clone(&stop), self.tuning.timeouts.drain_s)?;
-        for thread in router_threads {
-            thread.join().map_err(|_| lost("router"))?;
-        }
+        serving.wait()?;
         if let Some((thread, bell, forward_stop)) = forward {
             forward_stop.store(true, Ordering::Release);
             bell.ring();
@@ -216,44 +211,6 @@ impl Server {
         }
         tracing::info!("stopped in good order");
         Ok(())
-    }
-
-    fn address(&self) -> String {
-        let server = &self.tuning.server;
-        format!("{}:{}", server.host, server.port)
-    }
-
-    /// The listening sockets, shared by all routers: the kernel hands each connection to one.
-    fn listen(&self, routers: usize) -> Result<Vec<Listeners>, Fatal> {
-        let address = self.address();
-        let failed = |source| Fatal::Listen { address: address.clone(), source };
-        let server = &self.tuning.server;
-        let resolved: Vec<SocketAddr> =
-            (server.host.as_str(), server.port).to_socket_addrs().map_err(failed)?.collect();
-        let bound = Listeners::bind(&resolved, BACKLOG).map_err(failed)?;
-        bound.split(routers).map_err(failed)
-    }
-
-    #[allow(clippy::type_complexity, reason = "the two ends of every link, by their owners")]
-    fn links(
-        &self,
-        shard_bells: &[Arc<Doorbell>],
-        router_bells: &[Arc<Doorbell>],
-    ) -> (Vec<Vec<RouterLink>>, Vec<Vec<ShardLink>>) {
-        let outstanding_max = self.tuning.router.outstanding_per_shard_max as usize;
-        let mut at_shards: Vec<Vec<RouterLink>> = shard_bells.iter().map(|_| Vec::new()).collect();
-        let mut at_routers = Vec::new();
-        for router_bell in router_bells {
-            let mut ends = Vec::new();
-            for (shard_bell, at_shard) in shard_bells.iter().zip(&mut at_shards) {
-                let (router_end, shard_end) =
-                    links::link(outstanding_max, Arc::clone(router_bell), Arc::clone(shard_bell));
-                ends.push(router_end);
-                at_shard.push(shard_end);
-            }
-            at_routers.push(ends);
-        }
-        (at_shards, at_routers)
     }
 
     fn file_workers(&self, bells: &[Arc<Doorbell>]) -> Result<Vec<Option<FileWorker>>, Fatal> {
@@ -281,7 +238,7 @@ impl Server {
         let placement = core.map_or(Placement::Unbound, |core| Placement::Fixed(core as usize));
         let (tuning, indexes) = (Arc::clone(&self.tuning), self.indexes);
         let directory = Arc::clone(&self.directory);
-        let shape = directory.log_shape(number);
+        let (shape, shards) = (directory.log_shape(number), directory.meta().shards);
         let pool = pool.clone();
         let shard = &tuning.shard;
         let builder = LocalExecutorBuilder::new(placement)
@@ -289,7 +246,11 @@ impl Server {
             .preempt_timer(PREEMPT_NEVER)
             .io_memory((shard.io_memory_kib as usize) << 10);
         let started = builder.spawn(move || async move {
-            let ShardParts { number, bell, routers, mesh, files, peers } = parts;
+            let ShardParts { number, bell, routers, mesh, files, peers, clients } = parts;
+            let clients = clients.map(|InlineParts { service, gate, end }| {
+                let settings = settings::service(&tuning, shards);
+                Box::new(Clients::new(number, gate, Box::new(|| Service::open(service, settings)), end))
+            });
             let settings = settings::driver(&tuning);
             let peers = peers
                 .map(|(hub, inbox)| cluster::peer_side(&hub, &tuning, indexes, number, inbox))
@@ -300,7 +261,8 @@ impl Server {
             };
             let (group, clock) = (GroupId(number), Clock::start());
             let lost = ReplicaId(0);
-            let seat = Box::new(Seat { number, group, routers, mesh, bell, clock, settings, peers, lost });
+            let seat = Seat { number, group, routers, mesh, bell, clock, settings, peers, lost, clients };
+            let seat = Box::new(seat);
             let mut first_files = Some(SnapshotFiles::new(files));
             let mut appoint = |seat: Box<Seat>, files: Option<SnapshotFiles>| {
                 let files = files.or_else(|| first_files.take()).expect("a replica that went gave them back");
@@ -333,81 +295,6 @@ impl Server {
             source: io::Error::other(error.to_string()),
         })
     }
-
-    fn spawn_router(
-        &self,
-        parts: RouterParts,
-        facts: Arc<ServerFacts>,
-    ) -> Result<std::thread::JoinHandle<()>, Fatal> {
-        let name = format!("router-{}", parts.number);
-        let core = self.deal.routers[parts.number];
-        let tuning = Arc::clone(&self.tuning);
-        let thread = name.clone();
-        let run = move || {
-            if let Some(core) = core
-                && let Err(error) = sys::pin_to_core(core)
-            {
-                tracing::warn!(core, "{thread} is not pinned: {error}");
-            }
-            if let Err(reason) = run_router(parts, &tuning, facts, &thread) {
-                fatal::exit(&reason);
-            }
-        };
-        let spawned = std::thread::Builder::new().name(name.clone()).spawn(run);
-        spawned.map_err(|source| Fatal::Start { thread: name, source })
-    }
-}
-
-/// Serves clients until the server is asked to stop and every reply has left.
-fn run_router(
-    parts: RouterParts,
-    tuning: &Tuning,
-    facts: Arc<ServerFacts>,
-    thread: &str,
-) -> Result<(), Fatal> {
-    let RouterParts { links, bell, listeners, cluster, .. } = parts;
-    let clock = Clock::start();
-    let failed = |source: io::Error| Fatal::ThreadLost {
-        thread: thread.to_owned(),
-        detail: format!("its io_uring failed: {source}"),
-    };
-    let stop = Arc::clone(&facts.stop);
-    let mut front =
-        Front::open(settings::front(tuning), listeners, bell, move || clock.now()).map_err(failed)?;
-    let groups = u16::try_from(links.len()).expect("at most 256 shards");
-    let topology = Topology::even(groups);
-    let mut router = Router::new(links, topology, settings::router(tuning), facts, move || clock.now());
-    if let Some(cluster) = cluster {
-        router.join(cluster);
-    }
-    let spin_us = u64::from(tuning.router.spin_us);
-    let mut idle_since_us = None;
-    while !stop.is_requested() {
-        let wait = match idle_since_us {
-            Some(since) if clock.elapsed_us() - since < spin_us => Wait::No,
-            _ if spin_us > 0 && idle_since_us.is_none() => Wait::No,
-            _ => {
-                let now = clock.now();
-                let longest = shards::ids::Millis(now.0 + settings::ROUTER_SLEEP_MS);
-                Wait::Until(router.next_deadline(now).map_or(longest, |soon| soon.min(longest)))
-            }
-        };
-        let turn = front.turn(&mut router, wait).map_err(failed)?;
-        idle_since_us = turn.is_idle().then(|| idle_since_us.unwrap_or_else(|| clock.elapsed_us()));
-    }
-    front.stop_accepting();
-    let deadline_us = clock.elapsed_us() + u64::from(tuning.timeouts.drain_s) * 1_000_000;
-    while clock.elapsed_us() < deadline_us && !(front.is_drained() && router.is_quiet()) {
-        let wait = Wait::Until(shards::ids::Millis(clock.now().0 + settings::DRAIN_STEP_MS));
-        front.turn(&mut router, wait).map_err(failed)?;
-    }
-    front.close_all();
-    let linger_us = clock.elapsed_us() + settings::LINGER_MS * 1000;
-    while front.connections() > 0 && clock.elapsed_us() < linger_us {
-        let wait = Wait::Until(shards::ids::Millis(clock.now().0 + settings::DRAIN_STEP_MS));
-        front.turn(&mut router, wait).map_err(failed)?;
-    }
-    Ok(())
 }
 
 /// What a helper thread calls when it has done something for a shard.

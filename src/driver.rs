@@ -2,9 +2,11 @@
 //!
 //! One turn drains the inbox rings, reaps the log, steps, and flushes every effect once: log batches first, then replies
 //! and messages. Between turns the engine gets a slice of background work. With nothing to do the thread parks on its
-//! doorbell, which routers, other shards, the file worker and the log's ring all ring. Never decides about data, and
-//! never lets a failure pass: whatever makes durability unknown ends the process by name.
+//! doorbell, which routers, other shards, the file worker and the log's ring all ring. A thread that serves clients itself
+//! (`clients`) has its turns inside theirs. Never decides about data, and never lets a failure pass: whatever makes durability
+//! unknown ends the process by name.
 
+mod clients;
 mod commit_times;
 mod peers;
 mod snapshot;
@@ -15,6 +17,8 @@ use crate::disk::wal::Wal;
 use crate::doorbell::Doorbell;
 use crate::fatal::Fatal;
 use crate::links::RouterLink;
+use crate::service::Host;
+pub use clients::{Clients, Open};
 use commit_times::CommitTimes;
 pub use peers::{IntakeSettings, PeerSide};
 use shards::consensus::group::Append;
@@ -168,6 +172,7 @@ impl Driver {
             || self.files.has_news()
             || self.wal.as_mut().is_some_and(Wal::has_completions)
             || self.seat.peers.as_ref().is_some_and(PeerSide::has_work)
+            || self.seat.clients.as_ref().is_some_and(|clients| clients.want_to_open())
     }
 
     /// The bell that wakes this shard.
@@ -478,6 +483,50 @@ pub async fn run(
     }
 }
 
+/// A shard as the host of its thread's clients.
+struct Hosting<'a> {
+    driver: &'a mut Driver,
+    /// What its turns came to.
+    outcome: Result<Turn, Fatal>,
+}
+
+impl Host for Hosting<'_> {
+    fn turn(&mut self) {
+        if self.outcome.is_err() {
+            return;
+        }
+        match self.driver.turn() {
+            Ok(Turn::Idle) => {}
+            turned => self.outcome = turned,
+        }
+    }
+
+    fn has_work(&mut self) -> bool {
+        self.outcome.is_err() || self.driver.has_work()
+    }
+}
+
+impl Driver {
+    /// One turn of the thread: of the shard, and of the clients around it if it serves any; whether it slept where there
+    /// was nothing to do.
+    fn turn_thread(&mut self) -> Result<(Turn, bool), Fatal> {
+        let Some(mut clients) = self.seat.clients.take() else { return Ok((self.turn()?, false)) };
+        let is_served = clients.are_served(self.seat.beside());
+        let outcome = match is_served {
+            Ok(true) => {
+                let sleep_ms_max = self.seat.settings.tick_ms;
+                let mut hosting = Hosting { driver: self, outcome: Ok(Turn::Idle) };
+                let turned = clients.turn(&mut hosting, sleep_ms_max);
+                turned.and(hosting.outcome).map(|turn| (turn, true))
+            }
+            Ok(false) => self.turn().map(|turn| (turn, false)),
+            Err(reason) => Err(reason),
+        };
+        self.seat.clients = Some(clients);
+        outcome
+    }
+}
+
 /// Drives a replica to the end of the process (`None`), or until it is dismissed: then its files are gone and its seat is
 /// free.
 fn drive(mut driver: Driver, stop: &impl Fn() -> bool) -> Result<Option<(Box<Seat>, SnapshotFiles)>, Fatal> {
@@ -487,7 +536,8 @@ fn drive(mut driver: Driver, stop: &impl Fn() -> bool) -> Result<Option<(Box<Sea
         if stop() {
             driver.sync_soon();
         }
-        if driver.turn()? == Turn::Busy {
+        let (turn, has_slept) = driver.turn_thread()?;
+        if turn == Turn::Busy {
             continue;
         }
         if stop() && driver.is_quiet() {
@@ -496,7 +546,7 @@ fn drive(mut driver: Driver, stop: &impl Fn() -> bool) -> Result<Option<(Box<Sea
         if !stop() && driver.may_go() {
             return driver.leave().map(Some);
         }
-        if spin(&mut driver) {
+        if has_slept || spin(&mut driver) {
             continue;
         }
         bell.prepare_park();

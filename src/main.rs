@@ -13,6 +13,7 @@ pub mod logging;
 pub mod peer;
 pub mod preflight;
 pub mod router;
+pub mod service;
 pub mod sys;
 pub mod tuning;
 

@@ -5,7 +5,7 @@
 
 use crate::fatal::Fatal;
 use crate::sys::{self, Limit, Resource};
-use crate::tuning::{Tuning, WalSync};
+use crate::tuning::{RouterMode, Tuning, WalSync};
 use io_uring::{IoUring, Probe, opcode};
 use serde::Serialize;
 use std::fs;
@@ -59,7 +59,7 @@ pub fn examine(tuning: &Tuning, shards: u32) -> Vec<Check> {
         io_uring_works(),
         locked_memory(tuning, shards),
         open_files(tuning, shards),
-        cores(shards),
+        cores(tuning, shards),
         directory(&tuning.data_dir()),
         direct_io(&tuning.data_dir(), tuning),
         free_space(&tuning.data_dir(), tuning, shards),
@@ -263,10 +263,14 @@ const FILES_PER_SHARD: u64 = 64;
 const FILES_BESIDE: u64 = 64;
 
 fn files_needed(tuning: &Tuning, shards: u32) -> u64 {
-    let routers = u64::from(tuning.router.threads);
+    // A service listens on a port or two and has a ring.
+    let services = u64::from(match tuning.router.mode {
+        RouterMode::Thread => tuning.router.threads,
+        RouterMode::Inline => shards,
+    });
     // A connection that is refused with OVERLOADED is open for a moment too: one in a hundred on top.
     let connections = u64::from(tuning.limits.connections_max);
-    connections + connections / 100 + u64::from(shards) * FILES_PER_SHARD + routers * 8 + FILES_BESIDE
+    connections + connections / 100 + u64::from(shards) * FILES_PER_SHARD + services * 8 + FILES_BESIDE
 }
 
 fn open_files(tuning: &Tuning, shards: u32) -> Check {
@@ -299,14 +303,18 @@ fn raised(resource: Resource, needed: u64) -> io::Result<Limit> {
     Ok(applied.unwrap_or(limit))
 }
 
-fn cores(shards: u32) -> Check {
+fn cores(tuning: &Tuning, shards: u32) -> Check {
     const NAME: &str = "cores";
     match sys::available_cores() {
         Err(error) => {
             Check::warning(NAME, format!("unknown: {error}"), "List them in cores.allowed (--cores).")
         }
         Ok(cores) => {
-            let found = format!("{} for {shards} shards and the router", cores.len());
+            let beside = match tuning.router.mode {
+                RouterMode::Thread => " and the router",
+                RouterMode::Inline => "",
+            };
+            let found = format!("{} for {shards} shards{beside}", cores.len());
             if (cores.len() as u64) < u64::from(shards) {
                 let advice =
                     "More shards than cores take turns; it works, and a move to a larger machine is easy.";

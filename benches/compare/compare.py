@@ -69,6 +69,9 @@ def parse_arguments():
     parser.add_argument("--server-cores", default="0-1", help="cores of either server [%(default)s]")
     parser.add_argument("--generator-cores", default="0-1", help="cores of the generator [%(default)s]")
     parser.add_argument("--shards", help="shards of Strand [by its profile or cores]")
+    parser.add_argument(
+        "--shard-aware", action="store_true", help="the generator talks to each shard's own port (router.mode = inline)"
+    )
     parser.add_argument("--promises", default="off,interval,always", help="comma list [%(default)s]")
     parser.add_argument("--loads", default="mixed,set", help="comma list [%(default)s]")
     parser.add_argument(
@@ -223,6 +226,8 @@ def run_generator(arguments, protocol, port, load, shape, pid):
     command += ["--connections", str(connections), "--depth", str(depth), "--keys", str(arguments.keys)]
     command += ["--value-bytes", str(arguments.value_bytes), "--duration", str(arguments.seconds)]
     command += ["--warm-up", str(arguments.warm_up)]
+    if arguments.shard_aware and protocol == "json":
+        command.append("--shard-aware")
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=bound_s(arguments), check=False)
     except subprocess.TimeoutExpired:

@@ -3,7 +3,8 @@
 use crate::driver::DriverSettings;
 use crate::front::FrontSettings;
 use crate::router::RouterSettings;
-use crate::tuning::{Tuning, WalSync};
+use crate::service::ServiceSettings;
+use crate::tuning::{RouterMode, Tuning, WalSync};
 use shards::ids::{GroupId, even_slots};
 use shards::index::set::IndexSettings;
 use shards::shard::{Floor, ShardConfig};
@@ -13,10 +14,6 @@ use strand_wire::limits::Limits;
 
 /// Longest sleep of a router, for its own deadlines.
 pub(super) const ROUTER_SLEEP_MS: u64 = 50;
-/// Longest sleep of a router that drains.
-pub(super) const DRAIN_STEP_MS: u64 = 5;
-/// How long closed connections may take to go at the end.
-pub(super) const LINGER_MS: u64 = 500;
 /// Time between two looks of a shard at deadlines and times to live.
 const SHARD_TICK_MS: u64 = 20;
 
@@ -96,17 +93,32 @@ pub(super) fn wal(tuning: &Tuning) -> WalOptions {
     }
 }
 
-/// The settings of a client front.
-pub(super) fn front(tuning: &Tuning) -> FrontSettings {
+/// The settings of one of a server's services, which are so many as it has routers, or shards in inline mode.
+pub(super) fn service(tuning: &Tuning, shards: u32) -> ServiceSettings {
+    let router = &tuning.router;
+    let (services, spin_us) = match router.mode {
+        RouterMode::Thread => (router.threads, router.spin_us),
+        RouterMode::Inline => (shards, tuning.shard.spin_before_park_us),
+    };
+    ServiceSettings {
+        front: front(tuning, services),
+        router: self::router(tuning),
+        spin_us: u64::from(spin_us),
+        drain_ms: u64::from(tuning.timeouts.drain_s) * 1000,
+    }
+}
+
+/// The settings of a client front, one of so many.
+fn front(tuning: &Tuning, fronts: u32) -> FrontSettings {
     let (router, limits, timeouts) = (&tuning.router, &tuning.limits, &tuning.timeouts);
     let line_bytes_max = limits.line_bytes_max as usize;
     let unfinished_bytes_max = (limits.unfinished_input_mib_max as usize) << 20;
     FrontSettings {
-        connections_max: (limits.connections_max / router.threads).max(1) as usize,
+        connections_max: limits.connections_max as usize,
         in_flight_max: limits.in_flight_max as usize,
         line_bytes_max,
         // The budget is the server's; each front gets its part, and never less than one line.
-        unfinished_bytes_max: (unfinished_bytes_max / router.threads as usize).max(line_bytes_max),
+        unfinished_bytes_max: (unfinished_bytes_max / fronts as usize).max(line_bytes_max),
         unsent_bytes_max: limits.output_bytes_max as usize,
         lines_per_turn_max: router.lines_per_turn_max as usize,
         write_stall_ms_max: u64::from(timeouts.slow_reader_s) * 1000,
@@ -121,7 +133,7 @@ pub(super) fn front(tuning: &Tuning) -> FrontSettings {
 }
 
 /// The settings of a router.
-pub(super) fn router(tuning: &Tuning) -> RouterSettings {
+fn router(tuning: &Tuning) -> RouterSettings {
     RouterSettings { limits: limits(tuning), debug_faults: tuning.debug.faults, ..RouterSettings::default() }
 }
 

@@ -19,6 +19,7 @@ use shards::storage::snapshots::snapshot_file_name;
 use shards::txn::message::{GroupMessage, Message};
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 /// Bytes of a pulled snapshot that are loaded in one turn: well below a millisecond's worth.
@@ -161,6 +162,11 @@ impl PeerSide {
     /// Whether the engine has something to hear that no file descriptor tells of.
     pub(super) fn has_work(&self) -> bool {
         self.loading.is_some() || self.links.has_events()
+    }
+
+    /// Readable when a link has something.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.links.fd()
     }
 
     /// Sleeps until the bell is rung, a link has something, or the time is over.

@@ -1,15 +1,17 @@
 //! A shard without a replica of its group: it has no log and no data, refuses every request as not leading, hands messages
 //! on to other shards of its node, and waits for the meta state to give it a replica.
 
-use super::{DriverSettings, PeerSide};
+use super::{Clients, DriverSettings, PeerSide};
 use crate::clock::Clock;
 use crate::doorbell::Doorbell;
 use crate::fatal::Fatal;
 use crate::links::{RouterLink, ShardMesh};
+use crate::service::Host;
 use shards::batch::{NotLeader, ReplyBatch, RequestBatch};
 use shards::event::Event;
 use shards::ids::{GroupId, Millis, ReplicaId};
 use shards::txn::message::GroupMessage;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +35,8 @@ pub struct Seat {
     pub peers: Option<PeerSide>,
     /// A replica whose log is lost: the node waits for another one in its place. 0 for none.
     pub lost: ReplicaId,
+    /// The clients that the thread serves itself, if it does.
+    pub clients: Option<Box<Clients>>,
 }
 
 /// Time between two words about a lost replica, in milliseconds.
@@ -55,7 +59,7 @@ pub(super) fn wait_for_replica(mut seat: Box<Seat>, stop: &impl Fn() -> bool) ->
     tracing::info!(shard = seat.number, "this node has no replica of the group: requests are sent elsewhere");
     let mut next_word = Millis(0);
     loop {
-        let busy = seat.turn(&mut events);
+        let (busy, has_slept) = seat.turn_thread(&mut events)?;
         let appointed =
             seat.peers.as_ref().and_then(PeerSide::appointment).map(|appointment| appointment.replica);
         if appointed.is_some_and(|replica| replica != seat.lost) {
@@ -70,7 +74,7 @@ pub(super) fn wait_for_replica(mut seat: Box<Seat>, stop: &impl Fn() -> bool) ->
         if stop() {
             return Ok(Vacated::Stopped);
         }
-        if busy {
+        if busy || has_slept {
             continue;
         }
         seat.bell.prepare_park();
@@ -81,7 +85,47 @@ pub(super) fn wait_for_replica(mut seat: Box<Seat>, stop: &impl Fn() -> bool) ->
     }
 }
 
+/// A vacant seat as the host of its thread's clients.
+struct Hosting<'a> {
+    seat: &'a mut Seat,
+    events: &'a mut Vec<Event>,
+    busy: bool,
+}
+
+impl Host for Hosting<'_> {
+    fn turn(&mut self) {
+        self.busy |= self.seat.turn(self.events);
+    }
+
+    fn has_work(&mut self) -> bool {
+        self.seat.has_work()
+    }
+}
+
 impl Seat {
+    /// What besides the bell must end the thread's sleep.
+    pub(super) fn beside(&self) -> Option<RawFd> {
+        self.peers.as_ref().map(|peers| peers.fd().as_raw_fd())
+    }
+
+    /// One turn of the thread, as the driver's: whether anything was done, and whether it slept.
+    fn turn_thread(&mut self, events: &mut Vec<Event>) -> Result<(bool, bool), Fatal> {
+        let Some(mut clients) = self.clients.take() else { return Ok((self.turn(events), false)) };
+        let is_served = clients.are_served(self.beside());
+        let outcome = match is_served {
+            Ok(true) => {
+                let sleep_ms_max = self.settings.tick_ms;
+                let mut hosting = Hosting { seat: self, events, busy: false };
+                let turned = clients.turn(&mut hosting, sleep_ms_max);
+                turned.map(|()| (hosting.busy, true))
+            }
+            Ok(false) => Ok((self.turn(events), false)),
+            Err(reason) => Err(reason),
+        };
+        self.clients = Some(clients);
+        outcome
+    }
+
     /// Sleeps until something happens or the time is over.
     pub(super) fn wait(&self, at_most: Duration) -> Result<(), Fatal> {
         let waited = match &self.peers {
@@ -119,6 +163,7 @@ impl Seat {
         self.routers.iter().any(RouterLink::has_requests)
             || self.mesh.has_messages()
             || self.peers.as_ref().is_some_and(PeerSide::has_work)
+            || self.clients.as_ref().is_some_and(|clients| clients.want_to_open())
     }
 }
 

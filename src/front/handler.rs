@@ -18,7 +18,8 @@ pub trait LineHandler {
     /// line is offered again.
     fn line<'l>(&mut self, at: &mut LineAt<'_>, line: &'l [u8]) -> Handled<'l>;
 
-    /// Called once a turn when all lines were offered: push the gathered batches to the shards.
+    /// Called once a turn when all lines were offered: push the gathered batches to the shards. What this thread does beside
+    /// the front may happen here too, so that its replies leave in the same turn.
     fn flush(&mut self);
 
     /// Called once a turn: hand over the replies that have come. True when there were any, or when room was made at a
@@ -26,7 +27,7 @@ pub trait LineHandler {
     fn poll(&mut self, sink: &mut ReplySink<'_>) -> bool;
 
     /// Whether `poll` would find something. Asked again after the doorbell's park was announced.
-    fn has_work(&self) -> bool;
+    fn has_work(&mut self) -> bool;
 
     /// When `poll` wants to be called although nothing happens; asked before the front parks.
     fn next_deadline(&self, now: Millis) -> Option<Millis> {

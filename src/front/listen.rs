@@ -1,6 +1,13 @@
-//! Listening sockets. They share their port with nobody: a second server on it must fail to start.
+//! Listening sockets. A server shares its ports with nobody: a second one on them must fail to start.
+//!
+//! Several fronts of one server share a port by `SO_REUSEPORT`, and the kernel deals connections out among them by a hash of
+//! their addresses. (One socket that all of them accept from would not do: the kernel wakes who has waited longest, and an
+//! accept that stays armed has always waited longest, so one front would get nearly all.) The first socket is bound without
+//! the option, which fails if anybody holds the port in whatever way; only then it lets the others join, so a second server
+//! is still refused.
 
 use super::ring;
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, RawFd};
@@ -10,6 +17,9 @@ use std::time::Duration;
 /// server's sockets only when it has torn down the rings that used them, a moment after the process is gone.
 const BIND_TRIES_MAX: u32 = 100;
 const BIND_PAUSE: Duration = Duration::from_millis(10);
+
+/// How often the system may choose a port that one of several addresses does not have.
+const CHOICES_MAX: u32 = 16;
 
 /// Bound listening sockets, made before the front's thread starts so that a taken port fails early.
 #[derive(Debug)]
@@ -42,18 +52,50 @@ impl Listeners {
         self.list.iter().map(TcpListener::local_addr).collect()
     }
 
-    /// The same sockets for several fronts: each accepts from them, and the kernel hands every connection to one.
+    /// Sockets on the same addresses for so many fronts; see the module's head.
     ///
     /// # Errors
-    /// When the process or the system has no file descriptor left.
-    pub fn split(self, fronts: usize) -> io::Result<Vec<Self>> {
-        let copies = (1..fronts).map(|_| {
-            let list = self.list.iter().map(TcpListener::try_clone).collect::<io::Result<_>>()?;
-            Ok(Self { list })
-        });
-        let mut all = copies.collect::<io::Result<Vec<_>>>()?;
-        all.push(self);
+    /// As for [`Listeners::bind`].
+    pub fn bind_for(fronts: usize, addresses: &[SocketAddr], backlog: u32) -> io::Result<Vec<Self>> {
+        let first = Self::bind(addresses, backlog)?;
+        if fronts > 1 {
+            first.list.iter().try_for_each(|listener| sockopt::set_socket_reuseport(listener, true))?;
+        }
+        let addresses = first.addresses()?;
+        let mut all = vec![first];
+        for _ in 1..fronts {
+            let list = addresses.iter().map(|address| join(address, backlog)).collect::<io::Result<_>>()?;
+            all.push(Self { list });
+        }
         Ok(all)
+    }
+
+    /// Binds a port of one's own on each address, the same on all: `port`, or with 0 one that the system chooses.
+    ///
+    /// # Errors
+    /// As for [`Listeners::bind`].
+    pub fn bind_own(addresses: &[SocketAddr], port: u16, backlog: u32) -> io::Result<(Self, u16)> {
+        let mut tries = 0;
+        loop {
+            let first = addresses.first().ok_or(io::ErrorKind::AddrNotAvailable)?;
+            let mut own = Self::bind(&[SocketAddr::new(first.ip(), port)], backlog)?;
+            let bound = own.addresses()?.first().map_or(port, SocketAddr::port);
+            let others: Vec<_> = addresses[1..].iter().map(|a| SocketAddr::new(a.ip(), bound)).collect();
+            match Self::bind(&others, backlog) {
+                Ok(others) => {
+                    own.list.extend(others.list);
+                    return Ok((own, bound));
+                }
+                // What the system chose for one address may be taken on another.
+                Err(error) if port == 0 && is_taken(&error) && tries < CHOICES_MAX => tries += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// With another's sockets too.
+    pub fn extend(&mut self, other: Self) {
+        self.list.extend(other.list);
     }
 
     pub(super) fn fd(&self, listener: usize) -> RawFd {
@@ -70,11 +112,63 @@ pub(crate) fn bind_patiently(address: &SocketAddr) -> io::Result<TcpListener> {
     let mut tries = 0;
     loop {
         match TcpListener::bind(address) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < BIND_TRIES_MAX => {
+            Err(error) if is_taken(&error) && tries < BIND_TRIES_MAX => {
                 tries += 1;
                 std::thread::sleep(BIND_PAUSE);
             }
             result => return result,
         }
+    }
+}
+
+/// Joins the sockets on an address that let others join.
+fn join(address: &SocketAddr, backlog: u32) -> io::Result<TcpListener> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    sockopt::set_socket_reuseport(&socket, true)?;
+    net::bind(&socket, address)?;
+    net::listen(&socket, i32::try_from(backlog).unwrap_or(i32::MAX))?;
+    Ok(TcpListener::from(socket))
+}
+
+fn is_taken(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrInUse
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpStream;
+
+    #[test]
+    fn fronts_share_a_port_and_a_second_server_is_refused() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(fronts) = Listeners::bind_for(3, &[address.parse().unwrap()], 64) else {
+                assert!(address.starts_with('['), "there is always IPv4");
+                continue;
+            };
+            let bound = fronts[0].addresses().unwrap()[0];
+            assert!(fronts.iter().all(|front| front.addresses().unwrap() == [bound]));
+            let second = TcpListener::bind(bound).map(drop).unwrap_err();
+            assert!(is_taken(&second), "{second}");
+            let clients: Vec<_> = (0..60).map(|_| TcpStream::connect(bound).unwrap()).collect();
+            let accepted = |front: &Listeners| {
+                front.list[0].set_nonblocking(true).unwrap();
+                std::iter::from_fn(|| front.list[0].accept().ok()).count()
+            };
+            let counts: Vec<usize> = fronts.iter().map(accepted).collect();
+            assert_eq!(counts.iter().sum::<usize>(), clients.len(), "{counts:?}");
+            assert!(counts.iter().all(|count| *count > 0), "each front has its part: {counts:?}");
+        }
+    }
+
+    #[test]
+    fn a_port_of_ones_own_is_the_same_on_every_address() {
+        let addresses = ["127.0.0.1:1".parse().unwrap(), "127.0.0.2:1".parse().unwrap()];
+        let (own, port) = Listeners::bind_own(&addresses, 0, 64).unwrap();
+        let ports: Vec<u16> = own.addresses().unwrap().iter().map(SocketAddr::port).collect();
+        assert_eq!(ports, [port, port]);
+        assert!(is_taken(&TcpListener::bind(("127.0.0.2", port)).map(drop).unwrap_err()));
     }
 }

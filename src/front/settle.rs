@@ -10,6 +10,7 @@ use super::turn::{Front, SPARE_JOBS, SWEEP_MS};
 use shards::ids::Millis;
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::Ordering;
 
 /// Undispatched bytes from which on a connection that only waits for its turn is not read.
 const BACKLOG_BYTES: usize = 64 * 1024;
@@ -141,7 +142,7 @@ impl Front {
 
     fn release(&mut self, at: usize) {
         if !self.desk.connections.list[at].refused {
-            self.clients -= 1;
+            self.clients.fetch_sub(1, Ordering::Relaxed);
         }
         self.desk.counters.open -= 1;
         self.desk.counters.closed += 1;

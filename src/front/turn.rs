@@ -12,6 +12,7 @@ use shards::ids::Millis;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Whether a turn may wait when there is nothing to do.
@@ -75,10 +76,14 @@ pub struct Front {
     events: Vec<Event>,
     ready: Vec<u32>,
     pub(super) swept: Vec<u32>,
-    /// Clients that count towards `connections_max`.
-    pub(super) clients: usize,
+    /// Clients that count towards `connections_max`, of all fronts that share the count.
+    pub(super) clients: Arc<AtomicUsize>,
     /// Whether the ring reads the doorbell.
     bell_armed: bool,
+    /// A descriptor that ends a wait when it is readable.
+    beside: Option<RawFd>,
+    /// Whether the ring polls it.
+    beside_armed: bool,
     /// Where the search for resting connections goes on.
     pub(super) idle_cursor: usize,
 }
@@ -121,8 +126,10 @@ impl Front {
             events: Vec::with_capacity(EVENTS_RESERVED),
             ready: Vec::new(),
             swept: Vec::new(),
-            clients: 0,
+            clients: Arc::default(),
             bell_armed: false,
+            beside: None,
+            beside_armed: false,
             idle_cursor: 0,
         })
     }
@@ -155,6 +162,17 @@ impl Front {
         let parked = self.finish_turn(handler, wait)?;
         let counters = &self.desk.counters;
         Ok(Turn { events, lines: counters.lines - lines, replies: counters.replies - replies, parked })
+    }
+
+    /// Counts clients together with other fronts of the server, so that the bound holds for all of them. Before the first
+    /// turn.
+    pub fn count_with(&mut self, clients: Arc<AtomicUsize>) {
+        self.clients = clients;
+    }
+
+    /// Has a wait end when `fd` is readable too, as long as the front lives. Nothing is read from it.
+    pub fn wait_beside(&mut self, fd: RawFd) {
+        self.beside = Some(fd);
     }
 
     /// Stops accepting and closes the listening sockets; connections live on.
@@ -199,12 +217,6 @@ impl Front {
         self.ring.receive_mode()
     }
 
-    /// The ring's descriptor, readable when a turn would find completions: for a driver that turns the front itself and
-    /// waits elsewhere.
-    pub fn fd(&self) -> RawFd {
-        self.ring.fd()
-    }
-
     fn begin_turn(&mut self) {
         self.desk.now = (self.clock)();
         self.desk.turn += 1;
@@ -221,6 +233,7 @@ impl Front {
                 Operation::Poll => self.on_readable(event, handler),
                 Operation::Accept => self.on_accept(event),
                 Operation::Bell => self.bell_armed = false,
+                Operation::Beside => self.beside_armed = false,
                 Operation::Cancel => {}
             }
         }
@@ -230,6 +243,11 @@ impl Front {
         self.events = events;
         if !std::mem::replace(&mut self.bell_armed, true) {
             self.ring.arm_bell(self.bell.fd());
+        }
+        if let Some(fd) = self.beside
+            && !std::mem::replace(&mut self.beside_armed, true)
+        {
+            self.ring.arm_beside(fd);
         }
         count
     }
@@ -249,7 +267,7 @@ impl Front {
     }
 
     /// Submits, and waits when that is wanted and nothing is left to do. The doorbell's order: announce, look again, wait.
-    fn finish_turn<H: LineHandler>(&mut self, handler: &H, wait: Wait) -> io::Result<bool> {
+    fn finish_turn<H: LineHandler>(&mut self, handler: &mut H, wait: Wait) -> io::Result<bool> {
         let Wait::Until(deadline) = wait else {
             return self.ring.submit().map(|()| false);
         };
@@ -320,9 +338,15 @@ impl Front {
         let desk = &mut self.desk;
         // A socket that refuses this was closed by its client already, which the first receive will tell.
         let _ = socket.set_nodelay(true);
-        let full = self.clients >= desk.settings.connections_max;
+        let full = self.clients.fetch_add(1, Ordering::Relaxed) >= desk.settings.connections_max;
+        if full {
+            self.clients.fetch_sub(1, Ordering::Relaxed);
+        }
         let Some(at) = desk.connections.claim(socket, desk.now) else {
             desk.counters.refused += 1;
+            if !full {
+                self.clients.fetch_sub(1, Ordering::Relaxed);
+            }
             return;
         };
         desk.counters.open += 1;
@@ -333,7 +357,6 @@ impl Front {
             desk.refuse(at, texts::TOO_MANY_CONNECTIONS);
         } else {
             desk.counters.accepted += 1;
-            self.clients += 1;
         }
     }
 

@@ -1,6 +1,7 @@
 //! What the router says of the server and of itself.
 
 use super::facts::{SERVER_VERSION, resident_bytes};
+use super::figures::Figures;
 use super::{Router, RouterCounters};
 use crate::peer::nodes::address_of;
 use shards::ids::{GroupId, Millis, NodeNumber, SLOTS};
@@ -95,6 +96,10 @@ impl Router {
             push_number(out, "last", u64::from(range.last.0));
             out.push(b',');
             push_number(out, "group", u64::from(range.group.0));
+            if let Some(port) = facts.shard_ports.get(range.group.0 as usize) {
+                out.push(b',');
+                push_number(out, "port", u64::from(*port));
+            }
             out.push(b'}');
         });
         out.extend_from_slice(b"],\"leaders\":[");
@@ -186,6 +191,7 @@ impl Router {
     }
 
     fn write_counters(&self, out: &mut Vec<u8>) {
+        let Figures { counters, gathers_now, gathers_bytes, waiting, outstanding } = self.figures_of_all();
         let RouterCounters {
             sent,
             answered_alone,
@@ -197,18 +203,18 @@ impl Router {
             leader_changes,
             no_quorum,
             redirects,
-        } = self.counters;
-        let waiting: usize = self.ways.iter().map(super::Way::held).sum();
+        } = counters;
         let numbers = [
+            ("routers", self.facts.routers.routers() as u64),
             ("sent", sent),
             ("answered_without_shard", answered_alone),
             ("refused", refused),
             ("gathers", gathers),
             ("calls", calls),
             ("gather_timeouts", gather_timeouts),
-            ("gathers_now", self.gathers.count() as u64),
-            ("gathers_bytes", self.gathers.held_bytes() as u64),
-            ("waiting", waiting as u64),
+            ("gathers_now", gathers_now),
+            ("gathers_bytes", gathers_bytes),
+            ("waiting", waiting),
             ("came_back", came_back),
             ("leader_changes", leader_changes),
             ("no_quorum", no_quorum),
@@ -216,7 +222,7 @@ impl Router {
         ];
         push_list(out, numbers.iter(), |out, (name, number)| push_number(out, name, *number));
         out.extend_from_slice(b",\"outstanding\":[");
-        push_list(out, self.ways.iter(), |out, way| push_unsigned(out, way.outstanding() as u64));
+        push_list(out, outstanding.iter(), |out, count| push_unsigned(out, *count));
         out.push(b']');
     }
 }

@@ -1,6 +1,7 @@
 //! What this server is and how it is asked to stop: made at boot, shared by every router, read by commands that describe
 //! the server. Nothing here is touched by requests on keys but one flag.
 
+use super::figures::RouterBoard;
 use crate::doorbell::Doorbell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -19,6 +20,10 @@ pub struct ServerFacts {
     pub started: shards::ids::Millis,
     /// JSON members that INFO appends as they are, such as `"wal":{...},"profile":"throughput"`; empty for none.
     pub extra: Mutex<String>,
+    /// The port of each shard's own thread, by group; empty unless shards' threads serve clients themselves.
+    pub shard_ports: Vec<u16>,
+    /// What each router has to tell in INFO.
+    pub routers: RouterBoard,
     /// Asks for the end.
     pub stop: Arc<StopHandle>,
 }

@@ -18,10 +18,12 @@
 //! | `way` | where a group's requests go, and what becomes of them when its leader changes |
 //! | `members` | what ADD_NODE, REMOVE_NODE, TRANSFER_LEADER and BALANCE ask of group 0 |
 //! | `facts` | what the server is, and how it is stopped |
+//! | `figures` | what routers count, told by one of them for all |
 
 mod answers;
 mod calls;
 mod facts;
+mod figures;
 mod members;
 mod plan;
 mod replies;
@@ -31,6 +33,7 @@ mod tests;
 mod way;
 
 pub use facts::{SERVER_VERSION, ServerFacts, StopHandle};
+pub use figures::{RouterBoard, RouterCounters};
 
 use crate::front::{Class, Handled, ID_BYTES_MAX, LineAt, LineHandler, ReplySink};
 use crate::links::ShardLink;
@@ -77,31 +80,6 @@ impl Default for RouterSettings {
     }
 }
 
-/// Counts since the router was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RouterCounters {
-    /// Requests sent to a shard as they are.
-    pub sent: u64,
-    /// Lines that the router answered without a shard, refusals included.
-    pub answered_alone: u64,
-    /// Lines that were no request.
-    pub refused: u64,
-    /// Gathers begun.
-    pub gathers: u64,
-    /// Calls of gathers.
-    pub calls: u64,
-    /// Gathers that ended at their deadline.
-    pub gather_timeouts: u64,
-    /// Requests that came back because the replica that they reached does not lead.
-    pub came_back: u64,
-    /// Times that a group's requests began to go to a leader, the first included.
-    pub leader_changes: u64,
-    /// Requests that found no leader until their deadline.
-    pub no_quorum: u64,
-    /// Requests answered with the leader's address, as their connection wishes.
-    pub redirects: u64,
-}
-
 /// What a router of a cluster has besides the links to its own shards.
 #[derive(Debug)]
 pub struct ClusterParts {
@@ -131,6 +109,9 @@ pub struct Router {
     facts: Arc<ServerFacts>,
     gathers: Gathers,
     counters: RouterCounters,
+    /// Its place on the board of figures.
+    number: usize,
+    next_publish: Millis,
     /// Deadline of requests on one key that give none, from the table of commands.
     key_timeout_ms: u32,
     clock: Box<dyn Fn() -> Millis>,
@@ -175,6 +156,8 @@ impl Router {
             settings,
             facts,
             counters: RouterCounters::default(),
+            number: 0,
+            next_publish: Millis(0),
             key_timeout_ms,
             clock: Box::new(clock),
         }
@@ -342,7 +325,7 @@ impl LineHandler for Router {
         self.bring_replies(sink)
     }
 
-    fn has_work(&self) -> bool {
+    fn has_work(&mut self) -> bool {
         self.ways.iter().any(Way::has_replies)
     }
 

@@ -4,7 +4,7 @@
 //! of one runs on any number of the other. Routers take the first cores; shards begin behind them and come round, so that a
 //! router shares its core last. On two cores with two shards: router and shard 1 on the first, shard 0 on the second.
 
-use super::kinds::CoreSet;
+use super::kinds::{CoreSet, RouterMode};
 use super::knobs::{Cores, Router};
 use std::fmt;
 
@@ -13,7 +13,7 @@ use std::fmt;
 pub struct Deal {
     /// The core of each shard.
     pub shards: Vec<Option<u32>>,
-    /// The core of each router thread; empty when the router runs inside shard 0.
+    /// The core of each router thread; empty when shards' threads serve clients themselves.
     pub routers: Vec<Option<u32>>,
 }
 
@@ -110,7 +110,10 @@ pub fn shards_of_new_directory(shards: u32, cores: &Cores, usable: &[u32]) -> u3
 pub fn deal(usable: &[u32], shards: u32, cores: &Cores, router: &Router) -> Result<Deal, DealError> {
     assert!(!usable.is_empty(), "the caller found at least one usable core");
     assert!(shards > 0, "a server has at least one shard");
-    let routers = router.threads as usize;
+    let routers = match router.mode {
+        RouterMode::Thread => router.threads as usize,
+        RouterMode::Inline => 0,
+    };
     let in_turn = |first: usize, count: usize| -> Vec<u32> {
         (first..first + count).map(|position| usable[position % usable.len()]).collect()
     };
@@ -182,6 +185,13 @@ mod tests {
     fn more_shards_than_cores_come_round() {
         check(&[0, 1], 5, &[1, 0, 1, 0, 1], 0);
         check(&[7], 3, &[7, 7, 7], 7);
+    }
+
+    #[test]
+    fn without_router_threads_shards_take_the_cores_in_turn() {
+        let router = Router { mode: RouterMode::Inline, threads: 3, ..Router::default() };
+        let dealt = deal(&[0, 1, 2], 4, &Cores::default(), &router).unwrap();
+        assert_eq!(dealt, Deal { shards: [0, 1, 2, 0].map(Some).to_vec(), routers: Vec::new() });
     }
 
     #[test]

@@ -86,6 +86,25 @@ pub enum AllWord {
     All,
 }
 
+/// Which threads serve the clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RouterMode {
+    /// Threads of their own, `router.threads` of them.
+    Thread,
+    /// Each shard's thread, beside its shard.
+    Inline,
+}
+
+impl fmt::Display for RouterMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            RouterMode::Thread => "thread",
+            RouterMode::Inline => "inline",
+        })
+    }
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -3,7 +3,7 @@
 //! The structs that the program reads, the checks, `tuning/default.toml` and the list in `tuning/README.md` all come from this
 //! table, so they cannot differ. A knob is added here and nowhere else. Never reads files, flags or the environment.
 
-use super::kinds::{CoreSet, LogFormat, LogLevel, WalSync};
+use super::kinds::{CoreSet, LogFormat, LogLevel, RouterMode, WalSync};
 use super::range::Range;
 use serde::{Deserialize, Serialize};
 
@@ -153,7 +153,16 @@ sections! {
 
     /// The threads that hold the client connections.
     router: Router {
-        /// Router threads. One serves about four million pipelined requests a second; add one when it is busy all the time
+        /// Which threads those are. `thread`: `router.threads` of their own, so that parsing and the shards' work overlap.
+        /// `inline`: each shard's thread serves clients itself, on the common port and on a port of the shard's own, so
+        /// that requests for its own keys cross no thread and there is no router to be the bottleneck. Best with clients
+        /// that know the shards (HELLO tells them), with one shard, or where every core has a shard. The knobs below hold
+        /// for each thread that serves clients.
+        mode: RouterMode = RouterMode::Thread, "word", Range::Word(&["thread", "inline"]);
+        /// First of the shards' own ports with `router.mode = "inline"`: shard N listens on this plus N. 0 means that the
+        /// system chooses, which serves clients as well, since HELLO tells them; firewalls want to know beforehand.
+        shard_port: u16 = 0, "port", integer(0, 65_535);
+        /// Router threads, with `router.mode = "thread"`. One serves about four million pipelined requests a second; add one when it is busy all the time
         /// and the shards are not.
         threads: u32 = 1, "threads", integer(1, 16);
         /// Entries of a router's io_uring. A turn that needs more submits twice.
@@ -167,10 +176,10 @@ sections! {
         /// the others.
         lines_per_turn_max: u32 = 256, "lines", integer(16, 65_536);
         /// How long a router polls before it sleeps. Saves about 30 us of wake-up a request at low load, and burns a core:
-        /// only with a core to spare.
+        /// only with a core to spare. A shard that serves clients itself follows `shard.spin_before_park_us`.
         spin_us: u32 = 0, "microseconds", integer(0, 10_000);
         /// Requests that one router may have unanswered at one shard; above that it stops reading from the connections that
-        /// ask for more. Bounds the queues in between.
+        /// ask for more. Bounds the queues in between. In inline mode the shards' threads share it, with 1024 each at least.
         outstanding_per_shard_max: u32 = 65_536, "requests", integer(1024, 1 << 20);
     }
 

@@ -13,7 +13,7 @@ pub mod range;
 pub mod reference;
 pub mod relations;
 
-pub use kinds::{CoreSet, LogFormat, LogLevel, WalSync};
+pub use kinds::{CoreSet, LogFormat, LogLevel, RouterMode, WalSync};
 pub use knobs::Tuning;
 
 use std::path::PathBuf;

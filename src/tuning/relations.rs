@@ -2,7 +2,7 @@
 //!
 //! Each rule tells both keys, their values and origins, and what to change.
 
-use super::kinds::{CoreSet, WalSync};
+use super::kinds::{CoreSet, RouterMode, WalSync};
 use super::knobs::Tuning;
 use super::layers::Origin;
 use super::peers;
@@ -135,6 +135,15 @@ fn cores(tuning: &Tuning, rules: &mut Rules<'_>) {
             )
         },
     );
+    rules.demand(
+        tuning.router.mode == RouterMode::Thread || (cores.router.is_empty() && tuning.router.threads == 1),
+        &["router.mode", "router.threads", "cores.router"],
+        || {
+            "router.mode = \"inline\" has no router threads: leave router.threads and cores.router out, or choose \
+             \"thread\"."
+                .to_owned()
+        },
+    );
     if let CoreSet::Listed(allowed) = &cores.allowed {
         for (key, list) in [("cores.shard", &cores.shard), ("cores.router", &cores.router)] {
             let outside: Vec<&u32> = list.iter().filter(|core| !allowed.contains(core)).collect();
@@ -263,6 +272,11 @@ mod tests {
         check(&[("cores.shard", "0,1")], None);
         check(&[("cores.router", "0,1")], Some("one core for each thread"));
         check(&[("cores.allowed", "0-1"), ("cores.router", "2")], Some("does not allow"));
+        let inline = ("router.mode", "inline");
+        check(&[inline], None);
+        check(&[inline, ("cores.router", "0")], Some("no router threads"));
+        check(&[inline, ("router.threads", "2")], Some("no router threads"));
+        check(&[("router.mode", "threads")], Some("router.mode"));
     }
 
     #[test]

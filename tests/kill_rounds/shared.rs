@@ -4,7 +4,7 @@
 //! be found unless another write began after its interval had ended and was itself acknowledged. The counter gives each
 //! increment another number; all of them together are its value.
 
-use crate::support::client::Connection;
+use super::support::client::Connection;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::sync::Mutex;

@@ -1,9 +1,9 @@
 //! One connection that writes with many requests in flight, and sends again what was not answered.
 
-use crate::model::{Model, Pending};
-use crate::shared::{self, SharedKeys, Target};
-use crate::support::client::Connection;
-use crate::support::random::Random;
+use super::model::{Model, Pending};
+use super::shared::{self, SharedKeys, Target};
+use super::support::client::Connection;
+use super::support::random::Random;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::io;

@@ -3,7 +3,7 @@
 use super::client::Connection;
 use super::directory::TemporaryDirectory;
 use super::eventually;
-use super::server::{Ended, free_port};
+use super::server::{Ended, IS_INLINE, free_port};
 use super::system::{self, Signal};
 use serde_json::{Value, json};
 use std::fs::{self, File};
@@ -137,6 +137,9 @@ impl Trio {
         command.arg("--data-dir").arg(self.data(at)).args(&self.arguments).args(more);
         for setting in SMALL {
             command.args(["--set", setting]);
+        }
+        if IS_INLINE {
+            command.args(["--set", "router.mode=inline"]);
         }
         let stderr = self.directory.path().join(format!("stderr-{at}.log"));
         let file = File::create(&stderr).expect("the folder of the test can be written");

@@ -28,6 +28,21 @@ const SMALL: &[&str] = &[
     "cores.pin=false",
 ];
 
+/// Whether this test program is `inline.rs` or `inline_one.rs`: the tests of other files, against servers whose shards serve
+/// clients themselves.
+pub(crate) const IS_INLINE: bool = is_named("inline") || IS_ALONE;
+/// The latter: with one shard, whatever a test asks for.
+const IS_ALONE: bool = is_named("inline_one");
+
+const fn is_named(name: &str) -> bool {
+    let (this, name) = (env!("CARGO_CRATE_NAME").as_bytes(), name.as_bytes());
+    let mut at = 0;
+    while at < this.len() && at < name.len() && this[at] == name[at] {
+        at += 1;
+    }
+    at == this.len() && at == name.len()
+}
+
 /// A server to be: its directory, its port, its settings. Starting it again finds the same directory and port.
 #[derive(Debug)]
 pub(crate) struct Setup {
@@ -63,7 +78,9 @@ impl Setup {
 
     /// A server with the default settings.
     pub(crate) fn bare(name: &str) -> Self {
-        Self { directory: TemporaryDirectory::new(name), arguments: Vec::new(), port: free_port() }
+        let bare = Self { directory: TemporaryDirectory::new(name), arguments: Vec::new(), port: free_port() };
+        let bare = if IS_ALONE { bare.with(&["--shards", "1"]) } else { bare };
+        if IS_INLINE { bare.set(&["router.mode=inline"]) } else { bare }
     }
 
     /// With these arguments too; for settings given twice the later one counts.
@@ -92,7 +109,9 @@ impl Setup {
         while let Some(flag) = rest.next() {
             match self.arguments.iter().position(|old| old == flag) {
                 Some(place) => {
-                    self.arguments[place + 1] = (*rest.next().expect("a flag has a value")).to_owned();
+                    let value = *rest.next().expect("a flag has a value");
+                    let is_kept = IS_ALONE && *flag == "--shards";
+                    self.arguments[place + 1] = (if is_kept { "1" } else { value }).to_owned();
                 }
                 None => self.arguments.push((*flag).to_owned()),
             }

@@ -11,6 +11,7 @@ import random
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Dict, Generator, List, Optional, Sequence, Tuple, Union
 
 from .errors import (ConnectError, DisconnectedError, EncodeError, ProtocolError, RequestTimeout, ServerError, StrandError,
@@ -56,10 +57,18 @@ class Options:
     ordered: bool = True
     #: Asks the cluster for leaders' addresses and then talks to them directly.
     redirect: bool = False
+    #: Talks to each shard of a server at the shard's own port where the server has such ports (``router.mode = "inline"``),
+    #: as ``redirect`` does too. Needs the package xxhash; commands on several keys go to the address given all the same.
+    shard_aware: bool = False
     #: Requests in flight on one connection; at most the server's 1,024.
     window: int = 512
     #: Longest request that is sent, in bytes.
     request_bytes_max: int = 16 * 1024 * 1024
+
+    @property
+    def uses_map(self) -> bool:
+        """Whether the shard map decides where a request on one key goes."""
+        return self.redirect or self.shard_aware
 
     def check(self) -> None:
         if not 1 <= self.window <= 1024:
@@ -146,6 +155,8 @@ class Engine:
         self._shard_of_key: "OrderedDict[str, int]" = OrderedDict()
         self._leaders: Dict[int, str] = {}
         self._slots: List[int] = []
+        #: By shard: the leader's address for which it holds, and where the shard's own thread listens.
+        self._own: Dict[int, Tuple[str, str]] = {}
 
     def close(self) -> None:
         for link in self.links.values():
@@ -202,6 +213,21 @@ class Engine:
         return bound / 2 + random.random() * bound / 2
 
     def _round(self, items: List[Item], open_items: List[int], deadline: float, patience: float) -> Steps:
+        for stretch in self._stretches(items, open_items):
+            yield from self._attempt(items, stretch, deadline, patience)
+        self._keep_order(items, open_items, patience)
+
+    def _stretches(self, items: List[Item], open_items: List[int]) -> List[List[int]]:
+        """What may touch any key waits for what was queued before it, which may go elsewhere, and the other way round."""
+        if not self.options.uses_map or not self.options.ordered:
+            return [open_items]
+
+        def touches_many(at: int) -> bool:
+            return items[at].request.key is None and not items[at].request.is_keyless
+        return [list(stretch) for _, stretch in groupby(open_items, touches_many)]
+
+    def _attempt(self, items: List[Item], open_items: List[int], deadline: float, patience: float) -> Steps:
+        """One attempt for items that may go to several places at once, address by address."""
         by_address: Dict[str, List[int]] = {}
         for at in open_items:
             by_address.setdefault(self._address_for(items[at]), []).append(at)
@@ -213,14 +239,17 @@ class Engine:
                     self._unreachable(items[at], error)
                 continue
             yield from self._exchange(address, items, batch, deadline, patience)
-        self._keep_order(items, open_items, patience)
 
     def _address_for(self, item: Item) -> str:
         directed, item.directed = item.directed, None
         if directed:
             return directed
         shard = self._shard_of(item.request.key) if item.request.key is not None else None
-        return self._leaders.get(shard, self.primary) if shard is not None else self.primary
+        if shard is None or shard not in self._leaders:
+            return self.primary
+        leader = self._leaders[shard]
+        own = self._own.get(shard)
+        return own[1] if own is not None and own[0] == leader else leader
 
     def ready(self, wanted: str, deadline: float) -> Generator[Step, Any, str]:
         """Makes a connection ready, to the address asked for or to any other node known; gives the one that answered."""
@@ -235,6 +264,7 @@ class Engine:
                 link = yield from self._connect(address, deadline)
             except (OSError, StrandError, ValueError) as error:
                 self._leaders = {shard: leader for shard, leader in self._leaders.items() if leader != address}
+                self._own = {shard: own for shard, own in self._own.items() if own[1] != address}
                 known = error if isinstance(error, StrandError) else ConnectError(f"cannot connect to {address}: {error}")
                 first_error = first_error or known
                 continue
@@ -253,7 +283,7 @@ class Engine:
         link: Link = yield Step("connect", address=split_address(address), deadline=until)
         try:
             hello = self.hello_members()
-            if len(hello) > 1:
+            if len(hello) > 1 or self.options.uses_map:
                 link.session.submit(0, Request("HELLO", hello))
                 answers: List[Tuple[int, Reply]] = []
                 while not answers:
@@ -261,8 +291,8 @@ class Engine:
                     answers = list(link.session.replies())
                 if answers[0][1]["status"] != "success":
                     raise error_of(answers[0][1])
-                if self.options.redirect:
-                    self._learn_map(answers[0][1].get("result"))
+                if self.options.uses_map:
+                    self._learn_map(answers[0][1].get("result"), address)
             if not self.options.ordered:
                 link.session.set_unordered()
         except BaseException:
@@ -347,7 +377,7 @@ class Engine:
             return self._slots[slot_of(key.encode("utf-8", "surrogatepass"), hash64)]
         return self._shard_of_key.get(key)
 
-    def _learn_map(self, result: Any) -> None:
+    def _learn_map(self, result: Any, connected: str) -> None:
         """Takes over the shard map and the leaders of a HELLO reply; a server that tells none is asked key by key."""
         try:
             slots = [0] * SLOTS
@@ -355,12 +385,20 @@ class Engine:
                 for slot in range(int(one["first"]), min(int(one["last"]), SLOTS - 1) + 1):
                     slots[slot] = int(one["group"])
             leaders = {int(one["group"]): str(one["address"]) for one in result["leaders"] if one.get("address")}
-            for address in leaders.values():
+            host = connected.rpartition(":")[0]
+            mine = {int(one["group"]) for one in result["leaders"] if one.get("node") and one["node"] == result.get("node")}
+            own = {int(one["group"]): f"{host}:{int(one['port'])}" for one in result["slots"] if one.get("port")}
+            for address in [*leaders.values(), *own.values()]:
                 split_address(address)
         except (KeyError, TypeError, ValueError, AttributeError):
             return
         self._slots = slots
         self._leaders.update(leaders)
+        # A node knows its own ports only.
+        for group in mine & leaders.keys():
+            self._own.pop(group, None)
+            if group in own:
+                self._own[group] = (leaders[group], own[group])
 
     def _learn(self, key: Optional[str], shard: int, leader: str) -> None:
         if key is not None:

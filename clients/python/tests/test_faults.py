@@ -156,6 +156,62 @@ class Faults(unittest.TestCase):
             engine.hash64 = kept
         self.assertEqual((len(seed.seen("SET")), len(leader.seen("SET"))), (0, 1))
 
+    def tell_of_shards(self, common, ports):
+        size = engine.SLOTS // len(ports)
+        slots = [{"first": at * size, "last": (at + 1) * size - 1, "group": at, "port": port}
+                 for at, port in enumerate(ports)]
+        leaders = [{"group": at, "node": "a", "address": common.address} for at in range(len(ports))]
+        result = {"node": "a", "slots": slots, "leaders": leaders}
+        common.inject("HELLO", {"status": "success", "result": result})
+
+    def hash_by_last_digit(self):
+        kept, engine.hash64 = engine.hash64, lambda key: (key[-1] - ord("0")) * 2048 << 52
+        self.addCleanup(setattr, engine, "hash64", kept)
+
+    def test_shards_are_met_at_their_own_ports(self):
+        common, low, high = self.server(), self.server(), self.server()
+        self.tell_of_shards(common, [int(server.address.rpartition(":")[2]) for server in (low, high)])
+        self.hash_by_last_digit()
+        client = self.client(common, Options(shard_aware=True))
+        with client.pipeline() as pipeline:
+            for number, key in enumerate(("k0", "k1", "j1")):
+                pipeline.set(key, number)
+            pipeline.bulk_get(["k0", "k1"])
+            pipeline.set("k0", 4)
+        client.bulk_set({"k0": 5})
+        self.assertEqual([len(server.seen("SET")) for server in (common, low, high)], [0, 2, 2])
+        self.assertEqual((len(common.seen("BULK_GET")), len(common.seen("BULK_SET"))), (1, 1))
+        self.assertNotIn("redirect", common.seen("HELLO")[0])
+
+    def test_a_shards_own_port_that_cannot_be_reached_is_done_without(self):
+        common, gone = self.server(), self.server()
+        gone.stop()
+        self.tell_of_shards(common, [int(gone.address.rpartition(":")[2])])
+        self.hash_by_last_digit()
+        client = self.client(common, Options(shard_aware=True))
+        client.set("k0", 1)
+        client.set("k0", 2)
+        self.assertEqual(len(common.seen("SET")), 2)
+
+    def test_what_touches_many_keys_keeps_its_place_between_shards(self):
+        common, low, high = self.server(), self.server(), self.server()
+        self.tell_of_shards(common, [int(server.address.rpartition(":")[2]) for server in (low, high)])
+        self.hash_by_last_digit()
+        order = []
+        for name, server in (("common", common), ("low", low), ("high", high)):
+            answer = server.answer
+            server.answer = lambda command, request, name=name, answer=answer: (
+                order.append((name, command)), answer(command, request))[1]
+        client = self.client(common, Options(shard_aware=True))
+        with client.pipeline() as pipeline:
+            pipeline.set("k0", 1)
+            pipeline.set("k1", 2)
+            pipeline.bulk_get(["k0", "k1"])
+            pipeline.set("k0", 4)
+        commands = [(name, command) for name, command in order if command != "HELLO"]
+        self.assertEqual(sorted(commands[:2]), [("high", "SET"), ("low", "SET")])
+        self.assertEqual(commands[2:], [("common", "BULK_GET"), ("low", "SET")])
+
     def test_slots_are_the_servers(self):
         seen = []
         def hashed(key):

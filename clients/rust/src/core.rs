@@ -150,8 +150,29 @@ impl Core {
         self.random.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// One attempt for every open item, address by address.
+    /// One attempt for every open item, stretch by stretch: what may touch any key waits for what was queued before it,
+    /// which may go elsewhere, and what was queued behind it waits for it.
     fn round(&mut self, items: &mut [Item], open: &[usize], deadline: Instant, patience: Duration) {
+        let is_one_place = !self.options.uses_map() || !self.options.ordered;
+        let touches_many = |at: usize| matches!(items[at].command.touches(), Touches::Many);
+        let stretches: Vec<&[usize]> = match is_one_place {
+            true => vec![open],
+            false => open.chunk_by(|a, b| touches_many(*a) == touches_many(*b)).collect(),
+        };
+        for stretch in stretches {
+            self.attempt(items, stretch, deadline, patience);
+        }
+        let effects = Effects::of(items);
+        for at in open {
+            let refused = matches!(items[*at].last, Some(Ok(_)));
+            if refused && items[*at].done.is_none() && effects.follow(*at, items[*at].command.touches()) {
+                items[*at].give_up(patience);
+            }
+        }
+    }
+
+    /// One attempt for items that may go to several places at once, address by address.
+    fn attempt(&mut self, items: &mut [Item], open: &[usize], deadline: Instant, patience: Duration) {
         let mut by_address: BTreeMap<String, Vec<usize>> = BTreeMap::new();
         for at in open {
             by_address.entry(self.address_for(&mut items[*at])).or_default().push(*at);
@@ -164,13 +185,6 @@ impl Core {
                         .iter()
                         .for_each(|at| items[*at].unreachable(&error, self.options.retry.attempts_max));
                 }
-            }
-        }
-        let effects = Effects::of(items);
-        for at in open {
-            let refused = matches!(items[*at].last, Some(Ok(_)));
-            if refused && items[*at].done.is_none() && effects.follow(*at, items[*at].command.touches()) {
-                items[*at].give_up(patience);
             }
         }
     }
@@ -200,8 +214,8 @@ impl Core {
             self.links.remove(&address);
             match Link::connect(&address, &self.options, deadline) {
                 Ok(mut link) => {
-                    if let Some(map) = link.map.take().filter(|_| self.options.redirect) {
-                        self.routes.learn_map(&map);
+                    if let Some(map) = link.map.take().filter(|_| self.options.uses_map()) {
+                        self.routes.learn_map(&map, &address);
                     }
                     self.keep(&address, link, wanted);
                     return Ok(address);

@@ -215,7 +215,7 @@ fn copied(error: &io::Error) -> io::Error {
 
 /// The HELLO that the options need, when they need one.
 fn hello(options: &ClientOptions) -> Option<Command> {
-    let needed = options.token.is_some() || !options.ordered || options.redirect;
+    let needed = options.token.is_some() || !options.ordered || options.uses_map();
     needed.then(|| {
         Command::new("HELLO")
             .text("client", CLIENT_NAME)

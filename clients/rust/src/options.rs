@@ -27,6 +27,9 @@ pub struct ClientOptions {
     pub ordered: bool,
     /// Asks the cluster for the leader's address instead of forwarding, and then talks to leaders directly.
     pub redirect: bool,
+    /// Talks to each shard of a server at the shard's own port where the server has such ports (`router.mode = "inline"`), as
+    /// `redirect` does too. Commands on several keys, and everything where there are no such ports, go to the address given.
+    pub shard_aware: bool,
     /// Requests in flight on one connection; at most the server's 1,024.
     pub window: usize,
     /// Longest command that is sent, in bytes; the server's bound on a line.
@@ -45,6 +48,7 @@ impl Default for ClientOptions {
             token: None,
             ordered: true,
             redirect: false,
+            shard_aware: false,
             window: 512,
             request_bytes_max: 16 * 1024 * 1024,
             reply_bytes_max: REPLY_BYTES_MAX,
@@ -53,6 +57,11 @@ impl Default for ClientOptions {
 }
 
 impl ClientOptions {
+    /// Whether the shard map decides where a request on one key goes.
+    pub(crate) fn uses_map(&self) -> bool {
+        self.redirect || self.shard_aware
+    }
+
     /// Says what contradicts itself.
     pub(crate) fn check(&self) -> Result<(), Error> {
         if !(1..=1024).contains(&self.window) {

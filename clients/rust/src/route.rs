@@ -1,4 +1,4 @@
-//! Where keys live in a cluster: slots, and the leaders that replies taught this client.
+//! Where keys live: slots, the leaders that replies taught this client, and the ports of shards that serve clients themselves.
 //!
 //! The slot rule is the server's (xxh3_64 of the key, or of its `{tag}`, upper 12 bits). Invariant: a wrong route costs one
 //! NOT_LEADER reply and never a wrong answer, so everything here may be forgotten at any time.
@@ -40,6 +40,8 @@ fn tag_of(key: &[u8]) -> Option<&[u8]> {
 /// The shard map and the leaders as HELLO tells them.
 #[derive(Debug, Deserialize)]
 pub struct ShardMap {
+    /// The node that tells.
+    node: Option<String>,
     slots: Vec<SlotRange>,
     leaders: Vec<LeaderOf>,
 }
@@ -49,12 +51,29 @@ struct SlotRange {
     first: u16,
     last: u16,
     group: u64,
+    /// Where the shard's own thread listens, on the host of the node that tells.
+    port: Option<u16>,
 }
 
 #[derive(Debug, Deserialize)]
 struct LeaderOf {
     group: u64,
+    node: Option<String>,
     address: Option<String>,
+}
+
+impl ShardMap {
+    /// Each shard that serves clients itself, at its port on the host of `address`, by the ranges of slots.
+    pub fn own_addresses(&self, address: &str) -> Vec<(std::ops::RangeInclusive<u16>, String)> {
+        let ranges = self.slots.iter().filter_map(|range| Some((range, range.port?)));
+        ranges.map(|(range, port)| (range.first..=range.last, beside(address, port))).collect()
+    }
+}
+
+/// Another port on the host of an address.
+fn beside(address: &str, port: u16) -> String {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    format!("{host}:{port}")
 }
 
 /// Leaders by shard and shards by slot, learned from HELLO and from NOT_LEADER replies.
@@ -62,6 +81,14 @@ struct LeaderOf {
 pub struct Routes {
     shard_of_slot: HashMap<Slot, u64>,
     leader_of_shard: HashMap<u64, String>,
+    /// Where a shard's own thread listens, and the leader's address for which that holds.
+    own_of_shard: HashMap<u64, OwnPort>,
+}
+
+#[derive(Debug)]
+struct OwnPort {
+    leader: String,
+    address: String,
 }
 
 impl Routes {
@@ -77,29 +104,47 @@ impl Routes {
         self.leader_of_shard.insert(shard, leader.to_owned());
     }
 
-    /// Takes over what HELLO said; what it does not know stays.
-    pub fn learn_map(&mut self, map: &ShardMap) {
+    /// Takes over what HELLO said on a connection to `connected`; what it does not know stays.
+    pub fn learn_map(&mut self, map: &ShardMap, connected: &str) {
         for range in &map.slots {
             for slot in range.first..=range.last.min(SLOTS as u16 - 1) {
                 self.shard_of_slot.insert(Slot(slot), range.group);
             }
         }
         for leader in map.leaders.iter().take(SLOTS) {
-            if let Some(address) = &leader.address {
-                self.leader_of_shard.insert(leader.group, address.clone());
+            let Some(address) = &leader.address else { continue };
+            self.leader_of_shard.insert(leader.group, address.clone());
+            // A node knows its own ports only.
+            if leader.node.is_some() && leader.node == map.node {
+                let range = map.slots.iter().find(|range| range.group == leader.group);
+                self.learn_own(leader.group, address, range.and_then(|range| range.port), connected);
             }
         }
     }
 
-    /// Address of the leader of a slot, when known.
-    pub fn leader(&self, slot: Slot) -> Option<&str> {
-        let shard = self.shard_of_slot.get(&slot)?;
-        self.leader_of_shard.get(shard).map(String::as_str)
+    fn learn_own(&mut self, shard: u64, leader: &str, port: Option<u16>, connected: &str) {
+        match port {
+            Some(port) => {
+                let own = OwnPort { leader: leader.to_owned(), address: beside(connected, port) };
+                self.own_of_shard.insert(shard, own);
+            }
+            None => drop(self.own_of_shard.remove(&shard)),
+        }
     }
 
-    /// Forgets every leader at an address that failed.
+    /// Where requests on keys of a slot go best, when known: to the leader's address, or to the port on which the leading
+    /// shard's thread listens itself.
+    pub fn leader(&self, slot: Slot) -> Option<&str> {
+        let shard = self.shard_of_slot.get(&slot)?;
+        let leader = self.leader_of_shard.get(shard)?;
+        let own = self.own_of_shard.get(shard).filter(|own| own.leader == *leader);
+        Some(own.map_or(leader, |own| &own.address))
+    }
+
+    /// Forgets an address that failed. A shard whose own port failed is reached by its node's common address.
     pub fn forget(&mut self, address: &str) {
         self.leader_of_shard.retain(|_, leader| leader != address);
+        self.own_of_shard.retain(|_, own| own.address != address);
     }
 
     /// The addresses learned, sorted.
@@ -131,11 +176,31 @@ mod tests {
         let map: ShardMap = serde_json::from_str(map).unwrap();
         let mut routes = Routes::default();
         routes.learn(Some(Slot(4000)), 1, "y:2");
-        routes.learn_map(&map);
+        routes.learn_map(&map, "x:1");
         assert_eq!((routes.leader(Slot(2047)), routes.leader(Slot(2048))), (Some("x:1"), Some("y:2")));
         let wild = r#"{"slots":[{"first":0,"last":65535,"group":3}],"leaders":[]}"#;
-        routes.learn_map(&serde_json::from_str(wild).unwrap());
+        routes.learn_map(&serde_json::from_str(wild).unwrap(), "x:1");
         assert_eq!(routes.leader(Slot(4095)), None, "a map beyond the slots is cut");
+    }
+
+    #[test]
+    fn shards_are_met_at_their_own_ports_on_the_host_that_told() {
+        let map = r#"{"node":"a","slots":[{"first":0,"last":2047,"group":0,"port":501},
+            {"first":2048,"last":4095,"group":1,"port":502}],"leaders":[{"group":0,"node":"a","address":"0.0.0.0:1"},
+            {"group":1,"node":"b","address":"y:2"}]}"#;
+        let map: ShardMap = serde_json::from_str(map).unwrap();
+        let mut routes = Routes::default();
+        routes.learn_map(&map, "[::1]:1");
+        assert_eq!(routes.leader(Slot(1)), Some("[::1]:501"));
+        assert_eq!(routes.leader(Slot(4000)), Some("y:2"), "another node's ports are not known");
+        let own = map.own_addresses("x:1");
+        assert_eq!(own, [(0..=2047, "x:501".to_owned()), (2048..=4095, "x:502".to_owned())]);
+        routes.learn(Some(Slot(1)), 0, "y:2");
+        assert_eq!(routes.leader(Slot(1)), Some("y:2"), "the port was the old leader's");
+        routes.learn(Some(Slot(1)), 0, "0.0.0.0:1");
+        assert_eq!(routes.leader(Slot(1)), Some("[::1]:501"));
+        routes.forget("[::1]:501");
+        assert_eq!(routes.leader(Slot(1)), Some("0.0.0.0:1"));
     }
 
     #[test]

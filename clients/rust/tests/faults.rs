@@ -192,6 +192,85 @@ fn the_map_of_hello_leads_to_the_leader_at_once() {
     assert_eq!((seed.requests("SET").len(), leader.requests("SET").len()), (0, 1));
 }
 
+/// Tells a client of two shards, each at the port of a server of its own.
+fn tell_of_shards(common: &FakeServer, shards: [&FakeServer; 2]) {
+    let port = |server: &FakeServer| server.address.rsplit_once(':').unwrap().1.parse::<u16>().unwrap();
+    let map = json!({
+        "node": "a",
+        "slots": [{"first": 0, "last": 2047, "group": 0, "port": port(shards[0])},
+            {"first": 2048, "last": 4095, "group": 1, "port": port(shards[1])}],
+        "leaders": [{"group": 0, "node": "a", "address": common.address},
+            {"group": 1, "node": "a", "address": common.address}],
+    });
+    common.inject("HELLO", Fault::Answer(json!({"status": "success", "result": map})));
+}
+
+#[test]
+fn shards_are_met_at_their_own_ports() {
+    let servers = [(); 3].map(|()| FakeServer::start());
+    let [common, low, high] = &servers;
+    tell_of_shards(common, [low, high]);
+    let options = ClientOptions { shard_aware: true, ..quick() };
+    let mut client = Client::connect_with(&[&common.address], options).unwrap();
+    let mut pipeline = client.pipeline();
+    for n in 0..64 {
+        pipeline.set(&format!("k{n}"), &n).unwrap();
+    }
+    assert!(pipeline.send().iter().all(Result::is_ok));
+    let counts = [common, low, high].map(|server| server.requests("SET").len());
+    assert_eq!((counts[0], counts[1] + counts[2]), (0, 64), "{counts:?}");
+    assert!(counts[1] > 10 && counts[2] > 10, "{counts:?}");
+    for n in 0..64 {
+        let key = format!("k{n}");
+        let at_home = if strand_client::route::slot_of(key.as_bytes()).0.index() < 2048 { low } else { high };
+        assert_eq!(at_home.value(&key), Some(json!(n)));
+    }
+    client.bulk_set([("k1", 1)]).unwrap();
+    assert_eq!(common.requests("BULK_SET").len(), 1, "what has several keys goes to the common port");
+    assert!(low.requests("HELLO").iter().all(|hello| hello.get("redirect").is_none()));
+}
+
+#[test]
+fn a_shards_own_port_that_cannot_be_reached_is_done_without() {
+    let (common, low) = (FakeServer::start(), FakeServer::start());
+    // Nobody listens at the second shard's port.
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = gone.local_addr().unwrap().port();
+    drop(gone);
+    let map = json!({
+        "node": "a",
+        "slots": [{"first": 0, "last": 4095, "group": 0, "port": port}],
+        "leaders": [{"group": 0, "node": "a", "address": common.address}],
+    });
+    common.inject("HELLO", Fault::Answer(json!({"status": "success", "result": map})));
+    let options = ClientOptions { shard_aware: true, ..quick() };
+    let mut client = Client::connect_with(&[&common.address, &low.address], options).unwrap();
+    client.set("k", &1).unwrap();
+    client.set("k", &2).unwrap();
+    assert_eq!(common.value("k"), Some(json!(2)));
+}
+
+#[test]
+fn what_touches_many_keys_keeps_its_place_between_shards() {
+    let servers = [(); 3].map(|()| FakeServer::start());
+    let [common, low, high] = &servers;
+    tell_of_shards(common, [low, high]);
+    let options = ClientOptions { shard_aware: true, ..quick() };
+    let mut client = Client::connect_with(&[&common.address], options).unwrap();
+    let mut pipeline = client.pipeline();
+    for n in 0..8 {
+        pipeline.set(&format!("k{n}"), &n).unwrap();
+    }
+    pipeline.command(strand_client::Command::new("SCAN"));
+    pipeline.set("k1", &"last").unwrap();
+    assert!(pipeline.send().iter().all(Result::is_ok));
+    let mut sets = [low.arrivals("SET"), high.arrivals("SET")].concat();
+    sets.sort();
+    let scan = common.arrivals("SCAN")[0];
+    assert_eq!(sets.len(), 9);
+    assert!(sets[7] < scan && scan < sets[8], "eight before the scan and one behind it");
+}
+
 #[test]
 fn several_addresses_stand_in_one_text() {
     let there = FakeServer::start();

@@ -14,6 +14,7 @@ mod random;
 mod report;
 mod resp;
 mod server_cpu;
+mod shards;
 mod tally;
 mod texts;
 mod worker;
@@ -26,6 +27,7 @@ use self::plan::{Phase, Shared, Source, Until};
 use self::random::Random;
 use self::report::Outcome;
 use self::server_cpu::{CpuTimes, ThreadCpu};
+use self::shards::Shards;
 use self::tally::Tally;
 use self::texts::Texts;
 use self::worker::{Place, Pulse, Worker};
@@ -101,13 +103,15 @@ fn phases<D: Dialect>(dialect: D, arguments: &Arguments) -> Result<Vec<Outcome>,
     let material = material(arguments, texts, &mut random);
     let plan = plan::phases(arguments, documents, queries);
     let shared = Shared { issued: AtomicU64::new(0), keys: AtomicU64::new(arguments.keys) };
+    let shards = arguments.shard_aware.then(|| Shards::ask(address)).transpose().map_err(Fatal::Failed)?;
     let mut outcomes = Vec::new();
     for phase in &plan {
         shared.issued.store(0, Ordering::Relaxed);
         if let Some(request) = phase.before {
             ask(address, request).map_err(Fatal::Failed)?;
         }
-        let run = Run { dialect, arguments, address, phase, material: &material, shared: &shared };
+        let (material, shared, shards) = (&material, &shared, shards.as_ref());
+        let run = Run { dialect, arguments, address, shards, phase, material, shared };
         let (tally, server) = run.go().map_err(Fatal::Failed)?;
         let Phase { name, connections, depth, rate, .. } = *phase;
         outcomes.push(Outcome { name, connections, depth, rate, tally, server });
@@ -160,6 +164,7 @@ struct Run<'p, D> {
     dialect: D,
     arguments: &'p Arguments,
     address: SocketAddr,
+    shards: Option<&'p Shards>,
     phase: &'p Phase,
     material: &'p Material,
     shared: &'p Shared,
@@ -180,8 +185,8 @@ impl<D: Dialect> Run<'_, D> {
                 .map(|(thread, pulse)| {
                     let (start, failed) = (&start, &failed);
                     scope.spawn(move || {
-                        let worker =
-                            self.worker(Place { thread, threads, address: self.address }, pulse, failed);
+                        let (address, shards) = (self.address, self.shards);
+                        let worker = self.worker(Place { thread, threads, address, shards }, pulse, failed);
                         failed.fetch_or(worker.is_err(), Ordering::Relaxed);
                         start.wait();
                         worker?.run(Instant::now())
@@ -205,7 +210,7 @@ impl<D: Dialect> Run<'_, D> {
 
     fn worker<'w>(
         &'w self,
-        place: Place,
+        place: Place<'w>,
         pulse: &'w Pulse,
         failed: &'w AtomicBool,
     ) -> Result<Worker<'w, D>, String> {

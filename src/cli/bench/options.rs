@@ -23,6 +23,7 @@ Examples:
   strand bench mixed --rate 20000                     latency at a steady load (open loop)
   strand bench mixed --protocol resp --address 127.0.0.1:6379     the same load on Redis
   strand bench speed --plot speed.html                with pictures
+  strand bench mixed --shard-aware                    each request to its shard's own port (router.mode=inline)
   strand bench mixed --server-pid $(pgrep -x strand)  and the server's CPU time a request
   strand bench durability                             starts and kills servers of its own
   strand bench search --text articles.txt
@@ -90,6 +91,9 @@ pub struct Arguments {
     /// The server's protocol
     #[arg(long, value_enum, default_value = "json")]
     pub(super) protocol: Protocol,
+    /// Talk to each shard at its own port (Strand with router.mode = "inline"); --connections is over all shards
+    #[arg(long)]
+    pub(super) shard_aware: bool,
     /// Connections [default: 50; throughput 8, search 4, durability 8]
     #[arg(short, long, value_name = "N")]
     pub(super) connections: Option<usize>,
@@ -219,7 +223,7 @@ impl Arguments {
     fn problem(&self) -> Option<String> {
         let (connections, depth) = (self.connections(), self.depth());
         let resp = self.protocol == Protocol::Resp;
-        let rules: [(bool, String); 13] = [
+        let rules: [(bool, String); 14] = [
             (
                 (1..=CONNECTIONS_MAX).contains(&connections),
                 format!("--connections must be 1 to {CONNECTIONS_MAX}, not {connections}."),
@@ -262,6 +266,11 @@ impl Arguments {
                 self.workload != Workload::Search || self.text.is_some(),
                 "search needs --text FILE: a text file, one document a line. Any will do: the log of a project, a dump \
                  of articles, a book."
+                    .to_owned(),
+            ),
+            (
+                !self.shard_aware || (!resp && self.workload != Workload::Durability),
+                "--shard-aware needs a Strand that runs already: leave it out with --protocol resp and with durability."
                     .to_owned(),
             ),
             (
@@ -317,6 +326,9 @@ mod tests {
         check("search", Some("--text"));
         check("ycsb-e --protocol resp", Some("json"));
         check("--protocol resp --durability fsync", Some("appendfsync"));
+        check("mixed --shard-aware", None);
+        check("--shard-aware --protocol resp", Some("--shard-aware"));
+        check("durability --shard-aware", Some("--shard-aware"));
     }
 
     #[test]

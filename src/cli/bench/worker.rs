@@ -8,6 +8,7 @@
 use super::dialect::{Dialect, Kind, Material, Verdict};
 use super::link::{Flushed, Link, UnderWay};
 use super::plan::{Phase, Request, Source};
+use super::shards::{Shards, Ways};
 use super::tally::{Group, Tally};
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
@@ -52,6 +53,10 @@ pub(super) struct Worker<'p, D> {
     material: &'p Material,
     source: Source<'p>,
     links: Vec<Link>,
+    /// Links with output that was put there since the last flush.
+    touched: Vec<usize>,
+    /// With --shard-aware: which link a request takes.
+    ways: Option<Ways<'p>>,
     poller: OwnedFd,
     pulse: &'p Pulse,
     /// Set by a thread that failed: the others end too.
@@ -87,10 +92,12 @@ impl Pace {
 
 /// Where a worker stands: which of how many threads it is, and which server it loads.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
+pub(super) struct Place<'p> {
     pub(super) thread: usize,
     pub(super) threads: usize,
     pub(super) address: SocketAddr,
+    /// With --shard-aware: the shards' own ports.
+    pub(super) shards: Option<&'p Shards>,
 }
 
 impl<'p, D: Dialect> Worker<'p, D> {
@@ -100,7 +107,7 @@ impl<'p, D: Dialect> Worker<'p, D> {
     /// A sentence for the user.
     pub(super) fn connect(
         dialect: D,
-        place: Place,
+        place: Place<'p>,
         phase: &'p Phase,
         material: &'p Material,
         source: Source<'p>,
@@ -112,8 +119,12 @@ impl<'p, D: Dialect> Worker<'p, D> {
         let mine = (place.thread..phase.connections).step_by(place.threads);
         let mut links = Vec::new();
         for _ in mine {
-            let link = TcpStream::connect(place.address).and_then(Link::new);
-            let link = link.map_err(|error| cannot_connect(place.address, links.len(), &error))?;
+            let of_shard = |shards: &Shards| {
+                shards.addresses[Ways::shard_of_link(shards, place.thread, links.len())]
+            };
+            let address = place.shards.map_or(place.address, of_shard);
+            let link = TcpStream::connect(address).and_then(Link::new);
+            let link = link.map_err(|error| cannot_connect(address, links.len(), &error))?;
             let data = EventData::new_u64(links.len() as u64);
             epoll::add(&poller, &link.stream, data, EventFlags::IN).map_err(kernel)?;
             links.push(link);
@@ -123,12 +134,15 @@ impl<'p, D: Dialect> Worker<'p, D> {
             let offset_ns = interval_ns * place.thread as f64 / place.threads as f64;
             Pace { interval_ns, sent: 0, offset_ns, turn: 0 }
         });
+        let ways = place.shards.map(|shards| Ways::new(shards, place.thread, links.len()));
         Ok(Self {
             dialect,
             phase,
             material,
             source,
             links,
+            touched: Vec::new(),
+            ways,
             poller,
             pulse,
             failed,
@@ -167,7 +181,7 @@ impl<'p, D: Dialect> Worker<'p, D> {
             for at in 0..self.links.len() {
                 let now_ns = self.now_ns();
                 (0..self.phase.depth).for_each(|_| self.issue(at, now_ns));
-                self.flush(at)?;
+                self.flush_touched()?;
             }
         }
         let mut drain_since = None;
@@ -238,13 +252,22 @@ impl<'p, D: Dialect> Worker<'p, D> {
             return;
         }
         match self.source.next() {
-            Some(request) => self.put(at, request, due_ns),
+            Some(request) => {
+                let at = match &mut self.ways {
+                    Some(ways) => ways.choose(self.material, request.kind, request.key, at),
+                    None => at,
+                };
+                self.put(at, request, due_ns);
+            }
             None => self.is_dry = true,
         }
     }
 
     fn put(&mut self, at: usize, Request { kind, key, salt }: Request, due_ns: u64) {
         let link = &mut self.links[at];
+        if link.out.is_empty() {
+            self.touched.push(at);
+        }
         self.dialect.push(self.material, kind, key, salt, &mut link.out);
         link.under_way.push_back(UnderWay { due_ns, key, kind });
         self.under_way += 1;
@@ -267,11 +290,13 @@ impl<'p, D: Dialect> Worker<'p, D> {
             pace.sent += 1;
         }
         self.pace = Some(pace);
-        for at in 0..links {
-            let link = &self.links[at];
-            if !link.out.is_empty() && !link.waits_to_write {
-                self.flush(at)?;
-            }
+        self.flush_touched()
+    }
+
+    /// Sends what was put on links; those whose sockets are full already are told of by the poller.
+    fn flush_touched(&mut self) -> Result<(), String> {
+        while let Some(at) = self.touched.pop() {
+            self.flush(at)?;
         }
         Ok(())
     }
@@ -310,6 +335,7 @@ impl<'p, D: Dialect> Worker<'p, D> {
             (0..replies - writes).for_each(|_| self.issue(at, now_ns));
         }
         self.pulse.replies.fetch_add(replies as u64, Ordering::Relaxed);
+        self.flush_touched()?;
         if !self.links[at].out.is_empty() {
             self.flush(at)?;
         }

@@ -31,6 +31,8 @@ pub(super) enum Operation {
     Send,
     Cancel,
     Bell,
+    /// The poll of a descriptor beside the doorbell.
+    Beside,
 }
 
 /// One completion: the operation, the connection or listener that it was for, and the kernel's answer.
@@ -214,6 +216,12 @@ impl FrontRing {
         self.push(&entry.user_data(tag(Operation::Bell, 0)));
     }
 
+    /// Polls a descriptor beside the doorbell once, so that a wait ends when it is readable.
+    pub(super) fn arm_beside(&mut self, fd: RawFd) {
+        let entry = opcode::PollAdd::new(types::Fd(fd), libc::POLLIN as u32).build();
+        self.push(&entry.user_data(tag(Operation::Beside, 0)));
+    }
+
     /// Appends the completions that have come to `events`. Buffers given back so far are free for the kernel from here on.
     pub(super) fn reap(&mut self, events: &mut Vec<Event>) {
         let before = events.len();
@@ -265,11 +273,6 @@ impl FrontRing {
         let timespec = types::Timespec::from(timeout);
         let arguments = types::SubmitArgs::new().timespec(&timespec);
         forgive(self.ring.submitter().submit_with_args(1, &arguments))
-    }
-
-    /// The ring's own descriptor, readable when there are completions.
-    pub(super) fn fd(&self) -> RawFd {
-        self.ring.as_raw_fd()
     }
 
     fn push(&mut self, entry: &squeue::Entry) {
@@ -368,13 +371,14 @@ fn forgive(result: io::Result<usize>) -> io::Result<()> {
     }
 }
 
-const OPERATIONS: [Operation; 6] = [
+const OPERATIONS: [Operation; 7] = [
     Operation::Accept,
     Operation::Receive,
     Operation::Poll,
     Operation::Send,
     Operation::Cancel,
     Operation::Bell,
+    Operation::Beside,
 ];
 
 fn tag(operation: Operation, at: usize) -> u64 {

@@ -138,7 +138,7 @@ impl LineHandler for Script {
         any
     }
 
-    fn has_work(&self) -> bool {
+    fn has_work(&mut self) -> bool {
         let released = self.control.release.load(Ordering::SeqCst) && !self.stalled.is_empty();
         let commands = self.control.commands.load(Ordering::SeqCst) > 0;
         commands

@@ -9,7 +9,7 @@ use crate::front::{Front, FrontSettings, Listeners, Wait};
 use crate::links::{RouterLink, link};
 use crate::peer::nodes::Nodes;
 use crate::peer::view::{ClusterView, Leader};
-use crate::router::{ClusterParts, Router, RouterSettings, ServerFacts, StopHandle};
+use crate::router::{ClusterParts, Router, RouterBoard, RouterSettings, ServerFacts, StopHandle};
 use shards::batch::{NotLeader, ReplyKind, RequestHead};
 use shards::command::record::{Op, Record, flag};
 use shards::gather::topology::Topology;
@@ -97,6 +97,8 @@ impl Cluster {
             address: "127.0.0.1:8000".to_owned(),
             started: Millis(clock.get()),
             extra: Mutex::new(String::new()),
+            shard_ports: Vec::new(),
+            routers: RouterBoard::new(1),
             stop: StopHandle::new(Vec::new()),
         };
         let time = Rc::clone(&clock);

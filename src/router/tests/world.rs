@@ -5,7 +5,7 @@
 use crate::doorbell::Doorbell;
 use crate::front::{Front, FrontSettings, Listeners, Wait};
 use crate::links::{RouterLink, link};
-use crate::router::{Router, RouterSettings, ServerFacts, StopHandle};
+use crate::router::{Router, RouterBoard, RouterSettings, ServerFacts, StopHandle};
 use shards::consensus::group::Restored;
 use shards::effect::Effects;
 use shards::event::Event;
@@ -76,6 +76,8 @@ impl World {
             address: "127.0.0.1:8000".to_owned(),
             started: Millis(clock.get()),
             extra: Mutex::new("\"profile\":\"test\"".to_owned()),
+            shard_ports: Vec::new(),
+            routers: RouterBoard::new(1),
             stop: Arc::clone(&stop),
         };
         let time = Rc::clone(&clock);

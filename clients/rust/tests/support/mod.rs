@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What to do, once, with the next request of a command.
 #[derive(Clone, Debug)]
@@ -38,6 +38,8 @@ struct State {
     remembered: HashMap<(String, u64), Value>,
     faults: HashMap<String, VecDeque<Fault>>,
     requests: Vec<Value>,
+    /// When each request was taken, by its command.
+    arrivals: Vec<(String, Instant)>,
     connections: Vec<TcpStream>,
     accepted: usize,
     applied: u64,
@@ -86,6 +88,12 @@ impl FakeServer {
     pub fn requests(&self, command: &str) -> Vec<Value> {
         let state = self.state.lock().unwrap();
         state.requests.iter().filter(|request| request["command"] == command).cloned().collect()
+    }
+
+    /// When each request of one command was taken.
+    pub fn arrivals(&self, command: &str) -> Vec<Instant> {
+        let state = self.state.lock().unwrap();
+        state.arrivals.iter().filter(|(name, _)| name == command).map(|(_, at)| *at).collect()
     }
 
     pub fn value(&self, key: &str) -> Option<Value> {
@@ -188,6 +196,7 @@ pub fn error(code: &str, retry: &str) -> Value {
 
 fn answer(state: &mut State, name: &str, request: &Value) -> Value {
     state.requests.push(request.clone());
+    state.arrivals.push((name.to_owned(), Instant::now()));
     let pair =
         request["client"].as_str().zip(request["seq"].as_u64()).map(|(client, seq)| (client.to_owned(), seq));
     if let Some(reply) = pair.as_ref().and_then(|pair| state.remembered.get(pair)) {
