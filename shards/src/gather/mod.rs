@@ -186,6 +186,8 @@ fn text_of(key: &[u8]) -> Result<&str, Malformed> {
 const NO_PART: Malformed = Malformed("it is a client's reply and no part");
 
 #[cfg(test)]
+mod history_tests;
+#[cfg(test)]
 mod search_tests;
 #[cfg(test)]
 mod tests;

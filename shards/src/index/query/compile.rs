@@ -1,6 +1,8 @@
 //! From a parsed query to numbered terms of analysed fields.
 
-use super::{Ast, EXPANSIONS_MAX, FUZZY_TERMS_MAX, PHRASE_TERMS_MAX, PREFIX_TERMS_MAX, TERMS_MAX};
+use super::{
+    Ast, EXPANSIONS_MAX, FUZZY_TERMS_MAX, PHRASE_TERMS_MAX, PREFIX_TERMS_MAX, TERMS_MAX, WORDS_MAX,
+};
 use crate::index::analyze::{Analyzer, AnalyzerKind};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -108,6 +110,8 @@ struct Compiler<'a> {
     leaves: Vec<Leaf>,
     numbers: BTreeMap<(usize, Vec<u8>), usize>,
     expansions: Vec<Expansion>,
+    /// Words that may still be analysed.
+    words_left: usize,
 }
 
 impl<'a> Compiler<'a> {
@@ -119,6 +123,7 @@ impl<'a> Compiler<'a> {
             leaves: Vec::new(),
             numbers: BTreeMap::new(),
             expansions: Vec::new(),
+            words_left: WORDS_MAX,
         }
     }
 
@@ -152,7 +157,17 @@ impl<'a> Compiler<'a> {
 
     fn tokens(&mut self, field: usize, text: &str) -> Vec<(usize, u32)> {
         let mut tokens: Vec<(String, u32)> = Vec::new();
-        self.analyzers[field].analyze(text, |token| tokens.push((token.term.to_owned(), token.position)));
+        let (mut at, mut base) = (0, 0);
+        let analyzer = &mut self.analyzers[field];
+        while at < text.len() && tokens.len() < self.words_left {
+            let end = analyzer.piece_end(text, at);
+            base += analyzer.analyze(&text[at..end], |token| {
+                tokens.push((token.term.to_owned(), base + token.position));
+            });
+            at = end;
+        }
+        tokens.truncate(self.words_left);
+        self.words_left -= tokens.len();
         tokens.iter().filter_map(|(term, position)| Some((self.leaf(field, term)?, *position))).collect()
     }
 

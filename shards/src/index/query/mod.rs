@@ -11,8 +11,13 @@ pub use parse::parse;
 
 /// Longest query text that is read, in bytes; the rest is passed over.
 pub const QUERY_BYTES_MAX: usize = 1 << 20;
+/// Operands (words, phrases, groups) that are read; the rest is passed over. Router and shards read a query in one step,
+/// so this, [`WORDS_MAX`] and [`TERMS_MAX`] keep the longest one below a millisecond.
+pub const OPERANDS_MAX: usize = 4096;
+/// Words of a query that are analysed, about, over all fields; further ones are passed over.
+pub const WORDS_MAX: usize = 4096;
 /// Distinct terms that a query may have; further ones are passed over.
-pub const TERMS_MAX: usize = 16_384;
+pub const TERMS_MAX: usize = 2048;
 /// Nesting of parentheses that is understood; deeper ones are passed over.
 pub const DEPTH_MAX: usize = 32;
 /// Terms that a prefix stands for: the first in byte order over all shards.

@@ -7,13 +7,13 @@
 //! primary = "(" clauses ")" | '"' words '"' ["~" slop] | word ["*" | "~" [edits]]
 //! ```
 
-use super::{Ast, BOOST_MAX, DEPTH_MAX, QUERY_BYTES_MAX, SLOP_MAX};
+use super::{Ast, BOOST_MAX, DEPTH_MAX, OPERANDS_MAX, QUERY_BYTES_MAX, SLOP_MAX};
 use smallvec::SmallVec;
 
 /// Parses a query. `is_field` says which names before a colon are paths of text; others are words.
 pub fn parse(text: &str, is_field: &dyn Fn(&str) -> bool) -> Ast {
     let text = &text[..text.floor_char_boundary(QUERY_BYTES_MAX)];
-    let mut parser = Parser { text, at: 0, depth: 0, is_field };
+    let mut parser = Parser { text, at: 0, depth: 0, operands: 0, is_field };
     parser.clauses()
 }
 
@@ -34,6 +34,7 @@ struct Parser<'a> {
     text: &'a str,
     at: usize,
     depth: usize,
+    operands: usize,
     is_field: &'a dyn Fn(&str) -> bool,
 }
 
@@ -151,6 +152,10 @@ impl<'a> Parser<'a> {
 
     /// An operand with what stands before it; `None` if only punctuation was there.
     fn operand(&mut self) -> Option<(Occur, Ast)> {
+        if self.operands == OPERANDS_MAX {
+            self.at = self.text.len();
+            return None;
+        }
         let mut occur = Occur::Should;
         loop {
             self.skip_space();
@@ -170,6 +175,7 @@ impl<'a> Parser<'a> {
             }
         }
         let primary = self.field_or_primary()?;
+        self.operands += 1;
         Some((occur, primary))
     }
 
@@ -339,6 +345,10 @@ mod tests {
         let deep = format!("{}x{}", "(".repeat(100_000), ")".repeat(100_000));
         assert_eq!(show(&parse(&deep, &|_| false)), "x");
         parse(&"é".repeat(QUERY_BYTES_MAX), &|_| false);
+        let Ast::Words(words) = parse(&"many words ".repeat(10_000), &|_| false) else { panic!("words") };
+        assert_eq!(words.split(' ').count(), OPERANDS_MAX);
+        let Ast::Bool { must, .. } = parse(&"+a ".repeat(10_000), &|_| false) else { panic!("required words") };
+        assert_eq!(must.len(), OPERANDS_MAX);
     }
 
     proptest! {

@@ -254,8 +254,10 @@ impl SetLoader {
             }
         }
         let model = self.fingerprint.map(|_| self.set.model());
-        if self.text.is_some() && model.map(Model::fingerprint) != self.fingerprint {
-            // The embeddings are another model's: made anew, and with them the text that they stand beside.
+        let is_outdated = self.text.as_ref().is_some_and(Loader::is_outdated);
+        if is_outdated || (self.text.is_some() && model.map(Model::fingerprint) != self.fingerprint) {
+            // The text index is an older version's, or the embeddings are another model's: made anew, and with them the text
+            // that they stand beside.
             self.set.rebuild_text();
         } else if let Some(loader) = self.text {
             let text = loader.finish(model.map(|model| model as _))?;

@@ -2,20 +2,25 @@
 //!
 //! Over each block of the leader the block maxima bound what any document there can score; a range that cannot reach the
 //! threshold is passed over without being unpacked, and so are the positions of a document whose frequencies alone rule it
-//! out. A bound equal to the threshold does not rule a document out, for ties go by key. Scores are those of
-//! [`super::boolean`], which takes every query that is not of this form.
+//! out. A bound equal to the threshold does not rule a document out, for ties go by key. Without phrases a whole block of
+//! the leader meets the other lists at once. Scores are those of [`super::boolean`], which takes every query that is not of
+//! this form.
 
 use super::bitmap::Bitmap;
 use super::boolean::Plan;
-use super::bounds::{ANY_BOUNDS, Bounds, CLASSES, NO_BOUNDS};
+use super::bounds::{ANY_BOUNDS, Bounds, NO_BOUNDS, Pair};
 use super::cursor::{Cursor, END};
 use super::dictionary::FieldId;
-use super::maxscore::{TermPlan, contribution};
+use super::maxscore::{Offering, TermPlan, contribution};
 use super::part::{Lengths, Open};
 use super::phrase::Occurrences;
 use super::score::Weigher;
 use super::top::Top;
-use crate::index::{ACCEPT_UNITS, Units};
+use crate::index::Units;
+use smallvec::SmallVec;
+
+/// Phrases of more terms are bounded by their highest frequency and least length alone.
+const FINE_TERMS_MAX: usize = 8;
 
 /// What every hit holds, and what goes beside it.
 #[derive(Clone, Debug)]
@@ -110,10 +115,20 @@ fn terms(clauses: &[Plan]) -> Option<Vec<TermPlan>> {
 /// A term opened on a part.
 struct Leg<'a> {
     cursor: Cursor<'a>,
+    /// `None` for a term that counts only as part of a phrase.
     weigher: Option<Weigher>,
     lengths: Lengths<'a>,
-    /// Over the range that is looked at.
+    /// Over the range that is looked at, for a term of a phrase.
     bounds: Bounds,
+}
+
+/// Documents of a block of the leader that the other lists have met so far; kept to be used again.
+#[derive(Default)]
+struct Meeting {
+    documents: Vec<u32>,
+    frequencies: Vec<u32>,
+    scores: Vec<i64>,
+    met: Vec<(u32, u32)>,
 }
 
 /// A phrase opened on a part.
@@ -133,6 +148,8 @@ struct Opened<'a, 'p> {
     norms: &'a [f32],
     /// Most that the optional terms can add.
     optional_bound: i64,
+    /// The end of the range whose bound was found last.
+    bounded_to: u32,
 }
 
 /// Offers a part's documents from `from` on to `top`, until the budget is spent; returns where to go on, or [`END`].
@@ -147,34 +164,71 @@ pub(crate) fn search(
     accept: &mut dyn FnMut(&[u8]) -> bool,
 ) -> u32 {
     units.spend(plan.required.len() as u64 * 8);
+    if plan.bound_of(open) < top.threshold() {
+        return END;
+    }
     let Some(mut opened) = Opened::new(plan, open, from) else { return END };
+    let mut offering = Offering { part, open, dead, top, units, accept };
+    match plan.phrases.is_empty() {
+        true => search_blocks(&mut opened, &mut offering),
+        false => search_documents(&mut opened, &mut offering),
+    }
+}
+
+/// Goes from block to block of the leader; for plans without phrases.
+fn search_blocks(opened: &mut Opened<'_, '_>, offering: &mut Offering<'_, '_>) -> u32 {
+    let mut meeting = Meeting::default();
+    // One block is always looked at, so that a query whose opening takes the whole budget comes to its end too.
+    let mut is_first = true;
+    loop {
+        let document = opened.document();
+        if document >= offering.open.documents() {
+            return END;
+        }
+        if !offering.units.left() && !is_first {
+            return document;
+        }
+        is_first = false;
+        let threshold = offering.top.threshold();
+        if threshold > i64::MIN {
+            let possible = opened.first_possible(document, threshold, offering);
+            if possible > document {
+                opened.lead_to(possible);
+                continue;
+            }
+        }
+        opened.meet_block(&mut meeting, offering.units);
+        for n in 0..meeting.documents.len() {
+            let (document, score) = (meeting.documents[n], meeting.scores[n]);
+            if score + opened.optional_bound >= offering.top.threshold()
+                && !offering.dead.contains(document)
+                && let Some(score) = opened.complete(document, score)
+            {
+                offering.offer_whole(document, score);
+            }
+        }
+    }
+}
+
+/// Goes from document to document of the leader.
+fn search_documents(opened: &mut Opened<'_, '_>, offering: &mut Offering<'_, '_>) -> u32 {
     let mut bounded_to = 0;
     // One document is always looked at, so that a query whose opening takes the whole budget comes to its end too.
     let mut is_first = true;
     loop {
         let document = opened.document();
-        if document >= open.documents() {
+        if document >= offering.open.documents() {
             return END;
         }
-        if !units.left() && !is_first {
+        if !offering.units.left() && !is_first {
             return document;
         }
         is_first = false;
-        units.spend(plan.required.len() as u64 * 2);
-        let threshold = top.threshold();
+        offering.units.spend(opened.required.len() as u64 * 2);
+        let threshold = offering.top.threshold();
         if threshold > i64::MIN && document >= bounded_to {
-            // Ranges that cannot get in are passed over by their bounds alone: nothing of them is unpacked.
-            let mut possible = document;
-            loop {
-                let (end, bound) = opened.bound_from(possible);
-                bounded_to = end;
-                if bound >= threshold || end >= open.documents() {
-                    possible = if bound >= threshold { possible } else { END };
-                    break;
-                }
-                units.spend(plan.required.len() as u64);
-                possible = end;
-            }
+            let possible = opened.first_possible(document, threshold, offering);
+            bounded_to = opened.bounded_to;
             if possible > document {
                 opened.lead_to(possible);
                 continue;
@@ -184,17 +238,10 @@ pub(crate) fn search(
             opened.lead_to(further);
             continue;
         }
-        if !dead.contains(document)
-            && let Some(score) = opened.score(document, threshold, units)
-            && score >= threshold
+        if !offering.dead.contains(document)
+            && let Some(score) = opened.score(document, threshold, offering.units)
         {
-            let key = open.key(document);
-            if top.admits(score, key) && {
-                units.spend(ACCEPT_UNITS);
-                accept(key)
-            } {
-                top.push(score, key, (part, document));
-            }
+            offering.offer_whole(document, score);
         }
         opened.lead_to(document + 1);
     }
@@ -228,8 +275,9 @@ impl<'a, 'p> Opened<'a, 'p> {
             optional_bound: optional
                 .iter()
                 .filter_map(|leg| leg.weigher)
-                .map(|weigher| weigher.bound(ANY_BOUNDS))
+                .map(|weigher| weigher.bound(&ANY_BOUNDS))
                 .sum(),
+            bounded_to: 0,
             optional,
             excluded: plan.excluded.iter().filter_map(|term| open.cursor(term.id, false)).collect(),
             norms: open.norms(),
@@ -249,29 +297,105 @@ impl<'a, 'p> Opened<'a, 'p> {
         self.required[leader].cursor.advance(document);
     }
 
+    /// The first document from `document` on whose range may hold one that reaches the threshold; [`END`] if there is none.
+    /// Ranges that cannot get in are passed over by their bounds alone: nothing of them is unpacked.
+    fn first_possible(&mut self, document: u32, threshold: i64, offering: &mut Offering<'_, '_>) -> u32 {
+        let mut possible = document;
+        loop {
+            let (end, bound) = self.bound_from(possible);
+            self.bounded_to = end;
+            if bound >= threshold {
+                return possible;
+            }
+            if end >= offering.open.documents() {
+                return END;
+            }
+            offering.units.spend(self.required.len() as u64);
+            possible = end;
+        }
+    }
+
     /// The end of a range that begins with `document`, and the most that any document in it can score.
     fn bound_from(&mut self, document: u32) -> (u32, i64) {
-        let leader = self.order[0];
-        let (last, bounds) = self.required[leader].cursor.block_bounds(document);
+        let leader = &mut self.required[self.order[0]];
+        let (last, bounds) = leader.cursor.block_bounds(document);
         let end = last + 1;
-        self.required[leader].bounds = bounds;
-        let mut sum = self.optional_bound;
+        let mut sum = self.optional_bound + leader.weigher.map_or(0, |weigher| weigher.bound(&bounds));
+        leader.bounds = bounds;
         for n in &self.order[1..] {
             let leg = &mut self.required[*n];
-            match leg.cursor.bounds_until(document, end) {
-                Some(bounds) => leg.bounds = bounds,
+            let found = match leg.weigher {
+                Some(weigher) => leg.cursor.bound_until(document, end, weigher),
+                None => leg.cursor.bounds_until(document, end).map(|bounds| {
+                    leg.bounds = bounds;
+                    0
+                }),
+            };
+            match found {
+                Some(bound) => sum += bound,
                 // The next posting of the term lies behind the range.
                 None => return (end, i64::MIN),
             }
         }
-        for leg in &self.required {
-            sum += leg.weigher.map_or(0, |weigher| weigher.bound(leg.bounds));
-        }
         for words in &self.phrases {
             let of = |(at, _): &(usize, u32)| self.required[*at].bounds;
-            sum += words.plan.bound(words.plan.terms.iter().map(of));
+            let bounds: SmallVec<[Bounds; 4]> = words.plan.terms.iter().map(of).collect();
+            sum += words.plan.bound(&bounds);
         }
         (end, sum)
+    }
+
+    /// Finds the documents that all required lists hold among what is left of the leader's block, with their scores, and
+    /// moves the leader behind the block.
+    fn meet_block(&mut self, meeting: &mut Meeting, units: &mut Units) {
+        let Self { required, order, norms, .. } = self;
+        let Meeting { documents, frequencies, scores, met } = meeting;
+        let leader = &mut required[order[0]];
+        let taken = leader.cursor.take_below(END);
+        let (block, block_frequencies) = leader.cursor.run(taken);
+        documents.clear();
+        documents.extend_from_slice(block);
+        frequencies.clear();
+        frequencies.extend_from_slice(block_frequencies);
+        leader.cursor.pass(taken);
+        scores.clear();
+        scores.resize(documents.len(), 0);
+        units.spend(documents.len() as u64);
+        for n in &order[1..] {
+            let leg = &mut required[*n];
+            met.clear();
+            leg.cursor.meet(documents, met);
+            units.spend(met.len() as u64 + 8);
+            for (kept, (at, frequency)) in met.iter().enumerate() {
+                let at = *at as usize;
+                let document = documents[at];
+                (documents[kept], frequencies[kept]) = (document, frequencies[at]);
+                scores[kept] = scores[at] + leg.contribution(norms, document, *frequency);
+            }
+            documents.truncate(met.len());
+        }
+        let leader = &required[order[0]];
+        for ((score, document), frequency) in scores.iter_mut().zip(&*documents).zip(&*frequencies) {
+            *score += leader.contribution(norms, *document, *frequency);
+        }
+    }
+
+    /// A document's whole score from that of its required terms; `None` if it is excluded. Documents rise from call to call.
+    fn complete(&mut self, document: u32, mut score: i64) -> Option<i64> {
+        for cursor in &mut self.excluded {
+            cursor.advance(document);
+            if cursor.document() == document {
+                return None;
+            }
+        }
+        for leg in &mut self.optional {
+            leg.cursor.advance(document);
+            if leg.cursor.document() == document {
+                let frequency = leg.cursor.frequency();
+                score += leg.contribution(self.norms, document, frequency);
+            }
+        }
+        Some(score)
     }
 
     /// Brings the other required terms to `document`; the document that one of them stands on instead, if it does.
@@ -290,17 +414,19 @@ impl<'a, 'p> Opened<'a, 'p> {
     fn score(&mut self, document: u32, threshold: i64, units: &mut Units) -> Option<i64> {
         let mut score = 0;
         for leg in &mut self.required {
-            if let Some(weigher) = leg.weigher {
-                score += contribution(weigher, leg.lengths, self.norms, document, leg.cursor.frequency());
+            if leg.weigher.is_some() {
+                let frequency = leg.cursor.frequency();
+                score += leg.contribution(self.norms, document, frequency);
             }
         }
         let Self { required, phrases, .. } = self;
         let mut possible = self.optional_bound;
         for words in phrases.iter() {
             let length = words.lengths.get(document);
-            let of =
-                |(at, _): &(usize, u32)| Bounds::of(required[*at].cursor.frequency(), length, f32::INFINITY);
-            possible += words.plan.bound(words.plan.terms.iter().map(of));
+            possible += words.plan.bound_of_one(
+                words.plan.terms.iter().map(|(at, _)| required[*at].cursor.frequency()),
+                length,
+            );
         }
         if score + possible < threshold {
             return None;
@@ -322,38 +448,71 @@ impl<'a, 'p> Opened<'a, 'p> {
             }
             score += words.plan.weigher.by_length(frequency, words.lengths.get(document));
         }
-        for leg in &mut self.optional {
-            leg.cursor.advance(document);
-            if let Some(weigher) = leg.weigher.filter(|_| leg.cursor.document() == document) {
-                score += contribution(weigher, leg.lengths, self.norms, document, leg.cursor.frequency());
-            }
-        }
-        Some(score)
+        self.complete(document, score)
+    }
+}
+
+impl Leg<'_> {
+    /// What the term adds to a document; nothing if it counts only as part of a phrase.
+    #[inline]
+    fn contribution(&self, norms: &[f32], document: u32, frequency: u32) -> i64 {
+        let add = |weigher| contribution(weigher, self.lengths, norms, document, frequency);
+        self.weigher.map_or(0, add)
     }
 }
 
 impl PhrasePlan {
-    /// The most that the phrase can add where its terms have these bounds.
-    fn bound(&self, terms: impl Iterator<Item = Bounds>) -> i64 {
+    /// The most that the phrase can add to a document of this length, by how often it holds each of the terms.
+    fn bound_of_one(&self, frequencies: impl Iterator<Item = u32>, length: u32) -> i64 {
         let (mut least, mut sum) = (u32::MAX, 0u32);
-        // A phrase stands in a document no more often than its rarest term, so a class of the phrase takes in that class
-        // of each term and those above it.
-        let mut lengths_min = [0; CLASSES];
-        for bounds in terms {
-            least = least.min(bounds.frequency_max);
-            sum = sum.saturating_add(bounds.frequency_max);
-            for (class, length) in lengths_min.iter_mut().enumerate() {
-                *length = (*length).max(bounds.length_from(class));
-            }
+        for frequency in frequencies {
+            least = least.min(frequency);
+            sum = sum.saturating_add(frequency);
         }
+        // A sloppy match may share all positions but the one that moves on.
+        let frequency = if self.slop > 0 { sum } else { least };
+        self.weigher.bound(&Bounds::of(frequency, length, 0.0))
+    }
+
+    /// The most that the phrase can add where its terms have these bounds.
+    fn bound(&self, terms: &[Bounds]) -> i64 {
+        let frequencies_max = terms.iter().map(Bounds::frequency_max);
+        let length_from = |frequency| {
+            terms.iter().map(|bounds| bounds.length_from(frequency)).max().unwrap_or(u32::MAX)
+        };
         if self.slop > 0 {
-            // A sloppy match may share all positions but the one that moves on.
-            return self.weigher.bound(Bounds {
-                frequency_max: sum,
-                lengths_min: [lengths_min[0]; CLASSES],
-                ..NO_BOUNDS
-            });
+            let sum = frequencies_max.fold(0, u32::saturating_add);
+            return self.weigher.bound(&Bounds::of(sum, length_from(1), 0.0));
         }
-        self.weigher.bound(Bounds { frequency_max: least, lengths_min, ..NO_BOUNDS })
+        let most = frequencies_max.min().unwrap_or(0);
+        if terms.len() > FINE_TERMS_MAX {
+            return self.weigher.bound(&Bounds::of(most, length_from(1), 0.0));
+        }
+        // A phrase stands in a document no more often than its rarest term: where it stands so often, each term does, in a
+        // document that is no shorter than the shortest with the term so often.
+        let mut bounds = NO_BOUNDS;
+        let steps = terms.iter().flat_map(Bounds::pairs).map(|pair| pair.frequency.min(most));
+        for frequency in steps {
+            bounds.widen_by(Pair { frequency, length: length_from(frequency) });
+        }
+        self.weigher.bound(&bounds)
+    }
+}
+
+impl Conjunction {
+    /// The most that a document of a part can score; the least there is if a required term is not in it.
+    pub(crate) fn bound_of(&self, open: &Open<'_>) -> i64 {
+        let bounds = |term: &Required| open.bounds(term.id);
+        let Some(bounds) = self.required.iter().map(bounds).collect::<Option<SmallVec<[Bounds; 4]>>>() else {
+            return i64::MIN;
+        };
+        let terms = self.required.iter().zip(&bounds);
+        let required = terms.map(|(term, bounds)| term.weigher.map_or(0, |weigher| weigher.bound(bounds)));
+        let phrase = |phrase: &PhrasePlan| {
+            let of = |(at, _): &(usize, u32)| bounds[*at];
+            phrase.bound(&phrase.terms.iter().map(of).collect::<SmallVec<[Bounds; 4]>>())
+        };
+        let optional = self.optional.iter().map(|term| term.weigher.bound(&ANY_BOUNDS));
+        required.sum::<i64>() + self.phrases.iter().map(phrase).sum::<i64>() + optional.sum::<i64>()
     }
 }

@@ -1,11 +1,14 @@
 //! A cursor over one term's postings in one part, block by block, for sealed segments and tails alike.
 
 use super::super::codec::{put_varint, skip_varints, varint_at};
-use super::bounds::{ANY_BOUNDS, Bounds, NO_BOUNDS};
+use super::bounds::{Bounds, NO_BOUNDS};
+use super::score::Weigher;
 use super::segment::{BLOCK, PackedFrequencies, SealedList};
 use super::tail::TailReader;
 use bitpacking::{BitPacker, BitPacker4x};
 
+/// Where a block has so many postings for each document wanted, these are looked up one by one.
+const SPARSE: usize = 8;
 /// The document of a cursor that has come to its end.
 pub(crate) const END: u32 = u32::MAX;
 
@@ -243,59 +246,113 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Bounds over every posting from document `from` to below `end`, in amortised constant time for rising calls; `None`
-    /// if there is none.
+    /// The most that a posting from document `from` to below `end` can add, in amortised constant time for rising calls;
+    /// `None` if there is none.
+    pub(crate) fn bound_until(&mut self, from: u32, end: u32, weigher: Weigher) -> Option<i64> {
+        let mut highest = None;
+        self.each_bounds_until(from, end, |bounds| highest = highest.max(Some(weigher.bound(bounds))));
+        highest
+    }
+
+    /// Bounds over the same postings.
     pub(crate) fn bounds_until(&mut self, from: u32, end: u32) -> Option<Bounds> {
-        let here = self.document();
-        if here >= end {
-            return None;
+        let mut all = NO_BOUNDS;
+        self.each_bounds_until(from, end, |bounds| all.widen(bounds));
+        (!all.is_nothing()).then_some(all)
+    }
+
+    /// Calls `each` with the bounds of the blocks that hold postings from `from` to below `end`.
+    #[inline]
+    fn each_bounds_until(&mut self, from: u32, end: u32, mut each: impl FnMut(&Bounds)) {
+        if self.document() >= end {
+            return;
         }
         match &mut self.source {
             Source::Sealed(sealed) => {
+                let mut block = sealed.block_of(from);
                 let list = &sealed.list;
-                if list.blocks == 0 {
-                    return Some(list.bounds(0));
-                }
-                let mut block = sealed.bound_block.max(sealed.block);
-                while block < list.blocks && list.last_document(block) < from {
-                    block += 1;
-                }
-                sealed.bound_block = block;
-                let mut bounds = NO_BOUNDS;
-                loop {
-                    if block == list.blocks {
-                        if list.block_length(block) > 0 {
-                            bounds.widen(list.bounds(block));
-                        }
-                        break;
-                    }
-                    bounds.widen(list.bounds(block));
+                while block < list.blocks {
+                    each(&list.bounds(block));
                     if list.last_document(block) >= end - 1 {
-                        break;
+                        return;
                     }
                     block += 1;
                 }
-                (bounds != NO_BOUNDS).then_some(bounds)
+                if list.block_length(block) > 0 {
+                    each(&list.bounds(block));
+                }
             }
-            Source::Tail(_) => Some(ANY_BOUNDS),
+            Source::Tail(tail) => each(&tail.reader.bounds().bounds()),
         }
     }
 
     /// The last document of the block that `document` would be in, and bounds over that block; for rising calls.
+    #[inline]
     pub(crate) fn block_bounds(&mut self, document: u32) -> (u32, Bounds) {
         match &mut self.source {
             Source::Sealed(sealed) => {
+                let block = sealed.block_of(document);
                 let list = &sealed.list;
-                let mut block = sealed.bound_block.max(sealed.block);
-                while block < list.blocks && list.last_document(block) < document {
-                    block += 1;
-                }
-                sealed.bound_block = block;
                 let last = if block < list.blocks { list.last_document(block) } else { END - 1 };
                 (last, list.bounds(block))
             }
-            Source::Tail(_) => (END - 1, ANY_BOUNDS),
+            Source::Tail(tail) => (END - 1, tail.reader.bounds().bounds()),
         }
+    }
+
+    /// Finds the documents of the list among `wanted`, which rise: places in `wanted`, each with the frequency. The cursor
+    /// ends at or behind the last one wanted.
+    pub(crate) fn meet(&mut self, wanted: &[u32], met: &mut Vec<(u32, u32)>) {
+        let mut next = 0;
+        while next < wanted.len() {
+            self.advance(wanted[next]);
+            if self.length == 0 {
+                return;
+            }
+            let first = met.len();
+            let here = &self.documents[..self.length];
+            let mut at = self.at;
+            let last = here[here.len() - 1];
+            let end = next + wanted[next..].partition_point(|document| *document <= last);
+            if (end - next) * SPARSE < here.len() - at {
+                for (n, document) in (next..end).zip(&wanted[next..end]) {
+                    at += here[at..].partition_point(|other| other < document);
+                    if here[at] == *document {
+                        met.push((n as u32, at as u32));
+                    }
+                }
+                next = end;
+            }
+            while next < end && at < here.len() {
+                let (left, right) = (wanted[next], here[at]);
+                if left == right {
+                    met.push((next as u32, at as u32));
+                }
+                // Without branches: which of the two is behind cannot be foretold.
+                next += usize::from(left <= right);
+                at += usize::from(right <= left);
+            }
+            let is_through = next < wanted.len();
+            if met.len() > first {
+                self.unpack_frequencies();
+                for (_, at) in &mut met[first..] {
+                    *at = self.frequencies[*at as usize];
+                }
+            }
+            self.at = at;
+            if is_through {
+                // What is wanted next lies behind this block, perhaps far behind.
+                self.at = self.length - 1;
+            } else if self.at >= self.length {
+                self.load_next();
+            }
+        }
+    }
+
+    /// What was taken: documents, and as many frequencies.
+    #[inline]
+    pub(crate) fn run(&self, taken: Taken) -> (&[u32], &[u32]) {
+        (&self.documents[taken.from..taken.to], &self.frequencies[taken.from..taken.to])
     }
 
     /// Reads the term's positions in the document.
@@ -346,6 +403,17 @@ impl<'a> Cursor<'a> {
 }
 
 impl Sealed<'_> {
+    /// The block that `document` would be in, if not before one asked for earlier; the rest counts as one.
+    #[inline]
+    fn block_of(&mut self, document: u32) -> u32 {
+        let mut block = self.bound_block.max(self.block);
+        while block < self.list.blocks && self.list.last_document(block) < document {
+            block += 1;
+        }
+        self.bound_block = block;
+        block
+    }
+
     /// Moves the position stream to the posting `index` of the block.
     fn seek_positions(&mut self, index: usize, frequencies: &[u32; BLOCK]) {
         if self.position_index > index {

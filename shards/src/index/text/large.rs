@@ -7,7 +7,7 @@
 
 use super::super::codec::put_varint;
 use super::super::extract::{STRING_GAP, Scalar, is_within};
-use super::TextIndex;
+use super::{TextIndex, shortest};
 use super::dictionary::FieldId;
 use super::score::Norm;
 use crate::index::Units;
@@ -155,13 +155,14 @@ impl TextIndex {
         let tail = std::rc::Rc::clone(self.tail());
         let mut tail = tail.borrow_mut();
         let document = tail.documents();
+        let length_min = shortest(large.fields.iter().map(|field| field.length));
         let from = large.pushed.map_or(Bound::Unbounded, Bound::Excluded);
         for (term, positions) in large.terms.range((from, Bound::Unbounded)) {
             if !units.left() {
                 return true;
             }
             let dictionary = &mut self.dictionary;
-            tail.push_posting(*term, document, positions, &mut |term| dictionary.retain(term));
+            tail.push_posting(*term, (document, length_min), positions, &mut |term| dictionary.retain(term));
             put_varint(&mut large.record, term - large.pushed.unwrap_or(0));
             if dictionary.term(*term).0 == 0 {
                 large.norm.add(positions.len() as u32);

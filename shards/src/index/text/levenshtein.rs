@@ -21,6 +21,8 @@ pub(crate) struct Levenshtein {
     field: [u8; 2],
     /// Bit `i` is set where the character is the `i`-th of the word, counted from 1.
     masks: SmallVec<[(char, u64); 16]>,
+    /// The same for ASCII: most terms have nothing else.
+    ascii: [u64; 128],
     /// A word that is too long for the bits.
     exact: Option<Vec<u8>>,
     /// The bit of the whole word.
@@ -58,8 +60,12 @@ impl Levenshtein {
                 }
             }
         }
+        let mut ascii = [0; 128];
+        for (letter, mask) in masks.iter().filter(|(letter, _)| letter.is_ascii()) {
+            ascii[*letter as usize] = *mask;
+        }
         let whole = 1u64.checked_shl(length as u32).unwrap_or(0);
-        Self { field: field.to_be_bytes(), masks, exact, whole, edits_max: edits_max.min(2) }
+        Self { field: field.to_be_bytes(), masks, ascii, exact, whole, edits_max: edits_max.min(2) }
     }
 
     /// The distance of what led to `state`, if it is within the bound.
@@ -75,7 +81,10 @@ impl Levenshtein {
 
     #[inline]
     fn advance(&self, state: &mut State, letter: char) {
-        let here = self.masks.iter().find(|(known, _)| *known == letter).map_or(0, |(_, mask)| *mask);
+        let here = match self.ascii.get(letter as usize) {
+            Some(mask) => *mask,
+            None => self.masks.iter().find(|(known, _)| *known == letter).map_or(0, |(_, mask)| *mask),
+        };
         let old = state.rows;
         // Without an edit only the character itself leads on; the others may also take one more edit than the row before.
         state.rows[0] = (old[0] << 1) & here;

@@ -6,7 +6,8 @@
 //! threshold does not rule a document out, for ties go by key. Long queries add everything up without bounds.
 //!
 //! Where a single term is essential, its postings are judged as they come, and blocks of it that cannot reach the threshold
-//! are passed over without being unpacked.
+//! are passed over without being unpacked. A part whose bounds together do not reach it is not opened at all. A query of one
+//! term goes by [`super::single`].
 //!
 //! Source: Turtle and Flood, "Query evaluation: strategies and optimizations" (1995); Ding and Suel, "Faster top-k document
 //! retrieval using block-max indexes" (2011).
@@ -15,8 +16,9 @@ use super::bitmap::Bitmap;
 use super::cursor::{Cursor, END};
 use super::dictionary::FieldId;
 use super::part::{Lengths, Open};
-use super::score::Weigher;
+use super::score::{Sieve, Weigher};
 use super::segment::{BLOCK, Packed};
+use super::single::{self, Primed};
 use super::top::Top;
 use crate::index::{ACCEPT_UNITS, Units};
 use smallvec::SmallVec;
@@ -40,6 +42,7 @@ pub(crate) struct Sums {
     scores: Vec<i64>,
     touched: Vec<u64>,
     tables: Vec<ScoreTable>,
+    primed: Primed,
 }
 
 impl Sums {
@@ -91,7 +94,7 @@ impl Term<'_> {
         while document < end {
             units.spend(1);
             let (last, bounds) = self.cursor.block_bounds(document);
-            if self.weigher.bound(bounds) >= needed {
+            if self.weigher.bound(&bounds) >= needed {
                 return document;
             }
             document = last + 1;
@@ -134,6 +137,15 @@ pub(crate) fn search(
     units: &mut Units,
     accept: &mut dyn FnMut(&[u8]) -> bool,
 ) -> u32 {
+    if bound_of(open, plan).is_some_and(|bound| bound < top.threshold()) {
+        units.spend(plan.len() as u64 * 2 + 1);
+        return END;
+    }
+    if let ([term], Open::Sealed(segment)) = (plan, open) {
+        let Some(list) = segment.postings(term.id) else { return END };
+        let mut offering = Offering { part, open, dead, top, units, accept };
+        return single::search(&list, term, from, &mut sums.primed, &mut offering);
+    }
     let norms = open.norms();
     sums.tables.resize(plan.len(), ScoreTable::default());
     let terms = plan.iter().enumerate().filter_map(|(number, term)| {
@@ -169,8 +181,7 @@ pub(crate) fn search(
         let (others, essentials) = order.split_at(essential);
         if let [single] = essentials {
             let below = &below[..others.len().min(below.len())];
-            let table = &mut sums.tables[terms[*single].number];
-            judge_single(&mut terms, *single, others, below, (base, end), table, &mut offering);
+            judge_single(&mut terms, *single, others, below, (base, end), &mut offering);
         } else if !essentials.is_empty() {
             sums.prepare();
             for n in essentials {
@@ -182,6 +193,12 @@ pub(crate) fn search(
         }
         base = end;
     }
+}
+
+/// The most that a document of a part can score; `None` if the query has too many terms to tell.
+pub(crate) fn bound_of(open: &Open<'_>, plan: &[TermPlan]) -> Option<i64> {
+    let bound = |term: &TermPlan| open.bounds(term.id).map_or(0, |bounds| term.weigher.bound(&bounds));
+    (plan.len() <= BOUNDED_TERMS_MAX).then(|| plan.iter().map(bound).sum())
 }
 
 /// Orders the terms of a window by bound; returns the number of non-essential ones. `below[n]` is the most that the first
@@ -199,8 +216,8 @@ fn partition(
         return 0;
     }
     for (n, term) in terms.iter_mut().enumerate() {
-        if let Some(bounds) = term.cursor.bounds_until(base, end) {
-            term.bound = term.weigher.bound(bounds);
+        if let Some(bound) = term.cursor.bound_until(base, end, term.weigher) {
+            term.bound = bound;
             order.push(n);
         }
     }
@@ -219,7 +236,7 @@ fn partition(
 fn accumulate(term: &mut Term<'_>, base: u32, end: u32, sums: &mut Sums) -> u64 {
     let (weigher, lengths, norms) = (term.weigher, term.lengths, term.norms);
     let cursor = &mut term.cursor;
-    let Sums { scores, touched, tables } = sums;
+    let Sums { scores, touched, tables, .. } = sums;
     let table = &mut tables[term.number];
     let mut count = 0;
     while cursor.document() < end {
@@ -259,13 +276,13 @@ fn accumulate(term: &mut Term<'_>, base: u32, end: u32, sums: &mut Sums) -> u64 
 }
 
 /// Where hits go, and what they are judged by.
-struct Offering<'a, 'o> {
-    part: u32,
-    open: &'a Open<'o>,
-    dead: &'a Bitmap,
-    top: &'a mut Top,
-    units: &'a mut Units,
-    accept: &'a mut dyn FnMut(&[u8]) -> bool,
+pub(super) struct Offering<'a, 'o> {
+    pub(super) part: u32,
+    pub(super) open: &'a Open<'o>,
+    pub(super) dead: &'a Bitmap,
+    pub(super) top: &'a mut Top,
+    pub(super) units: &'a mut Units,
+    pub(super) accept: &'a mut dyn FnMut(&[u8]) -> bool,
 }
 
 impl Offering<'_, '_> {
@@ -291,7 +308,13 @@ impl Offering<'_, '_> {
                 score += term.contribution();
             }
         }
-        if score < threshold || self.dead.contains(document) {
+        self.offer_whole(document, score);
+    }
+
+    /// Offers a document whose score is complete.
+    #[inline]
+    pub(super) fn offer_whole(&mut self, document: u32, score: i64) {
+        if score < self.top.threshold() || self.dead.contains(document) {
             return;
         }
         let key = self.open.key(document);
@@ -311,9 +334,9 @@ fn judge_single(
     others: &[usize],
     below: &[i64],
     (base, end): (u32, u32),
-    table: &mut ScoreTable,
     offering: &mut Offering<'_, '_>,
 ) {
+    let mut sieve = Sieve::new(terms[single].weigher);
     let rest = below.last().copied().unwrap_or(0);
     terms[single].cursor.advance(base);
     let mut scored: SmallVec<[(u32, i64); BLOCK]> = SmallVec::new();
@@ -336,31 +359,16 @@ fn judge_single(
         let taken = term.cursor.take_below(end);
         offering.units.spend(taken.len() as u64);
         let (weigher, lengths, norms) = (term.weigher, term.lengths, term.norms);
-        let by_length = table.after(taken.len() as u64, weigher);
         scored.clear();
         let needed = threshold.saturating_sub(rest);
-        match lengths {
-            Lengths::Packed(Packed::One(lengths)) if by_length.len() == TABLE_LENGTHS as usize => {
-                for (document, frequency) in term.cursor.taken(taken) {
-                    let length = lengths[document as usize];
-                    let score = match frequency {
-                        1 => by_length[usize::from(length)],
-                        _ => weigher.by_length(f64::from(frequency), u32::from(length)),
-                    };
-                    if score >= needed {
-                        scored.push((document, score));
-                    }
-                }
+        sieve.need(needed);
+        let (documents, frequencies) = term.cursor.run(taken);
+        sieve.pass(documents, frequencies, lengths, |document, frequency| {
+            let score = contribution(weigher, lengths, norms, document, frequency);
+            if score >= needed {
+                scored.push((document, score));
             }
-            _ => {
-                for (document, frequency) in term.cursor.taken(taken) {
-                    let score = contribution(weigher, lengths, norms, document, frequency);
-                    if score >= needed {
-                        scored.push((document, score));
-                    }
-                }
-            }
-        }
+        });
         term.cursor.pass(taken);
         for (document, score) in &scored {
             offering.offer(*document, *score, terms, others, below);

@@ -22,6 +22,7 @@ pub(crate) mod phrase;
 pub mod score;
 pub mod search;
 pub(crate) mod segment;
+mod single;
 pub mod store;
 pub(crate) mod tail;
 pub(crate) mod top;
@@ -371,7 +372,8 @@ impl TextIndex {
         for group in scratch.pairs.chunk_by(|a, b| a >> 32 == b >> 32) {
             dictionary.count_document((group[0] >> 32) as u32);
         }
-        let document = tail.push(key, &scratch.pairs, |term| dictionary.retain(term));
+        let length_min = shortest(scratch.lengths.iter().map(|(_, length, _)| *length));
+        let document = tail.push(key, &scratch.pairs, length_min, |term| dictionary.retain(term));
         for (field, (id, length, norm)) in self.fields.iter_mut().zip(&scratch.lengths) {
             if *length > 0 {
                 tail.set_length(*id, *length, *norm);
@@ -532,6 +534,11 @@ impl TextIndex {
             })?;
         Some(full[..MERGE_WIDTH].iter().map(|(_, at, _)| *at).collect())
     }
+}
+
+/// The least length of a document in a field that it has tokens in.
+fn shortest(lengths: impl Iterator<Item = u32>) -> u32 {
+    lengths.filter(|length| *length > 0).min().unwrap_or(0)
 }
 
 impl Part {

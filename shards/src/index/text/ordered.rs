@@ -1,37 +1,67 @@
-//! The terms of a dictionary in byte order, for prefix and fuzzy queries: an `fst` set and what came since.
+//! The terms of a dictionary in byte order, for prefix and fuzzy queries: a few `fst` sets and what came since.
 //!
-//! May hold terms that live no more; the caller says which do. Rebuilt in slices when the new terms outgrow an eighth of
-//! the set, so that a term costs one insertion into a B-tree and a few into builders over the life of the index.
+//! May hold terms that live no more, and one in several places; the caller says which live. New terms gather in a small
+//! B-tree, which is then made a set in slices, together with those sets that are not much larger than it: so there are few
+//! sets, each several times as large as the next, and a term goes through about three builders for each of them over the
+//! life of the index (a log-structured merge).
 
 use super::dictionary::FieldId;
 use super::levenshtein::{Levenshtein, State};
+use fst::set::Stream;
 use fst::{Automaton, IntoStreamer, Set, SetBuilder, Streamer};
 use std::collections::BTreeSet;
 use std::ops::Bound;
 
-/// New terms below this number are not worth a rebuild.
-const RECENT_MIN: usize = 4096;
+/// So many new terms are made a set: queries look at each of them.
+const RECENT_MAX: usize = 2048;
+/// A set that is less than so many times as large as what is built goes into it.
+const RATIO: usize = 4;
 
 #[derive(Default)]
 pub(crate) struct Ordered {
-    set: Set<Vec<u8>>,
-    /// Terms since the set was built, or since the running build began.
+    /// Each more than [`RATIO`] times as large as the next, about.
+    sets: Vec<Set<Vec<u8>>>,
+    /// Terms since the running build began, or since the last one.
     recent: BTreeSet<Box<[u8]>>,
     recent_bytes: usize,
-    /// What the running build adds to the set.
+    /// What the running build adds to the sets.
     frozen: BTreeSet<Box<[u8]>>,
     build: Option<Build>,
 }
 
 struct Build {
     builder: SetBuilder<Vec<u8>>,
-    /// The last key that was added.
+    /// The sets from here on become one.
+    from: usize,
+    /// The last key that was looked at.
     last: Vec<u8>,
+}
+
+/// One of the sets of a build, and its next key.
+struct Source<'s> {
+    stream: Stream<'s>,
+    head: Option<Vec<u8>>,
+}
+
+impl<'s> Source<'s> {
+    fn new(set: &'s Set<Vec<u8>>, after: &[u8]) -> Self {
+        let mut source = Self { stream: set.range().gt(after).into_stream(), head: Some(Vec::new()) };
+        source.step();
+        source
+    }
+
+    fn step(&mut self) {
+        match (self.stream.next(), &mut self.head) {
+            (Some(key), Some(head)) => key.clone_into(head),
+            _ => self.head = None,
+        }
+    }
 }
 
 impl std::fmt::Debug for Ordered {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ordered").field("set", &self.set.len()).field("recent", &self.recent.len()).finish()
+        let sets: Vec<usize> = self.sets.iter().map(Set::len).collect();
+        f.debug_struct("Ordered").field("sets", &sets).field("recent", &self.recent.len()).finish()
     }
 }
 
@@ -50,51 +80,63 @@ impl Ordered {
     }
 
     pub(crate) fn has_work(&self) -> bool {
-        self.build.is_some() || self.recent.len() > RECENT_MIN.max(self.set.len() / 8)
+        self.build.is_some() || self.recent.len() > RECENT_MAX
     }
 
-    /// Goes on with the rebuild by about `units` terms, leaving out those that are not in use.
+    fn begin(&mut self) -> Build {
+        self.frozen = std::mem::take(&mut self.recent);
+        self.recent_bytes = 0;
+        let (mut from, mut size) = (self.sets.len(), self.frozen.len());
+        while from > 0 && self.sets[from - 1].len() < size * RATIO {
+            from -= 1;
+            size += self.sets[from].len();
+        }
+        Build { builder: SetBuilder::memory(), from, last: Vec::new() }
+    }
+
+    /// Goes on with a build by about `units` terms, leaving out those that are not in use.
     pub(crate) fn work(&mut self, units: u32, in_use: impl Fn(FieldId, &[u8]) -> bool) {
         if !self.has_work() {
             return;
         }
-        let build = self.build.get_or_insert_with(|| {
-            self.frozen = std::mem::take(&mut self.recent);
-            self.recent_bytes = 0;
-            Build { builder: SetBuilder::memory(), last: Vec::new() }
-        });
-        let mut old = self.set.range().gt(&build.last).into_stream();
-        let mut new = self.frozen.range::<[u8], _>((Bound::Excluded(&build.last[..]), Bound::Unbounded));
-        let (mut left, mut right) = (old.next(), new.next());
-        for _ in 0..units {
-            let next: &[u8] = match (left, right) {
-                (Some(l), Some(r)) => l.min(&r[..]),
-                (Some(l), None) => l,
-                (None, Some(r)) => r,
-                (None, None) => {
-                    self.finish();
-                    return;
-                }
-            };
-            build.last.clear();
-            build.last.extend_from_slice(next);
-            if in_use(u16::from_be_bytes([next[0], next[1]]), &next[2..]) {
-                build.builder.insert(next).expect("keys come in order into memory");
-            }
-            if right.is_some_and(|r| r[..] == build.last[..]) {
-                right = new.next();
-            }
-            if left == Some(&build.last[..]) {
-                left = old.next();
-            }
+        let mut build = match self.build.take() {
+            Some(build) => build,
+            None => self.begin(),
+        };
+        match self.add_some(&mut build, units, in_use) {
+            true => self.finish(build),
+            false => self.build = Some(build),
         }
     }
 
-    fn finish(&mut self) {
-        if let Some(build) = self.build.take() {
-            self.set = build.builder.into_set();
-            self.frozen = BTreeSet::new();
+    /// Adds about `units` terms to what is built; true when all are in.
+    fn add_some(&self, build: &mut Build, units: u32, in_use: impl Fn(FieldId, &[u8]) -> bool) -> bool {
+        let Build { builder, from, last } = build;
+        let mut sources: Vec<Source<'_>> =
+            self.sets[*from..].iter().map(|set| Source::new(set, last)).collect();
+        let mut new = self.frozen.range::<[u8], _>((Bound::Excluded(&last[..]), Bound::Unbounded));
+        let mut newest = new.next();
+        for _ in 0..units {
+            let oldest = sources.iter().filter_map(|source| source.head.as_deref()).min();
+            let Some(next) = oldest.into_iter().chain(newest.map(|key| &key[..])).min() else { return true };
+            next.clone_into(last);
+            if in_use(u16::from_be_bytes([last[0], last[1]]), &last[2..]) {
+                builder.insert(&*last).expect("keys come in order into memory");
+            }
+            if newest.is_some_and(|key| key[..] == last[..]) {
+                newest = new.next();
+            }
+            for source in sources.iter_mut().filter(|source| source.head.as_ref() == Some(&*last)) {
+                source.step();
+            }
         }
+        false
+    }
+
+    fn finish(&mut self, build: Build) {
+        self.sets.truncate(build.from);
+        self.sets.push(build.builder.into_set());
+        self.frozen = BTreeSet::new();
     }
 
     /// The first `limit` terms with `prefix` for which `live` gives an id, in byte order.
@@ -107,12 +149,15 @@ impl Ordered {
     ) -> Vec<(Vec<u8>, u32)> {
         let from = key_of(field, prefix);
         let mut found = Vec::new();
-        let mut stream = self.set.range().ge(&from).into_stream();
-        while let Some(key) = stream.next() {
-            if found.len() == limit || !key.starts_with(&from) {
-                break;
+        for set in &self.sets {
+            let mut stream = set.range().ge(&from).into_stream();
+            let mut left = limit;
+            while let Some(key) = stream.next().filter(|key| left > 0 && key.starts_with(&from)) {
+                if let Some(id) = live(&key[2..]) {
+                    found.push((key[2..].to_vec(), id));
+                    left -= 1;
+                }
             }
-            found.extend(live(&key[2..]).map(|id| (key[2..].to_vec(), id)));
         }
         for tree in [&self.frozen, &self.recent] {
             let keys = tree.range::<[u8], _>((Bound::Included(&from[..]), Bound::Unbounded));
@@ -137,10 +182,12 @@ impl Ordered {
     ) -> Vec<(Vec<u8>, u8, u32)> {
         let automaton = Levenshtein::new(field, word, edits_max);
         let mut found: Vec<(u8, Vec<u8>, u32)> = Vec::new();
-        let mut stream = self.set.search_with_state(&automaton).into_stream();
-        while let Some((key, state)) = stream.next() {
-            if let Some((edits, id)) = automaton.edits(&state).zip(live(&key[2..])) {
-                found.push((edits, key[2..].to_vec(), id));
+        for set in &self.sets {
+            let mut stream = set.search_with_state(&automaton).into_stream();
+            while let Some((key, state)) = stream.next() {
+                if let Some((edits, id)) = automaton.edits(&state).zip(live(&key[2..])) {
+                    found.push((edits, key[2..].to_vec(), id));
+                }
             }
         }
         for tree in [&self.frozen, &self.recent] {
@@ -162,7 +209,8 @@ impl Ordered {
 
     pub(crate) fn bytes(&self) -> usize {
         // A B-tree entry is a fat pointer, an allocation with its header, and a share of half-empty nodes.
-        self.set.as_fst().size() + self.recent_bytes + (self.recent.len() + self.frozen.len()) * 48
+        let sets: usize = self.sets.iter().map(|set| set.as_fst().size()).sum();
+        sets + self.recent_bytes + (self.recent.len() + self.frozen.len()) * 48
     }
 }
 
@@ -192,15 +240,18 @@ mod tests {
             all.sort_by_key(|term| xxhash_rust::xxh3::xxh3_64(term.as_bytes()));
             for (n, term) in all.iter().enumerate() {
                 ordered.insert(3, term.as_bytes());
-                if n == cut {
-                    ordered.build = Some(Build { builder: SetBuilder::memory(), last: Vec::new() });
-                    ordered.frozen = std::mem::take(&mut ordered.recent);
+                if n % (cut + 1) == cut {
+                    while ordered.build.is_some() {
+                        ordered.work(1, |_, _| true);
+                    }
+                    ordered.build = Some(ordered.begin());
                 }
                 ordered.insert(2, b"aa");
-                if n > cut {
+                if ordered.build.is_some() && n % 3 > 0 {
                     ordered.work(1, |_, _| true);
                 }
             }
+            prop_assert!(ordered.sets.is_sorted_by(|a, b| a.len() > b.len()), "{:?}", ordered);
             let live = |term: &[u8]| (term != dead.as_bytes()).then_some(7u32);
             let expected: Vec<(Vec<u8>, u32)> = terms.iter().filter(|t| t.starts_with(word.chars().next().unwrap()) && **t != dead)
                 .map(|t| (t.clone().into_bytes(), 7)).take(limit).collect();

@@ -1,6 +1,7 @@
 //! What a query sees of one part of the index, be it a sealed segment or a tail up to a length.
 
 use super::bitmap::Bitmap;
+use super::bounds::Bounds;
 use super::cursor::Cursor;
 use super::dictionary::FieldId;
 use super::segment::{DocumentRecord, Packed, Segment};
@@ -111,6 +112,14 @@ impl Open<'_> {
                 Some(Cursor::tail(tail.postings(term)?, *documents, wants_positions))
             }
             Self::Sealed(segment) => Some(Cursor::sealed(segment.postings(term)?)),
+        }
+    }
+
+    /// What no posting of a term exceeds; `None` if it has none.
+    pub(crate) fn bounds(&self, term: u32) -> Option<Bounds> {
+        match self {
+            Self::Tail(tail, _) => Some(tail.postings(term)?.bounds().bounds()),
+            Self::Sealed(segment) => Some(segment.postings(term)?.bounds_of_all()),
         }
     }
 

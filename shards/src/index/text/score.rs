@@ -6,9 +6,11 @@
 //!
 //! BM25 is Robertson's with k1 = 1.2, b = 0.75, exact document lengths and Lucene's never negative
 //! idf = ln(1 + (N - df + 0.5) / (df + 0.5)); N counts documents with at least one token in the field.
-//! lnc.ltc (Salton's SMART notation): document (1 + ln tf) / norm, query (1 + ln tf) ln(N / df) / norm.
+//! lnc.ltc (Salton's SMART notation): document (1 + ln tf) / norm, query (1 + ln tf) ln(1 + N / df) / norm.
 
 use super::bounds::Bounds;
+use super::part::Lengths;
+use super::segment::Packed;
 use std::sync::LazyLock;
 
 /// Fraction bits of a score.
@@ -35,12 +37,13 @@ pub(crate) fn bm25_idf(documents: u64, document_frequency: u64) -> f64 {
     libm::log(1.0 + (documents - frequency + 0.5) / (frequency + 0.5))
 }
 
-/// ln(N / df): the idf of the cosine.
+/// ln(1 + N / df): the idf of the cosine. With one more than N / df a word that all documents hold weighs little, not
+/// nothing, so that it finds them.
 pub(crate) fn cosine_idf(documents: u64, document_frequency: u64) -> f64 {
     if document_frequency == 0 {
         return 0.0;
     }
-    libm::log(documents.max(document_frequency) as f64 / document_frequency as f64)
+    libm::log(1.0 + documents.max(document_frequency) as f64 / document_frequency as f64)
 }
 
 static LOGARITHMS: LazyLock<[f64; 256]> =
@@ -134,18 +137,16 @@ impl Weigher {
     }
 
     /// A score that no posting within `bounds` exceeds.
-    pub(crate) fn bound(self, bounds: Bounds) -> i64 {
+    #[inline]
+    pub(crate) fn bound(self, bounds: &Bounds) -> i64 {
         match self {
             Self::Bm25 { weight, base, slope } => {
                 let mut highest = 0.0f64;
-                for (class, length) in bounds.lengths_min.iter().enumerate() {
-                    let last = class + 1 == bounds.lengths_min.len();
-                    let frequency = if last { u32::MAX } else { class as u32 + 1 }.min(bounds.frequency_max);
-                    if *length < u32::MAX {
-                        let frequency = f64::from(frequency);
-                        highest = highest
-                            .max(frequency * weight / (frequency + (base + slope * f64::from(*length))));
-                    }
+                for pair in bounds.pairs() {
+                    let frequency = f64::from(pair.frequency);
+                    let score =
+                        frequency * weight / (frequency + (base + slope * f64::from(pair.length)));
+                    highest = if score > highest { score } else { highest };
                 }
                 // One more than the rounded value: floating point may misplace the last unit between two postings.
                 (highest.min(weight) + 0.5) as i64 + 1
@@ -156,11 +157,89 @@ impl Weigher {
             }
         }
     }
+
+    /// BM25 documents that hold the term so often reach `needed` if they have fewer tokens than this; up to `end`.
+    ///
+    /// Exact: scores fall with the length also as floating point rounds them.
+    pub(crate) fn lengths_reaching(self, frequency: u32, needed: i64, end: u32) -> u32 {
+        let (mut low, mut high) = (0, end);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.by_length(f64::from(frequency), middle) >= needed {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
 }
+
+/// Frequencies that a sieve has limits for.
+const SIEVED: usize = 16;
+/// A limit that was not computed yet.
+const UNKNOWN: u32 = u32::MAX;
+
+/// Picks the postings that may reach a score, by comparing lengths: for each frequency there is one from which on
+/// documents are too long. Lengths that do not fit a byte are left to the score itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Sieve {
+    weigher: Weigher,
+    needed: i64,
+    /// By frequency: documents of at least this length fall through.
+    limits: [u32; SIEVED],
+}
+
+impl Sieve {
+    pub(crate) fn new(weigher: Weigher) -> Self {
+        Self { weigher, needed: i64::MIN, limits: [UNKNOWN; SIEVED] }
+    }
+
+    /// From now on so much is needed.
+    #[inline]
+    pub(crate) fn need(&mut self, needed: i64) {
+        if self.needed != needed {
+            self.needed = needed;
+            self.limits = [UNKNOWN; SIEVED];
+        }
+    }
+
+    /// Calls `each` with the postings that may reach what is needed, and perhaps with others.
+    #[inline]
+    pub(crate) fn pass(
+        &mut self,
+        documents: &[u32],
+        frequencies: &[u32],
+        lengths: Lengths<'_>,
+        mut each: impl FnMut(u32, u32),
+    ) {
+        let postings = documents.iter().zip(frequencies);
+        let lengths = match lengths {
+            Lengths::Packed(Packed::One(lengths)) if !self.weigher.is_cosine() && self.needed > 0 => lengths,
+            _ => return postings.for_each(|(document, frequency)| each(*document, *frequency)),
+        };
+        for (document, frequency) in postings {
+            let mut limit = match self.limits.get(*frequency as usize) {
+                Some(limit) => *limit,
+                None => TOO_FREQUENT,
+            };
+            if limit == UNKNOWN {
+                limit = self.weigher.lengths_reaching(*frequency, self.needed, 256);
+                self.limits[*frequency as usize] = limit;
+            }
+            if u32::from(lengths[*document as usize]) < limit {
+                each(*document, *frequency);
+            }
+        }
+    }
+}
+
+/// The limit of frequencies that have none.
+const TOO_FREQUENT: u32 = UNKNOWN - 1;
 
 #[cfg(test)]
 mod tests {
-    use super::super::bounds::{ANY_BOUNDS, NO_BOUNDS};
+    use super::super::bounds::{ANY_BOUNDS, Bounds, Coarse, NO_BOUNDS, Pair};
     use super::*;
     use proptest::prelude::*;
 
@@ -170,7 +249,8 @@ mod tests {
         let idf = (1.0f64 + 990.5 / 10.5).ln();
         let expected = idf * 3.0 * 2.2 / (3.0 + 1.2 * (0.25 + 0.75 * 80.0 / 50.0));
         assert!((to_float(weigher.by_length(3.0, 80)) - expected).abs() < 1e-6);
-        assert!((cosine_idf(100, 10) - 10f64.ln()).abs() < 1e-12);
+        assert!((cosine_idf(100, 10) - 11f64.ln()).abs() < 1e-12);
+        assert!(cosine_idf(1, 1) > 0.0, "a word that all documents hold finds them");
         let mut norm = Norm::default();
         norm.add(1);
         norm.add(3);
@@ -183,18 +263,24 @@ mod tests {
             let weigher = Weigher::bm25(weight, 10, average * 10);
             let score = weigher.by_length(f64::from(frequency), length);
             let mut bounds = NO_BOUNDS;
-            bounds.widen(Bounds::of(frequency, length.saturating_sub(less).max(1), 0.0));
-            bounds.widen(Bounds::of(frequency + more, length, 0.0));
-            prop_assert!(score <= weigher.bound(bounds));
-            let bounds = Bounds::from_bytes(bounds.to_bytes(), 0.0);
-            prop_assert!(score <= weigher.bound(bounds));
-            prop_assert!(score <= weigher.bound(ANY_BOUNDS));
+            bounds.widen_by(Pair { frequency, length: length.saturating_sub(less).max(1) });
+            bounds.widen_by(Pair { frequency: frequency + more, length });
+            prop_assert!(score <= weigher.bound(&bounds));
+            let mut bytes = Vec::new();
+            bounds.encode(&mut bytes);
+            prop_assert!(score <= weigher.bound(&Bounds::decode(&bytes, 0, 0.0)));
+            prop_assert!(score <= weigher.bound(&Coarse::of(&bounds).bounds()));
+            prop_assert!(score <= weigher.bound(&ANY_BOUNDS));
+            prop_assert!(weigher.bound(&Bounds::of(frequency, length, 0.0)) <= score + 1, "a bound of one posting is its score");
+            let reaching = weigher.lengths_reaching(frequency, score, 6000);
+            prop_assert!(reaching > length);
+            prop_assert!(weigher.by_length(f64::from(frequency), reaching) < score || reaching == 6000);
             let weigher = Weigher::cosine(weight);
             let norm = (document_weight(frequency) * (1.0 + f64::from(more) / 7.0)) as f32;
             let weight_max = round_up(document_weight(frequency) / f64::from(norm));
-            let bounds = Bounds { weight_max, ..NO_BOUNDS };
-            prop_assert!(weigher.by_norm(frequency, norm) <= weigher.bound(bounds));
-            prop_assert!(weigher.by_norm(frequency, norm) <= weigher.bound(ANY_BOUNDS));
+            let bounds = Bounds::of(1, 1, weight_max);
+            prop_assert!(weigher.by_norm(frequency, norm) <= weigher.bound(&bounds));
+            prop_assert!(weigher.by_norm(frequency, norm) <= weigher.bound(&ANY_BOUNDS));
         }
     }
 }

@@ -238,6 +238,9 @@ pub struct Search {
     plan: Prepared,
     top: Top,
     sums: Sums,
+    /// The parts in the order in which they are searched; empty before the first step.
+    order: Vec<u32>,
+    /// Position in `order`.
     part: usize,
     next: u32,
 }
@@ -282,33 +285,38 @@ impl Search {
                 }
             },
         };
-        Ok(Self { view, plan, top: Top::new(limit), sums: Sums::default(), part: 0, next: 0 })
+        let (top, sums, order) = (Top::new(limit), Sums::default(), Vec::new());
+        Ok(Self { view, plan, top, sums, order, part: 0, next: 0 })
     }
 
     /// Goes on until the budget is spent; true when the search is complete.
     ///
     /// `accept` judges the documents that would be hits: the place for filters.
     pub fn step(&mut self, units: &mut Units, accept: &mut dyn FnMut(&[u8]) -> bool) -> bool {
-        let Self { view, plan, top, sums, part, next } = self;
+        let Self { view, plan, top, sums, order, part, next } = self;
+        if order.is_empty() {
+            *order = plan.order(view, units);
+        }
         while units.left() {
-            let Some(seen) = view.parts.get(*part) else { return true };
+            let Some(here) = order.get(*part).copied() else { return true };
+            let seen = &view.parts[here as usize];
             let open = seen.body.open(seen.documents);
             *next = match plan {
                 Prepared::Disjunction(terms) => maxscore::search(
                     &open,
                     &seen.dead,
                     terms,
-                    (*part as u32, *next),
+                    (here, *next),
                     top,
                     sums,
                     units,
                     accept,
                 ),
                 Prepared::Conjunction(plan, _) => {
-                    conjunction::search(&open, &seen.dead, plan, (*part as u32, *next), top, units, accept)
+                    conjunction::search(&open, &seen.dead, plan, (here, *next), top, units, accept)
                 }
                 Prepared::Tree(plan) => {
-                    run_tree(plan, (*part as u32, *next), &seen.dead, &open, top, units, accept)
+                    run_tree(plan, (here, *next), &seen.dead, &open, top, units, accept)
                 }
             };
             if *next == END {
@@ -316,7 +324,7 @@ impl Search {
                 *next = 0;
             }
         }
-        *part == view.parts.len()
+        *part == order.len()
     }
 
     /// The scores of documents of one part, given in ascending order; `None` for those that do not match.
@@ -344,6 +352,29 @@ impl Search {
     /// The hits, best first. What [`merge_hits`] takes.
     pub fn into_hits(self) -> Vec<Hit> {
         self.top.into_sorted()
+    }
+}
+
+impl Prepared {
+    /// The parts of a view, those first in which the best documents may be: they bring the threshold up.
+    fn order(&self, view: &View, units: &mut Units) -> Vec<u32> {
+        let bound = |part: &PartView| {
+            let open = part.body.open(part.documents);
+            match self {
+                Self::Disjunction(terms) => maxscore::bound_of(&open, terms).unwrap_or_default(),
+                Self::Conjunction(conjunction, _) => conjunction.bound_of(&open),
+                Self::Tree(_) => 0,
+            }
+        };
+        let bounds: Vec<i64> = view.parts.iter().map(bound).collect();
+        units.spend(bounds.len() as u64 * 2);
+        let mut order: Vec<u32> = (0..).take(bounds.len()).collect();
+        // Of equal bounds the larger part, and then the older one: what is searched first does not change what is found.
+        order.sort_by_key(|part| {
+            let part = *part as usize;
+            std::cmp::Reverse((bounds[part], view.parts[part].documents))
+        });
+        order
     }
 }
 
@@ -497,7 +528,7 @@ impl Preparing<'_> {
         }
     }
 
-    /// The query side of lnc.ltc: (1 + ln tf) ln(N / df), normalised over all terms of the query, here or not.
+    /// The query side of lnc.ltc: (1 + ln tf) ln(1 + N / df), normalised over all terms of the query, here or not.
     fn cosine(&self) -> Vec<TermPlan> {
         let single = std::slice::from_ref(&self.query.root);
         let clauses = match &self.query.root {

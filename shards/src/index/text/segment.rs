@@ -5,24 +5,27 @@
 //! | bytes | what |
 //! |---|---|
 //! | varint | number of postings n |
-//! | 4, if 2 <= n < 128 | bounds ([`super::bounds`]) |
-//! | 20 a full block of 128 | last document, data offset, positions offset (u32 each), highest lnc weight (f32, rounded up), bounds (4) |
-//! | 12, if n >= 128 | data offset and positions offset of the rest, bounds (4) |
+//! | 4, if 2 <= n < 128 | coarse bounds ([`super::bounds`]) |
+//! | 20 a full block of 128 | last document, data offset, positions offset (u32 each), highest lnc weight (f32, rounded up), bounds offset (u32) |
+//! | 16, if n >= 128 | data offset, positions offset and bounds offset of the rest, bounds offset of the whole list (u32 each) |
 //! | a full block | two widths in bits, packed distances of documents, packed frequencies less one |
+//! | if n >= 128 | bounds of each full block, of the rest and of the whole list |
 //! | the rest | per posting: varint of distance times two, plus one if the frequency is 1; else the frequency |
 //!
-//! Data offsets count from the end of the tables, positions offsets from [`Entry::positions_at`]. Positions are the varint
+//! Data and bounds offsets count from the end of the tables, positions offsets from [`Entry::positions_at`]. Positions are the varint
 //! distances within each document, in posting order. All integers little endian.
 
 use super::super::codec::{u32_at, varint_at};
-use super::bounds::{ANY_BOUNDS, BOUNDS_BYTES, Bounds};
+use super::bounds::{ANY_BOUNDS, Bounds, COARSE_BYTES, Coarse};
 use super::dictionary::FieldId;
 use bitpacking::{BitPacker, BitPacker4x};
 
 /// Postings in a full block.
 pub(crate) const BLOCK: usize = 128;
 pub(crate) const META_BYTES: usize = 20;
-pub(crate) const REST_BYTES: usize = 8 + BOUNDS_BYTES;
+/// Where in a block's table row the offset of its bounds stands.
+pub(crate) const BOUNDS_IN_META: usize = 16;
+pub(crate) const REST_BYTES: usize = 16;
 
 /// Unsigned integers in the narrowest of 1, 2 or 4 bytes that holds them all.
 #[derive(Clone, Debug)]
@@ -181,8 +184,8 @@ impl Segment {
         let blocks = count / BLOCK as u32;
         let mut hint = None;
         if blocks == 0 && count >= 2 {
-            hint = bounds_at(&self.postings, at);
-            at += BOUNDS_BYTES;
+            hint = Some(Coarse::at(&self.postings, at));
+            at += COARSE_BYTES;
         }
         let data = at + if blocks > 0 { blocks as usize * META_BYTES + REST_BYTES } else { 0 };
         Some(SealedList {
@@ -209,12 +212,6 @@ impl Segment {
     }
 }
 
-/// The bounds at a place of trusted bytes.
-#[inline]
-fn bounds_at(bytes: &[u8], at: usize) -> Option<[u8; BOUNDS_BYTES]> {
-    bytes[at..].first_chunk().copied()
-}
-
 /// Where a block's frequencies are, not yet unpacked.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PackedFrequencies {
@@ -232,7 +229,7 @@ pub(crate) struct SealedList<'a> {
     metas: usize,
     data: usize,
     positions: usize,
-    hint: Option<[u8; BOUNDS_BYTES]>,
+    hint: Option<Coarse>,
 }
 
 impl SealedList<'_> {
@@ -241,16 +238,48 @@ impl SealedList<'_> {
         u32_at(&self.segment.postings, self.metas + block as usize * META_BYTES)
     }
 
-    pub(crate) fn bounds(&self, block: u32) -> Bounds {
-        let bytes = &self.segment.postings;
-        let at = self.metas + block as usize * META_BYTES;
-        if block < self.blocks {
-            let weight_max = f32::from_bits(u32_at(bytes, at + 12));
-            return bounds_at(bytes, at + 16)
-                .map_or(ANY_BOUNDS, |found| Bounds::from_bytes(found, weight_max));
+    /// The first block that may hold `document` or one behind it.
+    pub(crate) fn block_of(&self, document: u32) -> u32 {
+        let (mut low, mut high) = (0, self.blocks);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.last_document(middle) < document {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
         }
-        let found = if self.blocks > 0 { bounds_at(bytes, at + 8) } else { self.hint };
-        found.map_or(ANY_BOUNDS, |found| Bounds::from_bytes(found, f32::INFINITY))
+        low
+    }
+
+    /// Bounds of a block; `blocks` names the rest.
+    #[inline]
+    pub(crate) fn bounds(&self, block: u32) -> Bounds {
+        let meta = self.metas + block as usize * META_BYTES;
+        if block < self.blocks {
+            let weight_max = f32::from_bits(u32_at(&self.segment.postings, meta + 12));
+            return self.bounds_from(meta + BOUNDS_IN_META, weight_max);
+        }
+        self.bounds_of_rest(meta + 8)
+    }
+
+    /// Bounds of all postings.
+    pub(crate) fn bounds_of_all(&self) -> Bounds {
+        self.bounds_of_rest(self.metas + self.blocks as usize * META_BYTES + 12)
+    }
+
+    fn bounds_of_rest(&self, offset_at: usize) -> Bounds {
+        match self.blocks {
+            0 => self.hint.map_or(ANY_BOUNDS, Coarse::bounds),
+            _ => self.bounds_from(offset_at, f32::INFINITY),
+        }
+    }
+
+    /// The bounds whose offset stands there.
+    #[inline]
+    fn bounds_from(&self, offset_at: usize, weight_max: f32) -> Bounds {
+        let bytes = &self.segment.postings[..];
+        Bounds::decode(bytes, self.data + u32_at(bytes, offset_at) as usize, weight_max)
     }
 
     /// Number of postings in a block; `blocks` names the rest.

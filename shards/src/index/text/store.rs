@@ -20,7 +20,8 @@ use crate::index::codec::{Corrupt, Reader, put_bytes, put_varint, put_varint_u64
 use crate::index::sections::{SectionOrder, seal};
 use std::rc::Rc;
 
-const VERSION: u8 = 2;
+/// Version 2 had coarser bounds of blocks, version 1 none by class of frequency.
+const VERSION: u8 = 3;
 /// Bytes of an array in one section.
 const CHUNK_BYTES: usize = 64 << 10;
 /// Ids in one section of terms.
@@ -273,6 +274,8 @@ pub struct Loader {
     segments: u64,
     vector_bytes: usize,
     order: SectionOrder,
+    /// Written by an older version: of no use.
+    is_outdated: bool,
 }
 
 /// A segment whose arrays are arriving.
@@ -292,18 +295,25 @@ impl Default for Loader {
 impl Loader {
     /// A loader that waits for the first section.
     pub fn new() -> Self {
-        let index = TextIndex::new();
-        Self { index, segment: None, segments: 0, vector_bytes: 0, order: SectionOrder::new(HEADER, END) }
+        Self {
+            index: TextIndex::new(),
+            segment: None,
+            segments: 0,
+            vector_bytes: 0,
+            order: SectionOrder::new(HEADER, END),
+            is_outdated: false,
+        }
     }
 
     /// Takes the next section.
     ///
     /// # Errors
-    /// The section is damaged, out of order, of another version, or was made by other analyzers.
+    /// The section is damaged, out of order, or of a later version.
     pub fn section(&mut self, bytes: &[u8]) -> Result<(), Corrupt> {
         let (kind, mut reader) = self.order.take(bytes)?;
         match kind {
             HEADER => self.header(&mut reader)?,
+            _ if self.is_outdated => return Ok(()),
             TERMS => self.terms(&mut reader)?,
             SEGMENT => self.head(&mut reader)?,
             CHUNK => self.chunk(&mut reader)?,
@@ -319,11 +329,18 @@ impl Loader {
     }
 
     fn header(&mut self, reader: &mut Reader<'_>) -> Result<(), Corrupt> {
-        if reader.u8()? != VERSION {
+        let version = reader.u8()?;
+        let analyzer_version = reader.varint()?;
+        if version > VERSION || version == 0 {
             return Err(Corrupt("version of the text index"));
         }
-        if reader.varint()? != ANALYZER_VERSION {
+        if analyzer_version > ANALYZER_VERSION {
             return Err(Corrupt("version of the analyzers"));
+        }
+        if version < VERSION || analyzer_version < ANALYZER_VERSION {
+            self.is_outdated = true;
+            reader.take(reader.left())?;
+            return Ok(());
         }
         let field_id = |value: u32| FieldId::try_from(value).map_err(|_| Corrupt("field number"));
         self.index.next_field = field_id(reader.varint()?)?;
@@ -402,12 +419,17 @@ impl Loader {
         self.index.count_part(before_tail)
     }
 
-    /// The loaded index. `embedder` must be given if the index was written with vectors.
+    /// Whether an older version wrote the sections, or one whose analyzers make other terms: the text must be indexed anew.
+    pub fn is_outdated(&self) -> bool {
+        self.is_outdated
+    }
+
+    /// The loaded index, if it is not outdated. `embedder` must be given if the index was written with vectors.
     ///
     /// # Errors
     /// A section is missing, or the vectors are not this embedder's.
     pub fn finish(mut self, embedder: Option<&'static dyn Embedder>) -> Result<TextIndex, Corrupt> {
-        if !self.order.is_complete() {
+        if !self.order.is_complete() || self.is_outdated {
             return Err(Corrupt("missing section"));
         }
         if embedder.map_or(0, |embedder| embedder.dimensions()) != self.vector_bytes {

@@ -6,6 +6,7 @@
 //! is 1, and the distances between positions.
 
 use super::super::codec::put_varint;
+use super::bounds::{Coarse, Pair};
 use super::dictionary::FieldId;
 use super::segment::DocumentRecord;
 use hashbrown::HashTable;
@@ -37,6 +38,7 @@ struct Head {
     end: u32,
     last_document: u32,
     count: u32,
+    bounds: Coarse,
     class: u8,
 }
 
@@ -87,17 +89,24 @@ impl Tail {
         &self.vectors
     }
 
-    /// Appends a document from its (term, position) pairs, each term in the upper half, in order.
+    /// Appends a document from its (term, position) pairs, each term in the upper half, in order. It has at least
+    /// `length_min` tokens in each field that it has any in.
     ///
     /// Returns its number; `is_new` hears of every term that this tail did not have.
-    pub(crate) fn push(&mut self, key: &[u8], pairs: &[u64], mut is_new: impl FnMut(u32)) -> u32 {
+    pub(crate) fn push(
+        &mut self,
+        key: &[u8],
+        pairs: &[u64],
+        length_min: u32,
+        mut is_new: impl FnMut(u32),
+    ) -> u32 {
         let document = self.push_record(key, &[]);
         let mut last_term = 0;
         for group in pairs.chunk_by(|a, b| a >> 32 == b >> 32) {
             let term = (group[0] >> 32) as u32;
             put_varint(&mut self.records, term - last_term);
             last_term = term;
-            self.push_posting(term, document, group, &mut is_new);
+            self.push_posting(term, (document, length_min), group, &mut is_new);
         }
         document
     }
@@ -134,12 +143,12 @@ impl Tail {
         self.vectors.extend_from_slice(vector);
     }
 
-    /// Appends a posting of a document whose number is the newest, or the next; positions rise, and what stands above
-    /// their lower half is passed over.
+    /// Appends a posting of a document whose number is the newest, or the next, with the least of its lengths; positions
+    /// rise, and what stands above their lower half is passed over.
     pub(crate) fn push_posting<P: Copy + Into<u64>>(
         &mut self,
         term: u32,
-        document: u32,
+        (document, length): (u32, u32),
         group: &[P],
         is_new: &mut impl FnMut(u32),
     ) {
@@ -159,6 +168,7 @@ impl Tail {
                     end,
                     last_document: 0,
                     count: 0,
+                    bounds: Coarse::default(),
                     class: 0,
                 });
                 let heads = &self.heads;
@@ -180,6 +190,7 @@ impl Tail {
             self.put(&mut head, position - before);
             before = position;
         }
+        head.bounds.widen_by(Pair { frequency, length });
         head.last_document = document;
         head.count += 1;
         self.heads[at as usize] = head;
@@ -228,6 +239,7 @@ impl Tail {
             class: 0,
             left: head.count,
             last_document: 0,
+            bounds: head.bounds,
         })
     }
 
@@ -253,6 +265,7 @@ pub(crate) struct TailReader<'a> {
     class: u8,
     left: u32,
     last_document: u32,
+    bounds: Coarse,
 }
 
 impl TailReader<'_> {
@@ -279,6 +292,11 @@ impl TailReader<'_> {
             shift += 7;
         }
         value
+    }
+
+    /// What no posting of the list exceeds, those after a view included.
+    pub(crate) fn bounds(&self) -> Coarse {
+        self.bounds
     }
 
     /// How many postings are still to come.
@@ -309,12 +327,13 @@ mod tests {
             let mut pairs: Vec<u64> =
                 (0..document % 7 + 1).map(|n| 9 << 32 | (n * 1000 + document)).collect();
             pairs.extend((0..document % 3).map(|n| 70_000 << 32 | n));
-            tail.push(format!("key{document}").as_bytes(), &pairs, |term| new.push(term));
+            tail.push(format!("key{document}").as_bytes(), &pairs, 9, |term| new.push(term));
             tail.set_length(0, pairs.len() as u32, Some(1.5));
         }
         assert_eq!(new, [9, 70_000]);
         assert_eq!(tail.terms(), [9, 70_000]);
         let mut reader = tail.postings(9).unwrap();
+        assert_eq!(reader.bounds().to_bytes(), [7, 9, 9, 9]);
         for document in 0..500u32 {
             assert_eq!(reader.next_posting(), Some((document, document % 7 + 1)));
             let mut position = 0;

@@ -1,10 +1,10 @@
 //! Builds a segment: first its documents, then its terms in ascending order of id, each posting by posting.
 
-use super::super::codec::put_varint;
-use super::bounds::{Bounds, NO_BOUNDS};
+use super::super::codec::{put_varint, u32_at};
+use super::bounds::{Bounds, Coarse, NO_BOUNDS, Pair};
 use super::dictionary::FieldId;
 use super::score::{document_weight, round_up};
-use super::segment::{BLOCK, Column, Entry, Packed, REST_BYTES, Segment, TermSet};
+use super::segment::{BLOCK, BOUNDS_IN_META, Column, Entry, META_BYTES, Packed, Segment, TermSet};
 use bitpacking::{BitPacker, BitPacker4x};
 
 struct GrowingColumn {
@@ -37,9 +37,14 @@ struct TermWriter {
     filled: usize,
     documents: [u32; BLOCK],
     frequencies: [u32; BLOCK],
+    /// Of the block.
     bounds: Bounds,
+    /// Of the full blocks before it.
+    bounds_before: Bounds,
     metas: Vec<u8>,
     data: Vec<u8>,
+    /// The bounds of the full blocks, as bytes.
+    bounds_data: Vec<u8>,
     positions_at: usize,
     block_positions_at: usize,
 }
@@ -77,8 +82,10 @@ impl SegmentWriter {
                 documents: [0; BLOCK],
                 frequencies: [0; BLOCK],
                 bounds: NO_BOUNDS,
+                bounds_before: NO_BOUNDS,
                 metas: Vec::new(),
                 data: Vec::new(),
+                bounds_data: Vec::new(),
                 positions_at: 0,
                 block_positions_at: 0,
             },
@@ -119,8 +126,10 @@ impl SegmentWriter {
         term.block_start = 0;
         term.filled = 0;
         term.bounds = NO_BOUNDS;
+        term.bounds_before = NO_BOUNDS;
         term.metas.clear();
         term.data.clear();
+        term.bounds_data.clear();
         term.positions_at = self.positions.len();
         term.block_positions_at = self.positions.len();
     }
@@ -143,7 +152,8 @@ impl SegmentWriter {
         };
         let weight_max =
             if norm > 0.0 { round_up(document_weight(frequency) / f64::from(norm)) } else { f32::INFINITY };
-        term.bounds.widen(Bounds::of(frequency, length, weight_max));
+        term.bounds.widen_by(Pair { frequency, length });
+        term.bounds.weight_max = term.bounds.weight_max.max(weight_max);
         term.documents[term.filled] = document;
         term.frequencies[term.filled] = frequency;
         term.filled += 1;
@@ -157,10 +167,14 @@ impl SegmentWriter {
         let (packer, term) = (self.packer, &mut self.term);
         let last = term.documents[BLOCK - 1];
         let relative = term.block_positions_at - term.positions_at;
-        for value in [last, term.data.len() as u32, relative as u32, term.bounds.weight_max.to_bits()] {
+        let weight_max = term.bounds.weight_max.to_bits();
+        // Where the bounds stand is known when all data are there.
+        let bounds_at = term.bounds_data.len();
+        for value in [last, term.data.len() as u32, relative as u32, weight_max, bounds_at as u32] {
             term.metas.extend_from_slice(&value.to_le_bytes());
         }
-        term.metas.extend_from_slice(&term.bounds.to_bytes());
+        term.bounds.encode(&mut term.bounds_data);
+        term.bounds_before.widen(&term.bounds);
         for frequency in &mut term.frequencies {
             *frequency -= 1;
         }
@@ -192,16 +206,26 @@ impl SegmentWriter {
         let out = &mut self.postings;
         put_varint(out, term.count);
         if term.count >= BLOCK as u32 {
+            let bounds_at = term.data.len() as u32;
+            for meta in term.metas.as_chunks_mut::<META_BYTES>().0 {
+                let offset = bounds_at + u32_at(meta, BOUNDS_IN_META);
+                meta[BOUNDS_IN_META..].copy_from_slice(&offset.to_le_bytes());
+            }
+            let rest_at = bounds_at + term.bounds_data.len() as u32;
+            term.bounds.encode(&mut term.bounds_data);
+            let all_at = bounds_at + term.bounds_data.len() as u32;
+            term.bounds_before.widen(&term.bounds);
+            term.bounds_before.encode(&mut term.bounds_data);
             out.extend_from_slice(&term.metas);
             let relative = term.block_positions_at - term.positions_at;
-            let mut rest = [0; REST_BYTES];
-            rest[..4].copy_from_slice(&(term.data.len() as u32).to_le_bytes());
-            rest[4..8].copy_from_slice(&(relative as u32).to_le_bytes());
-            rest[8..].copy_from_slice(&term.bounds.to_bytes());
-            out.extend_from_slice(&rest);
+            let data_at = bounds_at + term.bounds_data.len() as u32;
+            for value in [data_at, relative as u32, rest_at, all_at] {
+                out.extend_from_slice(&value.to_le_bytes());
+            }
             out.extend_from_slice(&term.data);
+            out.extend_from_slice(&term.bounds_data);
         } else if term.count >= 2 {
-            out.extend_from_slice(&term.bounds.to_bytes());
+            out.extend_from_slice(&Coarse::of(&term.bounds).to_bytes());
         }
         let mut before = term.block_start;
         for (document, frequency) in term.documents.iter().zip(&term.frequencies).take(term.filled) {

@@ -276,7 +276,7 @@ pub(super) struct Beam {
     patience: Option<Patience>,
 }
 
-/// Ends a walk when its best few have not changed for half of its length: soon where neighbours lie in clusters, late
+/// Ends a walk when its best few have not changed for most of its length: soon where neighbours lie in clusters, late
 /// where all vectors are about equally far.
 #[derive(Debug)]
 struct Patience {
@@ -286,8 +286,10 @@ struct Patience {
     changed_at: usize,
 }
 
-/// A walk has so many steps at least.
+/// A walk has so many steps at least,
 const STEPS_MIN: usize = 192;
+/// and so many times as many as it had when its best few changed last.
+const STEPS_PER_CHANGE: usize = 5;
 
 impl Patience {
     fn found(&mut self, closeness: i64) {
@@ -304,7 +306,7 @@ impl Patience {
     fn is_over(&self) -> bool {
         self.best.len() == self.few
             && self.steps >= STEPS_MIN.max(self.few)
-            && self.steps - self.changed_at > self.steps / 2
+            && self.steps > self.changed_at * STEPS_PER_CHANGE
     }
 }
 
