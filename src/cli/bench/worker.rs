@@ -5,7 +5,7 @@
 //! does; one that finds all connections full waits, and its latency counts from when it was due (no coordinated omission:
 //! Tene, "How NOT to measure latency", 2013).
 
-use super::dialect::{Dialect, Kind, Material, Verdict};
+use super::dialect::{Dialect, Kind, Material, Question, Verdict};
 use super::link::{Flushed, Link, UnderWay};
 use super::plan::{Phase, Request, Source};
 use super::tally::{Group, Tally};
@@ -85,12 +85,12 @@ impl Pace {
     }
 }
 
-/// Where a worker stands: which of how many threads it is, and which server it loads.
+/// Where a worker stands: which of how many threads it is, and which servers it loads; connections take turns among them.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
+pub(super) struct Place<'p> {
     pub(super) thread: usize,
     pub(super) threads: usize,
-    pub(super) address: SocketAddr,
+    pub(super) addresses: &'p [SocketAddr],
 }
 
 impl<'p, D: Dialect> Worker<'p, D> {
@@ -100,7 +100,7 @@ impl<'p, D: Dialect> Worker<'p, D> {
     /// A sentence for the user.
     pub(super) fn connect(
         dialect: D,
-        place: Place,
+        place: Place<'p>,
         phase: &'p Phase,
         material: &'p Material,
         source: Source<'p>,
@@ -111,9 +111,10 @@ impl<'p, D: Dialect> Worker<'p, D> {
         let poller = epoll::create(CreateFlags::CLOEXEC).map_err(kernel)?;
         let mine = (place.thread..phase.connections).step_by(place.threads);
         let mut links = Vec::new();
-        for _ in mine {
-            let link = TcpStream::connect(place.address).and_then(Link::new);
-            let link = link.map_err(|error| cannot_connect(place.address, links.len(), &error))?;
+        for number in mine {
+            let address = place.addresses[number % place.addresses.len()];
+            let link = TcpStream::connect(address).and_then(|stream| Link::new(stream, dialect.greeting()));
+            let link = link.map_err(|error| cannot_connect(address, links.len(), &error))?;
             let data = EventData::new_u64(links.len() as u64);
             epoll::add(&poller, &link.stream, data, EventFlags::IN).map_err(kernel)?;
             links.push(link);
@@ -245,7 +246,9 @@ impl<'p, D: Dialect> Worker<'p, D> {
 
     fn put(&mut self, at: usize, Request { kind, key, salt }: Request, due_ns: u64) {
         let link = &mut self.links[at];
-        self.dialect.push(self.material, kind, key, salt, &mut link.out);
+        let question = Question { kind, key, salt, place: link.asked };
+        self.dialect.push(self.material, question, &mut link.out);
+        link.asked += 1;
         link.under_way.push_back(UnderWay { due_ns, key, kind });
         self.under_way += 1;
     }
