@@ -111,7 +111,7 @@ def measure_strand(arguments, keys):
             since = time.monotonic()
             ask_strand(port, command="SNAPSHOT")
             figures["snapshot_s"] = time.monotonic() - since
-            figures["snapshot_bytes"] = bytes_of(path, "data/**/snapshot*")
+            figures["snapshot_bytes"] = bytes_of(path, "data/**/snap-*")
             server.end(patience_s=60)
         server = start_strand(arguments, path, port)
         with running(server):

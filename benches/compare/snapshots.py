@@ -48,7 +48,7 @@ def parse_arguments():
 
 
 class Snapshots:
-    """Asks for one snapshot after another on a thread of its own."""
+    """Asks for one snapshot after another on a thread of its own; each follows a write, or there were nothing to do."""
 
     def __init__(self, port):
         self.port = port
@@ -62,11 +62,11 @@ class Snapshots:
             with stream.makefile("rb") as answers:
                 while not self.stopping.is_set():
                     since = time.monotonic()
-                    stream.sendall(b'{"command":"SNAPSHOT"}\n')
-                    reply = json.loads(answers.readline())
-                    if reply["status"] != "success":
-                        self.problem = str(reply)
-                        return
+                    stream.sendall(b'{"command":"SET","key":"snapshot:probe","value":1}\n{"command":"SNAPSHOT"}\n')
+                    for reply in (json.loads(answers.readline()) for _ in range(2)):
+                        if reply["status"] != "success":
+                            self.problem = str(reply)
+                            return
                     self.seconds.append(time.monotonic() - since)
 
     @contextlib.contextmanager
