@@ -175,17 +175,20 @@ impl<'p, D: Dialect> Worker<'p, D> {
         let mut progress_ns = self.now_ns();
         loop {
             let now_ns = self.now_ns();
-            self.is_dry |= now_ns >= end_ns;
-            if self.is_dry {
+            // What was due before the end is still sent after it, or the last stall would cost nothing.
+            let all_sent = self.pace.as_ref().is_none_or(|pace| pace.next_due_ns() >= end_ns);
+            self.is_dry |= now_ns >= end_ns && all_sent;
+            if self.is_dry || now_ns >= end_ns {
                 let since = *drain_since.get_or_insert(now_ns);
                 let patience_over = now_ns.saturating_sub(since) > super::tally::nanos(DRAIN_MAX);
-                if self.under_way == 0 || patience_over && end_ns != u64::MAX {
+                if self.is_dry && self.under_way == 0 || patience_over && end_ns != u64::MAX {
                     self.tally.unsent +=
                         self.pace.as_ref().map_or(0, |pace| overdue(pace, now_ns.min(end_ns)));
                     return Ok(());
                 }
-            } else {
-                self.issue_due(now_ns)?;
+            }
+            if !self.is_dry {
+                self.issue_due(now_ns.min(end_ns - 1))?;
             }
             if self.under_way == 0 {
                 progress_ns = now_ns;
@@ -212,7 +215,8 @@ impl<'p, D: Dialect> Worker<'p, D> {
     }
 
     fn wait(&self, events: &mut Vec<epoll::Event>, now_ns: u64, end_ns: u64) -> Result<(), String> {
-        let mut until_ns = if self.is_dry { now_ns + WAIT_MAX_NS } else { end_ns.min(now_ns + WAIT_MAX_NS) };
+        let is_over = self.is_dry || now_ns >= end_ns;
+        let mut until_ns = if is_over { now_ns + WAIT_MAX_NS } else { end_ns.min(now_ns + WAIT_MAX_NS) };
         if let Some(pace) = &self.pace
             && !self.is_dry
         {
