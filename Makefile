@@ -14,11 +14,12 @@ BINARY := $(or $(CARGO_TARGET_DIR),target)/release/strand
 # Runs a part of the tests under its name and says how long it took.
 timed = @start=$$SECONDS; echo "==> $(1)"; $(2); echo "<== $(1): $$((SECONDS - start)) s"
 
-.PHONY: help run cluster test torture audit check demo bench bench-compare bench-tantivy doctor clean
+.PHONY: help run cluster test torture audit check demo doctor clean
+.PHONY: bench bench-check bench-compare bench-etcd bench-memory bench-shards bench-snapshots bench-tantivy
 .PHONY: part-format part-lint part-house part-rust part-python
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 run: ## Build for speed and start one node on 127.0.0.1:8000, data in ./data/node1 (more flags: ARGS="--port 7000")
 	@$(CARGO) build --release --locked --bin strand
@@ -62,13 +63,35 @@ check: part-format part-lint part-house ## Format, lints and house rules: quick 
 demo: ## Start a node on a free port and show what it can do
 	@$(CARGO) run --release --locked --bin strand -- demo $(ARGS)
 
-bench: ## Micro-benchmarks of the engine and the front (some of them: ARGS="-- step")
-	@$(CARGO) bench --locked -p shards --bench engine $(ARGS)
+bench: ## Micro-benchmarks of the engine, the front and the log (some of them: ARGS="-- step")
+	@$(CARGO) bench --locked -p shards --bench engine --bench parts $(ARGS)
+	@$(CARGO) bench --locked --bench log $(ARGS)
 	@$(CARGO) bench --locked --bench front_cost
+
+bench-check: ## Instructions a request against the committed baseline, within 5% (write a new one: UPDATE=1; needs valgrind)
+	@command -v valgrind >/dev/null || { echo "valgrind is missing, which counts the instructions: apt-get install valgrind"; exit 1; }
+	@$(CARGO) build --release --locked --example instructions
+	@$(PYTHON) benches/instructions/check.py $(if $(UPDATE),--update) $(ARGS)
 
 bench-compare: ## Compare with redis-server on this machine; writes docs/BENCHMARKS.md (ARGS="--help" for the flags)
 	@$(CARGO) build --release --locked --bin strand
 	@$(PYTHON) benches/compare/compare.py $(ARGS)
+
+bench-etcd: ## Replicated durable writes of three nodes against etcd's; writes docs/BENCHMARKS.md (ARGS="--help")
+	@$(CARGO) build --release --locked --bin strand
+	@$(PYTHON) benches/compare/etcd.py $(ARGS)
+
+bench-memory: ## Memory, snapshot and recovery of 1M and 10M keys against Redis; writes docs/BENCHMARKS.md (ARGS="--help")
+	@$(CARGO) build --release --locked --bin strand
+	@$(PYTHON) benches/compare/memory.py $(ARGS)
+
+bench-snapshots: ## What writing snapshots does to the latency of reads; writes docs/BENCHMARKS.md (ARGS="--help")
+	@$(CARGO) build --release --locked --bin strand
+	@$(PYTHON) benches/compare/snapshots.py $(ARGS)
+
+bench-shards: ## What a request costs with 1, 2 and 4 shards; writes docs/BENCHMARKS.md (ARGS="--help")
+	@$(CARGO) build --release --locked --bin strand
+	@$(PYTHON) benches/compare/curve.py $(ARGS)
 
 bench-tantivy: ## Compare the text index with tantivy; makes the corpora, writes docs/BENCHMARKS.md (ARGS="--rounds 3 --print")
 	@$(PYTHON) benches/tantivy/compare.py $(ARGS)

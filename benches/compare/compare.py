@@ -6,32 +6,36 @@ fresh, one after the other, in an order that alternates. Before and after each m
 that the host or other programs take; a round with too much of it, or whose load failed, is thrown away, counted and
 run again a bounded number of times. Medians and their spread go into a table between markers in docs/BENCHMARKS.md. Cells that
 Strand loses are shown like the others.
-
-Standard library only. Every process is started here and killed by its own id; everything is bounded in time.
 """
 
 import argparse
-import json
-import os
-import pathlib
-import platform
-import shlex
-import shutil
-import signal
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 
-import probe
+from common import (
+    REDIS_PROBE,
+    STRAND_PROBE,
+    Trouble,
+    add_common_flags,
+    demand,
+    directory,
+    figures_of,
+    free_ports,
+    generate,
+    median,
+    note,
+    output_of,
+    probed,
+    running,
+    start_redis,
+    start_strand,
+    table,
+    taken,
+    write_section,
+)
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "BENCHMARKS.md"
-BEGIN, END = "<!-- comparison: begin -->", "<!-- comparison: end -->"
-
-# What each server is told, by promise: (words for the table, strand's flag, Redis's options).
+# What each server is told, by promise: (words for the table, strand's flags, Redis's options).
 PROMISES = {
     "off": ("not logged", ["--wal-sync", "off"], ["--appendonly", "no"]),
     "interval": (
@@ -44,18 +48,16 @@ PROMISES = {
         ["--wal-sync", "always"],
         ["--appendonly", "yes", "--appendfsync", "always"],
     ),
+    # Strand's stronger promise against Redis's weaker one.
+    "always-everysec": (
+        "synced before the reply; Redis each second",
+        ["--wal-sync", "always"],
+        ["--appendonly", "yes", "--appendfsync", "everysec"],
+    ),
 }
 LOADS = {"mixed": ("half GET, half SET", ["mixed"]), "set": ("SET", ["mixed", "--read-ratio", "0"])}
-SHAPES = [(50, 1), (50, 16), (50, 64), (500, 1), (500, 16)]
-
-# Seconds of each look for stolen CPU time.
-PROBE_S = 0.4
-START_S = 30
-STOP_S = 10
-
-
-class Trouble(Exception):
-    """Something that makes one measurement worthless, told in a sentence."""
+SHAPES = [(50, 1), (50, 16), (50, 64), (500, 1), (500, 16), (500, 64)]
+STARTERS = {"strand": ("json", start_strand, STRAND_PROBE), "redis": ("resp", start_redis, REDIS_PROBE)}
 
 
 def parse_arguments():
@@ -63,11 +65,8 @@ def parse_arguments():
         description="Compares Strand with Redis on this machine and writes the table into docs/BENCHMARKS.md.",
         epilog="Example: benches/compare/compare.py --profile tuning/dev-2core.toml --rounds 5",
     )
-    parser.add_argument("--strand", default=str(ROOT / "target/release/strand"), help="the binary [%(default)s]")
+    add_common_flags(parser)
     parser.add_argument("--redis", default="redis-server", help="the Redis server [%(default)s]")
-    parser.add_argument("--profile", help="a profile of tuning/ for Strand [none: defaults]")
-    parser.add_argument("--server-cores", default="0-1", help="cores of either server [%(default)s]")
-    parser.add_argument("--generator-cores", default="0-1", help="cores of the generator [%(default)s]")
     parser.add_argument("--shards", help="shards of Strand [by its profile or cores]")
     parser.add_argument(
         "--shard-aware", action="store_true", help="the generator talks to each shard's own port (router.mode = inline)"
@@ -77,6 +76,7 @@ def parse_arguments():
     parser.add_argument(
         "--shapes", default=",".join(f"{c}x{d}" for c, d in SHAPES), help="CONNECTIONSxDEPTH, comma list [%(default)s]"
     )
+    parser.add_argument("--cells", help="PROMISE:LOAD:SHAPE, comma list, in place of the three lists above")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count, for each cell [%(default)s]")
     parser.add_argument("--seconds", type=float, default=3.0, help="measured in each round [%(default)s]")
     parser.add_argument("--warm-up", type=float, default=1.0, help="seconds before that [%(default)s]")
@@ -86,155 +86,52 @@ def parse_arguments():
         "--stolen-max", type=float, default=10.0, help="percent of CPU that others may take around a round [%(default)s]"
     )
     parser.add_argument("--minutes", type=float, default=60.0, help="stop starting cells after so long [%(default)s]")
-    parser.add_argument("--data-under", help="where data directories are made [the system's temporary folder]")
-    parser.add_argument("--print", action="store_true", dest="only_print", help="print the table, change no page")
+    parser.add_argument("--section", default="comparison", help="the table in the page that is replaced [%(default)s]")
     arguments = parser.parse_args()
-    arguments.shapes = [tuple(map(int, shape.split("x"))) for shape in arguments.shapes.split(",")]
-    arguments.promises = arguments.promises.split(",")
-    arguments.loads = arguments.loads.split(",")
-    for given, known in ((arguments.promises, PROMISES), (arguments.loads, LOADS)):
-        for name in given:
+    wanted = arguments.cells.split(",") if arguments.cells else [
+        f"{promise}:{load}:{shape}"
+        for promise in arguments.promises.split(",")
+        for load in arguments.loads.split(",")
+        for shape in arguments.shapes.split(",")
+    ]
+    arguments.cells = []
+    for cell in wanted:
+        promise, load, shape = cell.split(":")
+        for name, known in ((promise, PROMISES), (load, LOADS)):
             if name not in known:
                 parser.error(f"{name} is none of {', '.join(known)}")
+        arguments.cells.append((promise, load, tuple(map(int, shape.split("x")))))
     return arguments
 
 
-def demand(arguments):
-    """Says everything that is missing at once."""
-    missing = []
-    if not shutil.which(arguments.redis):
-        missing.append(f"{arguments.redis} is not installed: `apt-get install redis-server` (or --redis PATH)")
-    if not shutil.which("taskset"):
-        missing.append("taskset is not installed: `apt-get install util-linux`")
-    if not os.access(arguments.strand, os.X_OK):
-        missing.append(f"{arguments.strand} is not there: `cargo build --release --bin strand` (or --strand PATH)")
-    if arguments.profile and not os.path.exists(arguments.profile):
-        missing.append(f"the profile {arguments.profile} is not there")
-    if not PAGE.exists() and not arguments.only_print:
-        missing.append(f"{PAGE} is not there: --print needs no page")
-    if missing:
-        sys.exit("Cannot compare:\n  " + "\n  ".join(missing))
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-class Process:
-    """A child on given cores, killed by its own id at the end."""
-
-    def __init__(self, cores, command, log):
-        self.log = log
-        with open(log, "wb") as out:
-            command = ["taskset", "-c", cores, *map(str, command)]
-            self.child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
-
-    # taskset replaces itself by the command, so the child's id is the server's.
-    @property
-    def pid(self):
-        return self.child.pid
-
-    def last_line(self):
-        lines = pathlib.Path(self.log).read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
-
-    def wait_until_answering(self, port, request, wanted):
-        end = time.monotonic() + START_S
-        while time.monotonic() < end:
-            if self.child.poll() is not None:
-                raise Trouble(f"the server ended at its start: {self.last_line()}")
-            try:
-                with socket.create_connection(("127.0.0.1", port), timeout=1) as stream:
-                    stream.sendall(request)
-                    if stream.recv(1000).startswith(wanted):
-                        return
-            except OSError:
-                pass
-            time.sleep(0.05)
-        raise Trouble(f"the server did not answer within {START_S} s: {self.last_line()}")
-
-    def stop(self):
-        if self.child.poll() is None:
-            self.child.send_signal(signal.SIGTERM)
-            try:
-                self.child.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                self.child.kill()
-                self.child.wait()
-
-
-def start_strand(arguments, promise, directory, port):
-    command = [arguments.strand, "serve", "--port", port, "--data-dir", directory / "data", "--log-level", "warn"]
-    command += PROMISES[promise][1]
-    if arguments.profile:
-        command += ["--config", arguments.profile]
-    if arguments.shards:
-        command += ["--shards", arguments.shards]
-    server = Process(arguments.server_cores, command, directory / "log")
-    return server, b'{"command":"GET","key":"probe"}\n', b'{"status":"success"'
-
-
-def start_redis(arguments, promise, directory, port):
-    command = [arguments.redis, "--port", port, "--bind", "127.0.0.1", "--save", "", "--daemonize", "no"]
-    command += ["--dir", directory, *PROMISES[promise][2]]
-    server = Process(arguments.server_cores, command, directory / "log")
-    return server, b"*2\r\n$3\r\nGET\r\n$5\r\nprobe\r\n", b"$-1"
-
-
-STARTERS = {"strand": ("json", start_strand), "redis": ("resp", start_redis)}
-
-
-def measure(arguments, server_name, promise, load, shape, sudden_end):
+def measure(arguments, server_name, promise, load, shape):
     """One server, one load: figures of the generator, and the share of CPU that was stolen around it."""
-    protocol, start = STARTERS[server_name]
-    with tempfile.TemporaryDirectory(prefix="strand-compare-", dir=arguments.data_under) as directory:
-        directory = pathlib.Path(directory)
-        port = free_port()
-        server, request, wanted = start(arguments, promise, directory, port)
-        sudden_end.append(server)
-        try:
-            server.wait_until_answering(port, request, wanted)
-            before = probe.stolen_percent(PROBE_S)
-            report = run_generator(arguments, protocol, port, load, shape, server.pid)
-            after = probe.stolen_percent(PROBE_S)
-        finally:
-            server.stop()
-            sudden_end.remove(server)
-        phase = report["phases"][-1]
-        if phase["errors"] or phase["wrong"] or phase["unanswered"] or not phase["requests"]:
-            raise Trouble(f"wrong replies: {phase['first_problem'] or phase['unanswered']}")
-        slowest = max(latency["p99_ns"] for latency in phase["latency"].values())
-        return {
-            "rate": phase["requests_per_s"],
-            "cpu_ns": phase["server_cpu_ns_per_request"],
-            "p99_us": slowest / 1000,
-            "stolen_percent": (before + after) / 2,
-        }
-
-
-def bound_s(arguments):
-    """A generator that takes longer than this has failed."""
-    return arguments.seconds + arguments.warm_up + 60
-
-
-def run_generator(arguments, protocol, port, load, shape, pid):
+    protocol, start, answers = STARTERS[server_name]
+    flags = PROMISES[promise][1 if server_name == "strand" else 2]
     connections, depth = shape
-    command = ["taskset", "-c", arguments.generator_cores, arguments.strand, "bench", *LOADS[load][1]]
-    command += ["--json", "--address", f"127.0.0.1:{port}", "--protocol", protocol, "--server-pid", str(pid)]
-    command += ["--connections", str(connections), "--depth", str(depth), "--keys", str(arguments.keys)]
-    command += ["--value-bytes", str(arguments.value_bytes), "--duration", str(arguments.seconds)]
-    command += ["--warm-up", str(arguments.warm_up)]
-    if arguments.shard_aware and protocol == "json":
-        command.append("--shard-aware")
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=bound_s(arguments), check=False)
-    except subprocess.TimeoutExpired:
-        raise Trouble("the generator did not end") from None
-    if done.returncode != 0:
-        raise Trouble(done.stderr.strip()[-300:] or f"the generator ended with {done.returncode}")
-    return json.loads(done.stdout)
+    with directory(arguments) as path:
+        (port,) = free_ports(1)
+        server = start(arguments, path, port, flags)
+        with running(server):
+            server.wait_until_answering(port, *answers)
+            around = {}
+            extra = {"shard_aware": True} if arguments.shard_aware and protocol == "json" else {}
+            with probed(around):
+                report = generate(
+                    arguments,
+                    LOADS[load][1],
+                    [f"127.0.0.1:{port}"],
+                    [server.pid],
+                    arguments.seconds,
+                    arguments.warm_up,
+                    protocol,
+                    connections=connections,
+                    depth=depth,
+                    keys=arguments.keys,
+                    value_bytes=arguments.value_bytes,
+                    **extra,
+                )
+            return {**figures_of(report["phases"][-1]), **around}
 
 
 class Cell:
@@ -246,7 +143,7 @@ class Cell:
         self.thrown_away = 0
         self.troubles = []
 
-    def run(self, arguments, sudden_end):
+    def run(self, arguments):
         tries = 2 * arguments.rounds
         while len(self.rounds) < arguments.rounds and tries > 0:
             tries -= 1
@@ -254,7 +151,7 @@ class Cell:
             figures = {}
             try:
                 for name in order:
-                    figures[name] = measure(arguments, name, self.promise, self.load, self.shape, sudden_end)
+                    figures[name] = measure(arguments, name, self.promise, self.load, self.shape)
             except Trouble as trouble:
                 self.troubles.append(f"{name}: {trouble}")
                 note(f"  failed, {name}: {trouble}")
@@ -268,7 +165,7 @@ class Cell:
             note("  " + ", ".join(f"{name} {figures[name]['rate']:,.0f}/s" for name in ("strand", "redis")))
 
     def median(self, server, figure):
-        return statistics.median(figures[server][figure] for figures in self.rounds)
+        return median([figures[server] for figures in self.rounds], figure)
 
     def row(self):
         connections, depth = self.shape
@@ -293,93 +190,43 @@ class Cell:
         return [*head, *cells, ", ".join([f"{len(self.rounds)} rounds", *remarks])]
 
 
-def note(text):
-    print(text, file=sys.stderr, flush=True)
-
-
-def output_of(*command):
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT).stdout.strip()
-    except OSError:
-        return ""
-
-
-def machine():
-    model = next(
-        (line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo", encoding="utf-8") if "model name" in line),
-        platform.machine(),
-    )
-    return f"{os.cpu_count()} cores ({model}), Linux {platform.release()}"
-
-
-def section(arguments, cells):
-    redis = output_of(arguments.redis, "--version").split(" sha")[0]
-    commit = output_of("git", "rev-parse", "--short", "HEAD")
-    command = " ".join(shlex.quote(word) for word in [os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
-    header = [
-        "promise",
-        "load",
-        "connections x depth",
-        "Strand requests/s",
-        "Redis requests/s",
-        "ratio (least to most)",
-        "server CPU ns a request, Strand / Redis",
-        "p99 µs, Strand / Redis",
-        "rounds",
-    ]
-    lines = [
-        f"Taken on {time.strftime('%Y-%m-%d')}, {machine()}, commit {commit}, against {redis}.",
-        f"Server on cores {arguments.server_cores}, generator on {arguments.generator_cores}; "
-        f"{arguments.value_bytes}-byte values, {arguments.keys:,} keys, {arguments.seconds:g} s a round; "
-        f"profile: {arguments.profile or 'defaults'}.",
-        "",
-        f"    {command}",
-        "",
-        "| " + " | ".join(header) + " |",
-        "|" + "---|" * len(header),
-    ]
-    lines += ["| " + " | ".join(cell.row()) + " |" for cell in cells]
-    return "\n".join(lines)
-
-
-def write_page(text):
-    page = PAGE.read_text(encoding="utf-8")
-    if BEGIN not in page or END not in page:
-        sys.exit(f"{PAGE} has no markers {BEGIN} and {END}; this is the table:\n\n{text}")
-    before, rest = page.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+HEADER = [
+    "promise",
+    "load",
+    "connections x depth",
+    "Strand requests/s",
+    "Redis requests/s",
+    "ratio (least to most)",
+    "server CPU ns a request, Strand / Redis",
+    "p99 µs, Strand / Redis",
+    "rounds",
+]
 
 
 def main():
     arguments = parse_arguments()
-    demand(arguments)
-    # A signal ends the run by an exception, so that every child is stopped on the way out.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    demand(arguments, {arguments.redis: "`apt-get install redis-server` (or --redis PATH)"})
     end = time.monotonic() + arguments.minutes * 60
-    sudden_end = []
     cells = []
     skipped = 0
-    try:
-        for promise in arguments.promises:
-            for load in arguments.loads:
-                for shape in arguments.shapes:
-                    if time.monotonic() > end:
-                        skipped += 1
-                        continue
-                    note(f"{PROMISES[promise][0]}, {LOADS[load][0]}, {shape[0]} x {shape[1]}")
-                    cell = Cell(promise, load, shape)
-                    cell.run(arguments, sudden_end)
-                    cells.append(cell)
-    finally:
-        for server in list(sudden_end):
-            server.stop()
-    text = section(arguments, cells)
+    for promise, load, shape in arguments.cells:
+        if time.monotonic() > end:
+            skipped += 1
+            continue
+        note(f"{PROMISES[promise][0]}, {LOADS[load][0]}, {shape[0]} x {shape[1]}")
+        cell = Cell(promise, load, shape)
+        cell.run(arguments)
+        cells.append(cell)
+    redis = output_of(arguments.redis, "--version").split(" sha")[0]
+    lines = taken(
+        f"Against {redis}. Servers on cores {arguments.server_cores}, generator on {arguments.generator_cores};",
+        f"{arguments.value_bytes}-byte values, {arguments.keys:,} keys, {arguments.seconds:g} s a round;",
+        f"profile: {arguments.profile or 'defaults'}.",
+    )
+    lines += table(HEADER, [cell.row() for cell in cells])
     if skipped:
-        text += f"\n\n{skipped} cells were not run: --minutes {arguments.minutes:g} was over."
-    print(text)
-    if not arguments.only_print:
-        write_page(text)
+        lines += ["", f"{skipped} cells were not run: --minutes {arguments.minutes:g} was over."]
+    write_section(arguments.section, lines, arguments.only_print)
     if any(not cell.rounds for cell in cells):
         sys.exit("Some cells have no figure; the lines above say why.")
 

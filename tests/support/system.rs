@@ -10,6 +10,9 @@ pub(crate) enum Signal {
     Kill,
     Terminate,
     Interrupt,
+    /// Halts it where it is, until [`Signal::Continue`].
+    Stop,
+    Continue,
 }
 
 /// Sends a signal to a child that was not waited for yet, so that its pid cannot belong to anybody else.
@@ -18,6 +21,8 @@ pub(crate) fn signal(child: &Child, signal: Signal) -> io::Result<()> {
         Signal::Kill => libc::SIGKILL,
         Signal::Terminate => libc::SIGTERM,
         Signal::Interrupt => libc::SIGINT,
+        Signal::Stop => libc::SIGSTOP,
+        Signal::Continue => libc::SIGCONT,
     };
     let pid = libc::pid_t::try_from(child.id()).expect("a pid fits its own type");
     // SAFETY: kill takes two integers and touches no memory of ours.

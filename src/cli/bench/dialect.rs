@@ -129,10 +129,31 @@ fn mark(number: u64) -> [u8; KEY_DIGITS] {
     mark
 }
 
+/// One request as a protocol writes it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Question {
+    pub(super) kind: Kind,
+    pub(super) key: u64,
+    /// Makes values differ.
+    pub(super) salt: u64,
+    /// Requests before it on its connection.
+    pub(super) place: u64,
+}
+
 /// A protocol.
 pub(super) trait Dialect: Copy + Send + Sync + 'static {
-    /// Appends one request. `salt` makes values differ.
-    fn push(self, material: &Material, kind: Kind, key: u64, salt: u64, out: &mut Vec<u8>);
+    /// What a connection says before its first request.
+    fn greeting(self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Appends one request.
+    fn push(self, material: &Material, question: Question, out: &mut Vec<u8>);
+
+    /// Whole pieces at the beginning of what was received that belong to no reply, in bytes.
+    fn noise(self, _bytes: &[u8]) -> usize {
+        0
+    }
 
     /// Finds the first reply in the bytes, the answer to a request of this kind.
     fn scan(self, bytes: &[u8], kind: Kind) -> Scan;
@@ -162,6 +183,10 @@ pub(super) mod tests {
             documents: Vec::new(),
             queries: vec!["fox".to_owned()],
         }
+    }
+
+    pub(crate) fn question(kind: Kind, key: u64, salt: u64) -> Question {
+        Question { kind, key, salt, place: 0 }
     }
 
     /// Cuts the reply at every byte: all but the whole is partial, and what follows is not touched.

@@ -90,15 +90,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<Found, String> {
     let mut found = Found::default();
     let mut writers: Vec<Writer> = (0..arguments.connections()).map(Writer::new).collect();
     for _ in 0..arguments.rounds {
-        let server = Server::start(arguments.protocol, &directory.path)?;
+        let server = Server::start(subject(arguments), &directory.path)?;
         let span = KILL_AFTER_MS.1 - KILL_AFTER_MS.0;
         let kill_after = Duration::from_millis(KILL_AFTER_MS.0 + random.below(span));
         write_until_killed(arguments, server, &mut writers, kill_after)?;
         let restarted = Instant::now();
-        let server = Server::start(arguments.protocol, &directory.path)?;
+        let server = Server::start(subject(arguments), &directory.path)?;
         found.slowest_restart = found.slowest_restart.max(restarted.elapsed());
         for writer in &mut writers {
-            writer.read_back(arguments.protocol, server.address, &mut found)?;
+            writer.read_back(subject(arguments), server.address, &mut found)?;
         }
         found.rounds += 1;
         drop(server);
@@ -114,12 +114,12 @@ fn write_until_killed(
     kill_after: Duration,
 ) -> Result<(), String> {
     let killed = AtomicBool::new(false);
-    let (address, protocol, depth) = (server.address, arguments.protocol, arguments.depth());
+    let (address, subject, depth) = (server.address, subject(arguments), arguments.depth());
     thread::scope(|scope| {
         let killed = &killed;
         let threads: Vec<_> = writers
             .iter_mut()
-            .map(|writer| scope.spawn(move || writer.write(protocol, address, depth, killed)))
+            .map(|writer| scope.spawn(move || writer.write(subject, address, depth, killed)))
             .collect();
         thread::sleep(kill_after);
         killed.store(true, Ordering::SeqCst);
@@ -153,7 +153,7 @@ impl Writer {
     /// Writes until the server is gone.
     fn write(
         &mut self,
-        protocol: Protocol,
+        subject: Subject,
         address: SocketAddr,
         depth: usize,
         killed: &AtomicBool,
@@ -170,13 +170,13 @@ impl Writer {
                 let slot = (self.next % KEYS_PER_CONNECTION) as usize;
                 self.next += 1;
                 self.sent[slot] = self.next;
-                push_set(protocol, &self.key(slot), self.next, &mut out);
+                push_set(subject, &self.key(slot), self.next, &mut out);
                 under_way.push_back((slot, self.next));
             }
             // Replies that arrived before the end count, whichever side notices it first.
             let sent = stream.0.get_mut().write_all(&out);
             while let Ok(reply) = stream.line() {
-                if !is_ok(protocol, &reply) {
+                if !is_ok(subject, &reply) {
                     return Err(format!("A write was refused: {reply}"));
                 }
                 let (slot, number) = under_way.pop_front().ok_or("a reply came without a request")?;
@@ -194,17 +194,12 @@ impl Writer {
     }
 
     /// Compares every key with what may be there.
-    fn read_back(
-        &mut self,
-        protocol: Protocol,
-        address: SocketAddr,
-        found: &mut Found,
-    ) -> Result<(), String> {
+    fn read_back(&mut self, subject: Subject, address: SocketAddr, found: &mut Found) -> Result<(), String> {
         let told = |error: std::io::Error| format!("The restarted server does not answer: {error}.");
         let mut stream = Stream::connect(address).map_err(told)?;
         for slot in 0..KEYS_PER_CONNECTION as usize {
             let key = self.key(slot);
-            let value = stream.get(protocol, &key).map_err(told)?;
+            let value = stream.get(subject, &key).map_err(told)?;
             let (acknowledged, sent) = (self.acknowledged[slot], self.sent[slot]);
             let held = match value.as_deref() {
                 None => 0,
@@ -234,10 +229,21 @@ impl Writer {
     }
 }
 
-fn push_set(protocol: Protocol, key: &str, number: u64, out: &mut Vec<u8>) {
-    let request = match protocol {
-        Protocol::Json => format!("{{\"command\":\"SET\",\"key\":\"{key}\",\"value\":{number}}}\n"),
-        Protocol::Resp => {
+/// Which server is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Subject {
+    Strand,
+    Redis,
+}
+
+fn subject(arguments: &Arguments) -> Subject {
+    if arguments.protocol == Protocol::Resp { Subject::Redis } else { Subject::Strand }
+}
+
+fn push_set(subject: Subject, key: &str, number: u64, out: &mut Vec<u8>) {
+    let request = match subject {
+        Subject::Strand => format!("{{\"command\":\"SET\",\"key\":\"{key}\",\"value\":{number}}}\n"),
+        Subject::Redis => {
             let value = number.to_string();
             format!("*3\r\n$3\r\nSET\r\n${}\r\n{key}\r\n${}\r\n{value}\r\n", key.len(), value.len())
         }
@@ -245,10 +251,10 @@ fn push_set(protocol: Protocol, key: &str, number: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(request.as_bytes());
 }
 
-fn is_ok(protocol: Protocol, reply: &str) -> bool {
-    match protocol {
-        Protocol::Json => reply.starts_with("{\"status\":\"success\""),
-        Protocol::Resp => reply == "+OK",
+fn is_ok(subject: Subject, reply: &str) -> bool {
+    match subject {
+        Subject::Strand => reply.starts_with("{\"status\":\"success\""),
+        Subject::Redis => reply == "+OK",
     }
 }
 
@@ -276,24 +282,24 @@ impl Stream {
     }
 
     /// The value of a key; none where it is absent.
-    fn get(&mut self, protocol: Protocol, key: &str) -> std::io::Result<Option<String>> {
-        let request = match protocol {
-            Protocol::Json => format!("{{\"command\":\"GET\",\"key\":\"{key}\"}}\n"),
-            Protocol::Resp => format!("*2\r\n$3\r\nGET\r\n${}\r\n{key}\r\n", key.len()),
+    fn get(&mut self, subject: Subject, key: &str) -> std::io::Result<Option<String>> {
+        let request = match subject {
+            Subject::Strand => format!("{{\"command\":\"GET\",\"key\":\"{key}\"}}\n"),
+            Subject::Redis => format!("*2\r\n$3\r\nGET\r\n${}\r\n{key}\r\n", key.len()),
         };
         self.0.get_mut().write_all(request.as_bytes())?;
         let reply = self.line()?;
         let invalid = || std::io::Error::other(format!("it answered {reply}"));
-        match protocol {
-            Protocol::Json => {
+        match subject {
+            Subject::Strand => {
                 let value: Value = serde_json::from_str(&reply).map_err(|_| invalid())?;
                 if value["status"] != "success" {
                     return Err(invalid());
                 }
                 Ok(value["result"].as_u64().map(|number| number.to_string()))
             }
-            Protocol::Resp if reply == "$-1" => Ok(None),
-            Protocol::Resp => {
+            Subject::Redis if reply == "$-1" => Ok(None),
+            Subject::Redis => {
                 let length: usize =
                     reply.strip_prefix('$').and_then(|digits| digits.parse().ok()).ok_or_else(invalid)?;
                 let mut bytes = vec![0; length.min(64) + 2];
@@ -333,10 +339,10 @@ struct Server {
 
 impl Server {
     /// Starts it and waits until it answers.
-    fn start(protocol: Protocol, directory: &Path) -> Result<Self, String> {
+    fn start(subject: Subject, directory: &Path) -> Result<Self, String> {
         let since = Instant::now();
         loop {
-            match Self::try_start(protocol, directory)? {
+            match Self::try_start(subject, directory)? {
                 Some(server) => return Ok(server),
                 // What a killed process had under way in the kernel may hold its directory for a moment.
                 None if since.elapsed() < START_MAX => thread::sleep(Duration::from_millis(20)),
@@ -348,11 +354,11 @@ impl Server {
     }
 
     /// Starts it once; none when it ended with the exit code for "try again".
-    fn try_start(protocol: Protocol, directory: &Path) -> Result<Option<Self>, String> {
+    fn try_start(subject: Subject, directory: &Path) -> Result<Option<Self>, String> {
         let port = free_port().map_err(|error| format!("No port is free: {error}."))?;
-        let mut command = match protocol {
-            Protocol::Json => strand(port, directory)?,
-            Protocol::Resp => redis(port, directory),
+        let mut command = match subject {
+            Subject::Strand => strand(port, directory)?,
+            Subject::Redis => redis(port, directory),
         };
         let log = directory.join("log");
         let file = std::fs::File::create(&log)
@@ -374,7 +380,7 @@ impl Server {
                 }
                 return Err(format!("The server ended at its start ({status}): {}", last_line(&log)));
             }
-            if server.answers(protocol) {
+            if server.answers(subject) {
                 return Ok(Some(server));
             }
             thread::sleep(Duration::from_millis(10));
@@ -383,8 +389,8 @@ impl Server {
     }
 
     /// Whether it reads and answers: Redis takes connections while it still loads.
-    fn answers(&self, protocol: Protocol) -> bool {
-        Stream::connect(self.address).and_then(|mut stream| stream.get(protocol, "durable:probe")).is_ok()
+    fn answers(&self, subject: Subject) -> bool {
+        Stream::connect(self.address).and_then(|mut stream| stream.get(subject, "durable:probe")).is_ok()
     }
 
     /// SIGKILL, at once.
@@ -450,7 +456,7 @@ mod tests {
             writer.sent[slot as usize] = slot + 1 + 2 * KEYS_PER_CONNECTION;
         }
         let mut found = Found::default();
-        writer.read_back(Protocol::Json, address, &mut found).unwrap();
+        writer.read_back(Subject::Strand, address, &mut found).unwrap();
         server.join().unwrap();
         found
     }

@@ -1,6 +1,6 @@
 //! Strand's protocol: a JSON object a line.
 
-use super::dialect::{Dialect, Kind, Material, Scan, Verdict};
+use super::dialect::{Dialect, Kind, Material, Question, Scan, Verdict};
 use serde_json::value::RawValue;
 use std::ops::Range;
 use strand_wire::reply::{push_string, push_unsigned};
@@ -15,7 +15,8 @@ const RESULT: &[u8] = b"{\"status\":\"success\",\"result\":";
 const ABSENT: &[u8] = b"{\"status\":\"success\",\"result\":null";
 
 impl Dialect for Json {
-    fn push(self, material: &Material, kind: Kind, key: u64, salt: u64, out: &mut Vec<u8>) {
+    fn push(self, material: &Material, question: Question, out: &mut Vec<u8>) {
+        let Question { kind, key, salt, .. } = question;
         match kind {
             Kind::Get | Kind::ReadToModify => {
                 out.extend_from_slice(b"{\"command\":\"GET\",\"key\":\"");
@@ -106,12 +107,12 @@ fn push_value(material: &Material, key: u64, salt: u64, out: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::dialect::tests::{check_scan, material};
+    use super::super::dialect::tests::{check_scan, material, question};
     use super::*;
 
     fn check(kind: Kind, expected: &str) {
         let mut out = Vec::new();
-        Json.push(&material(3), kind, 7, 4, &mut out);
+        Json.push(&material(3), question(kind, 7, 4), &mut out);
         assert_eq!(String::from_utf8(out).unwrap(), format!("{expected}\n"));
     }
 
@@ -132,8 +133,8 @@ mod tests {
         material.durability = Some("fsync");
         material.queries = vec!["a \"b\"".to_owned()];
         let mut out = Vec::new();
-        Json.push(&material, Kind::Set, 7, 0, &mut out);
-        Json.push(&material, Kind::Search, 0, 0, &mut out);
+        Json.push(&material, question(Kind::Set, 7, 0), &mut out);
+        Json.push(&material, question(Kind::Search, 0, 0), &mut out);
         let expected = concat!(
             r#"{"command":"SET","key":"key:000000000007","value":"700","durability":"fsync"}"#,
             "\n",

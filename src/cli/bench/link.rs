@@ -26,6 +26,8 @@ pub(super) struct Link {
     /// The beginning of a reply whose rest has not come.
     rest: Vec<u8>,
     pub(super) under_way: VecDeque<UnderWay>,
+    /// Requests asked so far.
+    pub(super) asked: u64,
     /// Whether the socket is full and the poller tells when it is not.
     pub(super) waits_to_write: bool,
 }
@@ -38,11 +40,12 @@ pub(super) enum Flushed {
 }
 
 impl Link {
-    pub(super) fn new(stream: TcpStream) -> io::Result<Self> {
+    /// `greeting` leaves with the first request.
+    pub(super) fn new(stream: TcpStream, greeting: Vec<u8>) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
-        let (out, rest, under_way) = (Vec::new(), Vec::new(), VecDeque::new());
-        Ok(Self { stream, out, sent: 0, rest, under_way, waits_to_write: false })
+        let (rest, under_way) = (Vec::new(), VecDeque::new());
+        Ok(Self { stream, out: greeting, sent: 0, rest, under_way, asked: 0, waits_to_write: false })
     }
 
     /// Sends what the socket takes; returns how many bytes that were.
@@ -94,7 +97,11 @@ impl Link {
             &whole
         };
         let mut at = 0;
-        while at < bytes.len() {
+        loop {
+            at += dialect.noise(&bytes[at..]);
+            if at == bytes.len() {
+                break;
+            }
             let Some(request) = self.under_way.front() else {
                 return Err("a reply came without a request".to_owned());
             };
@@ -133,7 +140,7 @@ mod tests {
     fn pair() -> (Link, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        (Link::new(stream).unwrap(), listener.accept().unwrap().0)
+        (Link::new(stream, Vec::new()).unwrap(), listener.accept().unwrap().0)
     }
 
     fn ask(link: &mut Link, key: u64) {

@@ -1,10 +1,11 @@
-//! `strand bench`: a load generator for Strand and, with the same effort, for servers that speak Redis's protocol.
+//! `strand bench`: a load generator for Strand and, with the same effort, for servers that speak Redis's or etcd's protocol.
 //!
 //! `options` are the flags, `plan` makes phases of them, `worker` threads carry a phase out over `link`s in a `dialect`,
 //! `tally` counts, `report` and `plot` show. It is a client like any other and uses no part of the server.
 
 mod dialect;
 mod durability;
+mod etcd;
 mod json;
 mod link;
 mod options;
@@ -53,6 +54,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Fatal> {
     let outcomes = match arguments.protocol {
         Protocol::Json => phases(json::Json, arguments)?,
         Protocol::Resp => phases(resp::Resp, arguments)?,
+        Protocol::Etcd => phases(etcd::Etcd, arguments)?,
     };
     let text = if arguments.json {
         format!("{:#}\n", report::json(name(&arguments.workload), name(&arguments.protocol), &outcomes))
@@ -91,7 +93,7 @@ fn name(value: &impl ValueEnum) -> &'static str {
 }
 
 fn phases<D: Dialect>(dialect: D, arguments: &Arguments) -> Result<Vec<Outcome>, Fatal> {
-    let address = arguments.resolve()?;
+    let addresses = arguments.resolve()?;
     let mut random = Random::new(arguments.seed);
     let texts = match &arguments.text {
         Some(path) if arguments.workload == Workload::Search => {
@@ -103,15 +105,15 @@ fn phases<D: Dialect>(dialect: D, arguments: &Arguments) -> Result<Vec<Outcome>,
     let material = material(arguments, texts, &mut random);
     let plan = plan::phases(arguments, documents, queries);
     let shared = Shared { issued: AtomicU64::new(0), keys: AtomicU64::new(arguments.keys) };
-    let shards = arguments.shard_aware.then(|| Shards::ask(address)).transpose().map_err(Fatal::Failed)?;
+    let shards = arguments.shard_aware.then(|| Shards::ask(addresses[0])).transpose().map_err(Fatal::Failed)?;
     let mut outcomes = Vec::new();
     for phase in &plan {
         shared.issued.store(0, Ordering::Relaxed);
         if let Some(request) = phase.before {
-            ask(address, request).map_err(Fatal::Failed)?;
+            ask(addresses[0], request).map_err(Fatal::Failed)?;
         }
         let (material, shared, shards) = (&material, &shared, shards.as_ref());
-        let run = Run { dialect, arguments, address, shards, phase, material, shared };
+        let run = Run { dialect, arguments, addresses: &addresses, shards, phase, material, shared };
         let (tally, server) = run.go().map_err(Fatal::Failed)?;
         let Phase { name, connections, depth, rate, .. } = *phase;
         outcomes.push(Outcome { name, connections, depth, rate, tally, server });
@@ -163,7 +165,7 @@ fn ask(address: SocketAddr, request: &str) -> Result<(), String> {
 struct Run<'p, D> {
     dialect: D,
     arguments: &'p Arguments,
-    address: SocketAddr,
+    addresses: &'p [SocketAddr],
     shards: Option<&'p Shards>,
     phase: &'p Phase,
     material: &'p Material,
@@ -185,8 +187,8 @@ impl<D: Dialect> Run<'_, D> {
                 .map(|(thread, pulse)| {
                     let (start, failed) = (&start, &failed);
                     scope.spawn(move || {
-                        let (address, shards) = (self.address, self.shards);
-                        let worker = self.worker(Place { thread, threads, address, shards }, pulse, failed);
+                        let (addresses, shards) = (self.addresses, self.shards);
+                        let worker = self.worker(Place { thread, threads, addresses, shards }, pulse, failed);
                         failed.fetch_or(worker.is_err(), Ordering::Relaxed);
                         start.wait();
                         worker?.run(Instant::now())
@@ -226,7 +228,7 @@ impl<D: Dialect> Run<'_, D> {
             Until::Requests(_) => (began, None),
             Until::Time { warm_up, measured } => (began + warm_up, Some(began + warm_up + measured)),
         };
-        let cpu = || self.arguments.server_pid.and_then(CpuTimes::read);
+        let cpu = || CpuTimes::read(&self.arguments.server_pid);
         let replies = || pulses.iter().map(|pulse| pulse.replies.load(Ordering::Relaxed)).sum::<u64>();
         let (mut first, mut last) = (None, None);
         let mut seen = (began, 0);

@@ -22,6 +22,7 @@ Examples:
   strand bench pipeline --connections 50 --depth 64   the most that a server takes
   strand bench mixed --rate 20000                     latency at a steady load (open loop)
   strand bench mixed --protocol resp --address 127.0.0.1:6379     the same load on Redis
+  strand bench --address 127.0.0.1:8000,127.0.0.1:8001,127.0.0.1:8002    connections spread over a cluster
   strand bench speed --plot speed.html                with pictures
   strand bench mixed --shard-aware                    each request to its shard's own port (router.mode=inline)
   strand bench mixed --server-pid $(pgrep -x strand)  and the server's CPU time a request
@@ -49,6 +50,13 @@ pub(super) enum Workload {
     YcsbF,
 }
 
+impl Workload {
+    /// Whether every request of it is on one key and no more.
+    fn is_single_keys(self) -> bool {
+        !matches!(self, Workload::Throughput | Workload::Durability | Workload::Search | Workload::YcsbE)
+    }
+}
+
 /// Which protocol the server speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Protocol {
@@ -56,6 +64,8 @@ pub(super) enum Protocol {
     Json,
     /// Redis's protocol
     Resp,
+    /// etcd's: gRPC on HTTP/2
+    Etcd,
 }
 
 /// How keys are drawn.
@@ -85,8 +95,8 @@ pub struct Arguments {
     /// What to measure
     #[arg(value_enum, default_value = "speed", hide_possible_values = true)]
     pub(super) workload: Workload,
-    /// The server
-    #[arg(short, long, value_name = "HOST:PORT", default_value = "127.0.0.1:8000")]
+    /// The server, or several of one cluster with commas between: connections take turns among them
+    #[arg(short, long, value_name = "HOST:PORT,...", default_value = "127.0.0.1:8000")]
     pub(super) address: String,
     /// The server's protocol
     #[arg(long, value_enum, default_value = "json")]
@@ -145,9 +155,9 @@ pub struct Arguments {
     /// The same seed gives the same requests
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(super) seed: u64,
-    /// Process of the server, on this machine: adds its CPU time a request, for each of its threads
-    #[arg(long, value_name = "PID")]
-    pub(super) server_pid: Option<u32>,
+    /// Processes of the server or the cluster, on this machine: adds their CPU time a request, for each thread
+    #[arg(long, value_name = "PID,...", value_delimiter = ',')]
+    pub(super) server_pid: Vec<u32>,
     /// Rounds of kill and restart in durability
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(super) rounds: u32,
@@ -195,20 +205,22 @@ impl Arguments {
         })
     }
 
-    /// The first address that the name stands for.
+    /// The first address that each name stands for; at least one.
     ///
     /// # Errors
-    /// When there is none.
-    pub(super) fn resolve(&self) -> Result<SocketAddr, Fatal> {
-        let told = |why: String| {
-            let address = &self.address;
-            Fatal::Configuration(format!(
-                "--address {address} {why}. Give it as HOST:PORT, such as 127.0.0.1:8000."
-            ))
+    /// When one stands for none.
+    pub(super) fn resolve(&self) -> Result<Vec<SocketAddr>, Fatal> {
+        let resolve = |address: &str| {
+            let told = |why: String| {
+                Fatal::Configuration(format!(
+                    "--address {address} {why}. Give it as HOST:PORT, such as 127.0.0.1:8000."
+                ))
+            };
+            let mut found =
+                address.to_socket_addrs().map_err(|error| told(format!("cannot be used: {error}")))?;
+            found.next().ok_or_else(|| told("names no address".to_owned()))
         };
-        let mut found =
-            self.address.to_socket_addrs().map_err(|error| told(format!("cannot be used: {error}")))?;
-        found.next().ok_or_else(|| told("names no address".to_owned()))
+        self.address.split(',').map(resolve).collect()
     }
 
     /// Refuses what cannot be measured, each with what to do.
@@ -277,13 +289,18 @@ impl Arguments {
                 !resp || !matches!(self.workload, Workload::Search | Workload::YcsbE),
                 "Redis's strings have neither search nor ranges in order: this workload needs --protocol json.".to_owned(),
             ),
+            (
+                self.protocol != Protocol::Etcd || self.workload.is_single_keys(),
+                "etcd is asked to read and write single keys: speed, pipeline, mixed and ycsb-a to d and f.".to_owned(),
+            ),
         ];
         let broken = rules.into_iter().find(|(holds, _)| !holds);
         let broken = broken.map(|(_, told)| told);
         broken.or_else(|| {
-            let asked = resp && self.durability != Durability::Default;
+            let asked = self.protocol != Protocol::Json && self.durability != Durability::Default;
             asked.then(|| {
-                "Redis has no durability by request: set appendfsync in its configuration and leave --durability out."
+                "Only Strand has durability by request: configure the server (Redis: appendfsync) and leave --durability \
+                 out."
                     .to_owned()
             })
         })
@@ -329,6 +346,9 @@ mod tests {
         check("mixed --shard-aware", None);
         check("--shard-aware --protocol resp", Some("--shard-aware"));
         check("durability --shard-aware", Some("--shard-aware"));
+        check("mixed --protocol etcd", None);
+        check("throughput --protocol etcd", Some("single keys"));
+        check("mixed --protocol etcd --durability fsync", Some("durability"));
     }
 
     #[test]
@@ -338,6 +358,10 @@ mod tests {
         assert_eq!(parse("pipeline --depth 3").depth(), 3);
         assert_eq!(parse("ycsb-a").distribution(), Distribution::Zipfian);
         assert!(parse("--address nowhere").resolve().is_err());
-        assert_eq!(parse("").resolve().unwrap().port(), 8000);
+        assert!(parse("--address 127.0.0.1:1,nowhere").resolve().is_err());
+        let ports = |line| parse(line).resolve().unwrap().iter().map(SocketAddr::port).collect::<Vec<_>>();
+        assert_eq!(ports(""), [8000]);
+        assert_eq!(ports("--address 127.0.0.1:1,127.0.0.1:2"), [1, 2]);
+        assert_eq!(parse("--server-pid 7,8").server_pid, [7, 8]);
     }
 }

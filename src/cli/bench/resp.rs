@@ -1,6 +1,6 @@
 //! Redis's protocol, RESP2 and the scalar types of RESP3, so that the same generator can load Redis and its relatives.
 
-use super::dialect::{Dialect, Kind, Material, Scan, Verdict};
+use super::dialect::{Dialect, Kind, Material, Question, Scan, Verdict};
 use std::ops::Range;
 use strand_wire::reply::push_unsigned;
 
@@ -12,7 +12,8 @@ pub(super) struct Resp;
 const DEPTH_MAX: usize = 8;
 
 impl Dialect for Resp {
-    fn push(self, material: &Material, kind: Kind, key: u64, salt: u64, out: &mut Vec<u8>) {
+    fn push(self, material: &Material, question: Question, out: &mut Vec<u8>) {
+        let Question { kind, key, salt, .. } = question;
         match kind {
             Kind::Get | Kind::ReadToModify => {
                 out.extend_from_slice(b"*2\r\n$3\r\nGET\r\n");
@@ -134,12 +135,12 @@ fn count(digits: &[u8]) -> Option<Option<usize>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::dialect::tests::{check_scan, material};
+    use super::super::dialect::tests::{check_scan, material, question};
     use super::*;
 
     fn check(kind: Kind, expected: &str) {
         let mut out = Vec::new();
-        Resp.push(&material(3), kind, 7, 4, &mut out);
+        Resp.push(&material(3), question(kind, 7, 4), &mut out);
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 

@@ -60,6 +60,8 @@ pub(super) struct Slot {
 pub(super) struct Tally {
     /// From when to when replies count, in nanoseconds since the phase began.
     window_ns: (u64, u64),
+    /// Open loop: a latency counts if its request was due in the window, however late the reply; else if the reply came in it.
+    by_due_time: bool,
     histograms: [Option<Histogram<u64>>; Group::ALL.len()],
     /// The course of the whole phase, warm-up included.
     pub(super) slots: Vec<Slot>,
@@ -98,6 +100,7 @@ impl Tally {
         };
         Self {
             window_ns,
+            by_due_time: phase.rate.is_some(),
             histograms: Default::default(),
             slots: Vec::new(),
             replies: 0,
@@ -133,9 +136,12 @@ impl Tally {
             slot.replies += count;
             slot.slowest_ns = slot.slowest_ns.max(latency_ns);
         }
-        if (self.window_ns.0..self.window_ns.1).contains(&now_ns) {
+        let window_ns = self.window_ns.0..self.window_ns.1;
+        if window_ns.contains(&now_ns) {
             self.replies += count;
             self.items += items;
+        }
+        if window_ns.contains(if self.by_due_time { &due_ns } else { &now_ns }) {
             let histogram = self.histograms[group as usize].get_or_insert_with(histogram);
             histogram.saturating_record_n(latency_ns.max(1), count);
         }
@@ -244,6 +250,17 @@ pub(super) mod tests {
         assert_eq!((group, histogram.len()), (Group::Write, 4));
         assert_eq!(tally.slots[5], Slot { replies: 2, slowest_ns: 500_000_000 });
         assert_eq!(tally.slots.len(), 17);
+    }
+
+    #[test]
+    fn an_open_loop_charges_what_was_due_in_the_window() {
+        let mut tally = Tally::new(&Phase { rate: Some(1.0), ..phase() });
+        tally.replied(Group::Read, 499_000_000, 600_000_000, 1, 1);
+        tally.replied(Group::Read, 1_400_000_000, 9_000_000_000, 1, 1);
+        let (_, histogram) = tally.latencies().next().unwrap();
+        // The second came too late to be throughput, and is the latency that a client would have seen.
+        assert_eq!((tally.replies, histogram.len()), (1, 1));
+        assert!(histogram.max() > 7_500_000_000);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! does; one that finds all connections full waits, and its latency counts from when it was due (no coordinated omission:
 //! Tene, "How NOT to measure latency", 2013).
 
-use super::dialect::{Dialect, Kind, Material, Verdict};
+use super::dialect::{Dialect, Kind, Material, Question, Verdict};
 use super::link::{Flushed, Link, UnderWay};
 use super::plan::{Phase, Request, Source};
 use super::shards::{Shards, Ways};
@@ -90,12 +90,12 @@ impl Pace {
     }
 }
 
-/// Where a worker stands: which of how many threads it is, and which server it loads.
+/// Where a worker stands: which of how many threads it is, and which servers it loads; connections take turns among them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place<'p> {
     pub(super) thread: usize,
     pub(super) threads: usize,
-    pub(super) address: SocketAddr,
+    pub(super) addresses: &'p [SocketAddr],
     /// With --shard-aware: the shards' own ports.
     pub(super) shards: Option<&'p Shards>,
 }
@@ -118,12 +118,12 @@ impl<'p, D: Dialect> Worker<'p, D> {
         let poller = epoll::create(CreateFlags::CLOEXEC).map_err(kernel)?;
         let mine = (place.thread..phase.connections).step_by(place.threads);
         let mut links = Vec::new();
-        for _ in mine {
+        for number in mine {
             let of_shard = |shards: &Shards| {
                 shards.addresses[Ways::shard_of_link(shards, place.thread, links.len())]
             };
-            let address = place.shards.map_or(place.address, of_shard);
-            let link = TcpStream::connect(address).and_then(Link::new);
+            let address = place.shards.map_or(place.addresses[number % place.addresses.len()], of_shard);
+            let link = TcpStream::connect(address).and_then(|stream| Link::new(stream, dialect.greeting()));
             let link = link.map_err(|error| cannot_connect(address, links.len(), &error))?;
             let data = EventData::new_u64(links.len() as u64);
             epoll::add(&poller, &link.stream, data, EventFlags::IN).map_err(kernel)?;
@@ -188,17 +188,20 @@ impl<'p, D: Dialect> Worker<'p, D> {
         let mut progress_ns = self.now_ns();
         loop {
             let now_ns = self.now_ns();
-            self.is_dry |= now_ns >= end_ns;
-            if self.is_dry {
+            // What was due before the end is still sent after it, or the last stall would cost nothing.
+            let all_sent = self.pace.as_ref().is_none_or(|pace| pace.next_due_ns() >= end_ns);
+            self.is_dry |= now_ns >= end_ns && all_sent;
+            if self.is_dry || now_ns >= end_ns {
                 let since = *drain_since.get_or_insert(now_ns);
                 let patience_over = now_ns.saturating_sub(since) > super::tally::nanos(DRAIN_MAX);
-                if self.under_way == 0 || patience_over && end_ns != u64::MAX {
+                if self.is_dry && self.under_way == 0 || patience_over && end_ns != u64::MAX {
                     self.tally.unsent +=
                         self.pace.as_ref().map_or(0, |pace| overdue(pace, now_ns.min(end_ns)));
                     return Ok(());
                 }
-            } else {
-                self.issue_due(now_ns)?;
+            }
+            if !self.is_dry {
+                self.issue_due(now_ns.min(end_ns - 1))?;
             }
             if self.under_way == 0 {
                 progress_ns = now_ns;
@@ -225,7 +228,8 @@ impl<'p, D: Dialect> Worker<'p, D> {
     }
 
     fn wait(&self, events: &mut Vec<epoll::Event>, now_ns: u64, end_ns: u64) -> Result<(), String> {
-        let mut until_ns = if self.is_dry { now_ns + WAIT_MAX_NS } else { end_ns.min(now_ns + WAIT_MAX_NS) };
+        let is_over = self.is_dry || now_ns >= end_ns;
+        let mut until_ns = if is_over { now_ns + WAIT_MAX_NS } else { end_ns.min(now_ns + WAIT_MAX_NS) };
         if let Some(pace) = &self.pace
             && !self.is_dry
         {
@@ -265,10 +269,12 @@ impl<'p, D: Dialect> Worker<'p, D> {
 
     fn put(&mut self, at: usize, Request { kind, key, salt }: Request, due_ns: u64) {
         let link = &mut self.links[at];
-        if link.out.is_empty() {
+        if link.out.is_empty() || link.asked == 0 {
             self.touched.push(at);
         }
-        self.dialect.push(self.material, kind, key, salt, &mut link.out);
+        let question = Question { kind, key, salt, place: link.asked };
+        self.dialect.push(self.material, question, &mut link.out);
+        link.asked += 1;
         link.under_way.push_back(UnderWay { due_ns, key, kind });
         self.under_way += 1;
     }
