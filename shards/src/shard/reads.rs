@@ -286,7 +286,7 @@ impl Shard {
                 "\"waiting_for_locks\":{},\"locked_keys\":{},\"index_backlog\":{},\"searches\":{}}},",
                 "\"wal\":{{\"batches\":{},\"writes\":{},\"syncs\":{},\"bytes\":{},\"segments\":{},\"live_bytes\":{},",
                 "\"commit_p50_us\":{},\"commit_p99_us\":{},\"commits_measured\":{}}},\"snapshots\":{{\"kept\":{},\"refused\":{},\"failed\":{},\"last_bytes\":{},",
-                "\"last_index\":{},\"running\":{}}}}}"
+                "\"last_index\":{},\"last_digest\":\"{:016x}{:016x}\",\"running\":{}}}}}"
             ),
             self.config.group,
             keys.len(),
@@ -330,6 +330,8 @@ impl Shard {
             snapshots.failed,
             snapshots.last_bytes,
             snapshots.last_index,
+            snapshots.last_digest[0],
+            snapshots.last_digest[1],
             self.snapshots.is_running(),
         );
         effects.replies_to(router).push(head.token, ReplyKind::Part, |out| {

@@ -64,6 +64,8 @@ pub struct SnapshotCounters {
     pub last_bytes: u64,
     /// Index of the last one that was kept.
     pub last_index: u64,
+    /// What it holds, in a word: digest of the records and of the sessions. Replicas have equal ones at equal index.
+    pub last_digest: [u64; 2],
 }
 
 struct Run {
@@ -75,6 +77,8 @@ struct Run {
     in_flight_bytes: u64,
     bytes: u64,
     with_faults: bool,
+    /// As in [`SnapshotCounters::last_digest`], once all is written.
+    digest: [u64; 2],
 }
 
 #[allow(
@@ -282,6 +286,7 @@ impl Shard {
             in_flight_bytes: 0,
             bytes: 0,
             with_faults,
+            digest: [0; 2],
         };
         effects.snapshot.push(SnapshotEffect::Begin { index: self.applied });
         run.send(chunks, effects);
@@ -296,6 +301,7 @@ impl Shard {
             let mut chunks = Vec::new();
             let summary = writer.finish(&mut self.state, &mut chunks);
             run.stage = Stage::Finishing;
+            run.digest = [summary.footer.records.sum, summary.footer.sessions.sum];
             run.send(chunks, effects);
             effects.snapshot.push(SnapshotEffect::Finish(summary.footer));
         }
@@ -319,6 +325,7 @@ impl Shard {
         snapshots.counters.kept += 1;
         snapshots.counters.last_bytes = run.bytes;
         snapshots.counters.last_index = run.index;
+        snapshots.counters.last_digest = run.digest;
         for waiter in self.snapshots.waiters.drain(..).filter(|waiter| !waiter.is_silent) {
             reply(effects, waiter.router, waiter.token, &Outcome::Ok);
         }

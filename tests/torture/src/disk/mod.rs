@@ -1,0 +1,8 @@
+//! A disk whose power can go: files in memory, of which only what was synced is sure to survive.
+//!
+//! [`image`] holds the files, what is pending, and the recorded trace; [`cut`] says what a power cut leaves; [`mount`] shows
+//! it to the server as a file system.
+
+pub mod cut;
+pub mod image;
+pub mod mount;

@@ -1,0 +1,244 @@
+//! The command line of the harness; see docs/TORTURE.md. Arguments are `NAME=VALUE`; the outer process makes the network and
+//! runs itself inside it.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+use strand_torture::cluster::{Cluster, Plan, clock_file};
+use strand_torture::network::Network;
+use strand_torture::report::{Report, summary};
+use strand_torture::{cutpoints, fault, keeper, kills, powercut, rolling, storm};
+
+/// Nodes of the largest cluster here.
+const NODES_MAX: usize = 5;
+/// The parts, and how much of the time each may take, in hundredths. The storms come last and take what is left.
+const PARTS: &[(&str, u64)] = &[
+    ("bite", 5),
+    ("cutpoints", 15),
+    ("powercuts", 15),
+    ("kills", 15),
+    ("rolling", 5),
+    ("storm3", 25),
+    ("storm5", 20),
+];
+
+struct Options {
+    words: Vec<(String, String)>,
+}
+
+impl Options {
+    fn read() -> Result<Self, String> {
+        let known = [
+            "MINUTES", "SEED", "PARTS", "BINARY", "FOLDER", "INSIDE", "CUTS", "WRITES", "POINTS", "OPERATIONS", "KILLS",
+            "SERVERS",
+        ];
+        let mut words = Vec::new();
+        for word in std::env::args().skip(1) {
+            let (name, value) = word.split_once('=').ok_or_else(|| format!("{word}: NAME=VALUE is expected"))?;
+            if !known.contains(&name) {
+                return Err(format!("{name} is unknown; known are {}", known.join(" ")));
+            }
+            words.push((name.to_owned(), value.to_owned()));
+        }
+        Ok(Self { words })
+    }
+
+    fn text(&self, name: &str) -> Option<&str> {
+        self.words.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    fn number(&self, name: &str, otherwise: u64) -> Result<u64, String> {
+        let Some(text) = self.text(name) else { return Ok(otherwise) };
+        text.parse().map_err(|error| format!("{name}={text}: {error}"))
+    }
+}
+
+fn main() -> ExitCode {
+    let report = Report::default();
+    let result = Options::read().and_then(|options| match options.text("INSIDE") {
+        None => outside(&options, report),
+        Some(inside) => run_inside(&options, inside, &report),
+    });
+    match result {
+        Ok(code) => code,
+        Err(text) => {
+            report.say(&format!("FAILED: {text}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn beside_this(name: &str) -> Result<PathBuf, String> {
+    let this = std::env::current_exe().map_err(|error| error.to_string())?;
+    Ok(this.parent().map_or_else(PathBuf::new, Path::to_path_buf).join(name))
+}
+
+fn outside(options: &Options, report: Report) -> Result<ExitCode, String> {
+    let folder = std::env::temp_dir().join(format!("strand-torture-{}", std::process::id()));
+    let folder = options.text("FOLDER").map_or(folder, PathBuf::from);
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("FOLDER=")).collect();
+    let status = keeper::keep(&arguments, NODES_MAX, folder, report)?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+struct Run<'a> {
+    options: &'a Options,
+    report: &'a Report,
+    binary: PathBuf,
+    clock: Option<PathBuf>,
+    folder: PathBuf,
+    network: Option<String>,
+    seed: u64,
+}
+
+fn run_inside(options: &Options, inside: &str, report: &Report) -> Result<ExitCode, String> {
+    let binary = options.text("BINARY").map_or_else(|| beside_this("strand"), |path| Ok(PathBuf::from(path)))?;
+    let clock = Some(beside_this("libstrand_torture_clock.so")?).filter(|path| path.exists());
+    let seed = options.number("SEED", std::process::id().into())?;
+    let folder = PathBuf::from(options.text("FOLDER").ok_or("the outer process names a folder")?);
+    let network = Some(inside.to_owned()).filter(|prefix| !prefix.is_empty());
+    let minutes = options.number("MINUTES", 10)?;
+    let run = Run { options, report, binary, clock, folder, network, seed };
+    report.say(&format!("seed {seed}, {minutes} minutes, {}", run.binary.display()));
+    if run.clock.is_none() {
+        report.say("no library to move clocks beside the harness: clock jumps are left out");
+    }
+    let wanted = options.text("PARTS").map(|parts| parts.split(',').collect::<Vec<_>>());
+    for (part, percent) in PARTS {
+        if wanted.as_ref().is_some_and(|wanted| !wanted.contains(part)) {
+            continue;
+        }
+        let within = match &wanted {
+            Some(wanted) => Duration::from_secs(minutes * 60 / wanted.len() as u64),
+            None => Duration::from_secs(minutes * 60 * percent / 100),
+        };
+        let begun = report.elapsed();
+        report.say(&format!("==> {part}"));
+        run.part(part, within).map_err(|text| format!("{part}: {text}"))?;
+        report.say(&format!("<== {part}: {} s", (report.elapsed() - begun).as_secs()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Run<'_> {
+    fn part(&self, part: &str, within: Duration) -> Result<(), String> {
+        match part {
+            "bite" => self.bite(within),
+            "cutpoints" => self.cutpoints(within),
+            "powercuts" => self.powercuts(within),
+            "kills" => self.kills(within),
+            "rolling" => self.rolling(),
+            "storm3" => self.storm(part, 3, 3, within),
+            _ => self.storm(part, 5, 3, within),
+        }
+    }
+
+    /// A plan with a folder and ports of its own.
+    fn plan(&self, part: &str, nodes: usize, replicas: usize, shards: usize) -> Result<Plan, String> {
+        let folder = self.folder.join(part);
+        std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        if nodes > 1 {
+            for node in 0..nodes {
+                fault::write_clock(&clock_file(&folder, node), "0")?;
+            }
+        }
+        Ok(Plan {
+            binary: self.binary.clone(),
+            folder,
+            nodes,
+            replicas,
+            shards,
+            network: self.network.as_ref().filter(|_| nodes > 1).map(|prefix| Network::named(prefix, nodes)),
+            has_disks: true,
+            first_port: 29_400,
+            settings: Vec::new(),
+            clock: self.clock.clone().filter(|_| nodes > 1),
+        })
+    }
+
+    fn campaign(&self, lies: bool, within: Duration) -> Result<cutpoints::Campaign, String> {
+        Ok(cutpoints::Campaign {
+            operations: self.options.number("OPERATIONS", if lies { 2000 } else { 20_000 })?,
+            points: if lies { 40 } else { self.options.number("POINTS", 10_000)? },
+            servers: usize::try_from(self.options.number("SERVERS", 2)?).map_err(|error| error.to_string())?,
+            writers: 4,
+            seed: self.seed,
+            lies,
+            within,
+        })
+    }
+
+    /// A disk that lies must be seen to lose data: else the harness shows nothing.
+    fn bite(&self, within: Duration) -> Result<(), String> {
+        let plan = self.plan("bite", 1, 1, 2)?;
+        let done = cutpoints::run(&plan, &self.campaign(true, within)?, |text| self.report.say(text))?;
+        self.report.say(&format!("lying syncs: {} of {} cuts lost acknowledged writes", done.bad, done.points));
+        if done.bad == 0 { Err("a disk that lies about syncs lost nothing: the harness is blind".to_owned()) } else { Ok(()) }
+    }
+
+    fn cutpoints(&self, within: Duration) -> Result<(), String> {
+        let plan = Plan { settings: vec!["snapshot.every_s=1".to_owned()], ..self.plan("cutpoints", 1, 1, 2)? };
+        let done = cutpoints::run(&plan, &self.campaign(false, within)?, |text| self.report.say(text))?;
+        self.report.say(&format!(
+            "{} points of a log of {} operations ({} syncs, {} acknowledged writes): {} keys compared, {} points bad",
+            done.points, done.operations, done.syncs, done.acked, done.keys, done.bad
+        ));
+        if done.bad > 0 { Err(format!("seed {}: {}", self.seed, done.findings.join("\n"))) } else { Ok(()) }
+    }
+
+    fn powercuts(&self, within: Duration) -> Result<(), String> {
+        let plan = Plan { settings: vec!["snapshot.every_s=3".to_owned()], ..self.plan("powercuts", 3, 3, 3)? };
+        let mut cluster = Cluster::prepare(&plan)?;
+        let cuts = self.options.number("CUTS", (within.as_secs() / 8).max(2))?;
+        let campaign = powercut::Campaign {
+            cuts,
+            writes_per_cut: self.options.number("WRITES", 20_000)?,
+            writers: 6,
+            seed: self.seed,
+            load_within: Duration::from_secs(within.as_secs() / cuts.max(1)).max(Duration::from_secs(2)),
+        };
+        let done = powercut::run(&mut cluster, &campaign, |text| self.report.say(text))
+            .map_err(|text| format!("{text}\n{}", cluster.tails()))?;
+        self.report.say(&format!(
+            "{} all-node power cuts, {} acknowledged writes, {} keys compared, none lost; slowest start {} ms",
+            done.cuts,
+            done.acked,
+            done.keys,
+            done.slowest_start.as_millis()
+        ));
+        Ok(())
+    }
+
+    fn kills(&self, within: Duration) -> Result<(), String> {
+        let plan = Plan { settings: vec!["snapshot.every_s=2".to_owned()], ..self.plan("kills", 3, 3, 6)? };
+        let mut cluster = Cluster::prepare(&plan)?;
+        let rounds = self.options.number("KILLS", 100)?;
+        let done = kills::run(&mut cluster, rounds, within, self.seed, self.report)?;
+        self.report.say(&done.text());
+        let p99 = strand_torture::report::percentile(&done.led, 99);
+        if p99 > kills::GAP_MAX { Err(format!("the gap at p99 is {p99:?}, the bar is {:?}", kills::GAP_MAX)) } else { Ok(()) }
+    }
+
+    fn rolling(&self) -> Result<(), String> {
+        let plan = Plan { settings: vec!["snapshot.every_s=2".to_owned()], ..self.plan("rolling", 3, 3, 6)? };
+        let mut cluster = Cluster::prepare(&plan)?;
+        let done = rolling::run(&mut cluster, 2, self.seed)?;
+        self.report.say(&format!(
+            "{} restarts, {} requests, none failed; longest request of a restart: {}; end after SIGTERM: {}",
+            done.restarts,
+            done.judged.requests,
+            summary(&done.longest),
+            summary(&done.ends)
+        ));
+        Ok(())
+    }
+
+    fn storm(&self, part: &str, nodes: usize, replicas: usize, within: Duration) -> Result<(), String> {
+        let plan = Plan { settings: vec!["snapshot.every_s=2".to_owned()], ..self.plan(part, nodes, replicas, 6)? };
+        let mut cluster = Cluster::prepare(&plan)?;
+        let storm = storm::Storm { within, seed: self.seed, clients: 6 };
+        let done = storm::run(&mut cluster, &storm, self.report)?;
+        self.report.say(&done.text());
+        Ok(())
+    }
+}
