@@ -235,7 +235,7 @@ impl Arguments {
     fn problem(&self) -> Option<String> {
         let (connections, depth) = (self.connections(), self.depth());
         let resp = self.protocol == Protocol::Resp;
-        let rules: [(bool, String); 14] = [
+        let rules: [(bool, String); 15] = [
             (
                 (1..=CONNECTIONS_MAX).contains(&connections),
                 format!("--connections must be 1 to {CONNECTIONS_MAX}, not {connections}."),

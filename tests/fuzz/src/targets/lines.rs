@@ -55,7 +55,7 @@ impl LineHandler for Recorder {
         true
     }
 
-    fn has_work(&self) -> bool {
+    fn has_work(&mut self) -> bool {
         false
     }
 }
