@@ -126,7 +126,10 @@ fn repair(name: &str, spoil: impl Fn(&Path, &mut Random)) {
         eventually("all have everything", PATIENCE, || is_whole(&cluster(back)));
         let expected = local(nodes[other].as_ref().expect("it runs"));
         let newest = format!("{}-7-", 10 + round);
-        assert!(expected[&key(7)][0].as_str().is_some_and(|value| value.starts_with(&newest)), "{expected:?}");
+        assert!(
+            expected[&key(7)][0].as_str().is_some_and(|value| value.starts_with(&newest)),
+            "{expected:?}"
+        );
         for node in nodes.iter().flatten() {
             eventually("every node has the same", PATIENCE, || local(node) == expected);
         }
@@ -136,7 +139,10 @@ fn repair(name: &str, spoil: impl Fn(&Path, &mut Random)) {
     }
     // The repaired one counts: with the other node gone it makes the majority.
     nodes[0].take().expect("it runs").kill();
-    nodes[2].as_ref().expect("it runs").ask_until_success(&json!({"command": "SET", "key": "after", "value": 1}));
+    nodes[2]
+        .as_ref()
+        .expect("it runs")
+        .ask_until_success(&json!({"command": "SET", "key": "after", "value": 1}));
     // A restart of the repaired node finds its new replica sound.
     nodes[1].take().expect("it runs").kill();
     let again = trio.spawn_without_peers(1);
@@ -182,6 +188,7 @@ fn a_directory_that_is_gone_is_replaced_from_the_other_nodes() {
         nodes[1] = Some(back);
     }
     write(nodes[2].as_ref().expect("it runs"), 1);
+    eventually("all have everything", PATIENCE, || is_whole(&cluster(nodes[2].as_ref().expect("it runs"))));
     let expected = local(nodes[0].as_ref().expect("it runs"));
     eventually("every node has the same", PATIENCE, || {
         local(nodes[1].as_ref().expect("it runs")) == expected

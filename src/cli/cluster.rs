@@ -142,7 +142,8 @@ impl Progress {
         let is_member = nodes(status).any(|node| node["id"] == id);
         let held = replicas_of(status, id);
         let voters = held.iter().filter(|replica| replica["role"] == "voter").count();
-        let missing: u64 = held.iter().filter(|one| one["role"] != "voter").filter_map(|one| one["lag"].as_u64()).sum();
+        let missing: u64 =
+            held.iter().filter(|one| one["role"] != "voter").filter_map(|one| one["lag"].as_u64()).sum();
         let mut text = if is_member {
             format!("{id} is a member and holds {} replicas, {voters} of them voters", held.len())
         } else {

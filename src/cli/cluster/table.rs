@@ -132,9 +132,14 @@ mod tests {
             ],
         });
         let drawn = draw(&status, false);
-        for expected in
-            ["this node", "primary", "4000 ms ago", "b (7 learner silent)", "none", "1 replicas do not answer"]
-        {
+        for expected in [
+            "this node",
+            "primary",
+            "4000 ms ago",
+            "b (7 learner silent)",
+            "none",
+            "1 replicas do not answer",
+        ] {
             assert!(drawn.contains(expected), "{expected} is missing:\n{drawn}");
         }
         assert!(drawn.ends_with("1 of 2 groups have no leader\n"));
