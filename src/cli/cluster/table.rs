@@ -8,6 +8,11 @@ use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table};
 use serde_json::Value;
 use std::fmt::Write as _;
 
+/// A narrower terminal is not believed, in columns.
+const COLUMNS_MIN: u16 = 40;
+/// Width of a table for a terminal that is not believed, in columns.
+const COLUMNS_ASSUMED: u16 = 120;
+
 /// Draws both tables.
 pub(super) fn draw(status: &Value, coloured: bool) -> String {
     let groups = array(&status["groups"]);
@@ -36,6 +41,10 @@ fn table(names: &[&str], coloured: bool) -> Table {
         table.enforce_styling();
     }
     table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
+    if table.width().is_none_or(|columns| columns < COLUMNS_MIN) {
+        // A terminal that does not say how wide it is, or says what cannot be read in.
+        table.set_width(COLUMNS_ASSUMED);
+    }
     table.set_header(names);
     table
 }
