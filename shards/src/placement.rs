@@ -349,11 +349,12 @@ pub fn silent_nodes(reports: &BTreeMap<GroupId, Report>) -> BTreeSet<NodeNumber>
 }
 
 /// Why a node must not leave now: some group would be left without an answering majority. One sentence that says which, and what
-/// to do; `None` when it may leave.
+/// to do; `None` when it may leave. `all_had_time` says whether a group without a report has no leader; else it is passed over.
 pub fn removal_objection(
     meta: &Meta,
     reports: &BTreeMap<GroupId, Report>,
     leaving: NodeNumber,
+    all_had_time: bool,
 ) -> Option<String> {
     let silent = silent_nodes(reports);
     let name = |number: NodeNumber| meta.node(number).map_or("?", |node| node.id.as_str());
@@ -369,7 +370,7 @@ pub fn removal_objection(
         if !placement.replicas.iter().any(|held| held.node() == leaving) {
             continue;
         }
-        if !reports.contains_key(&group) {
+        if !reports.contains_key(&group) && all_had_time {
             return Some(format!(
                 "group {group} has no leader now, so its copy on {:?} cannot be moved; ask again when it has one",
                 name(leaving)

@@ -93,16 +93,21 @@ pub fn survey(tuning: &Tuning) -> Result<Plan, Fatal> {
         let text = format!("{} is no data directory: give --data-dir.", path.display());
         return Err(Fatal::Configuration(text));
     }
-    let directory = DataDir::open(&path, None, None, || unreachable!("there is a directory")).map_err(failed)?;
+    let directory =
+        DataDir::open(&path, None, None, || unreachable!("there is a directory")).map_err(failed)?;
     let file = cluster_file::read(&path).map_err(|error| file_failed(&path, error))?;
     let file = file.filter(|file| file.membership.is_some()).ok_or_else(|| {
-        let text = format!("The data directory {} is not one of a cluster: start the node as it is.", path.display());
+        let text = format!(
+            "The data directory {} is not one of a cluster: start the node as it is.",
+            path.display()
+        );
         Fatal::DirectoryMismatch(text)
     })?;
     let indexes = models::load(tuning)?;
     let membership = file.membership.as_ref().expect("just looked");
     let (me, meta) = (membership.me, &membership.meta);
-    let known = meta.nodes.iter().find(|node| node.number == me).expect("the file was checked to have this node");
+    let known =
+        meta.nodes.iter().find(|node| node.number == me).expect("the file was checked to have this node");
     let others = meta.nodes.iter().filter(|node| node.number != me && node.state != NodeState::Gone);
     let others = others.map(|node| {
         let address = crate::peer::nodes::address_of(node);
@@ -141,7 +146,8 @@ pub fn perform(plan: Plan, tuning: &Tuning) -> Result<Recovered, Fatal> {
         node_id: old.node_id.clone(),
         ..old.clone()
     };
-    let made = DataDir::open(&making, None, None, fresh).map_err(|error| super::directory_failed(&making, error))?;
+    let made =
+        DataDir::open(&making, None, None, fresh).map_err(|error| super::directory_failed(&making, error))?;
     let mut applied = Vec::new();
     let mut meta = plan.membership().meta.as_ref().clone();
     for number in 0..old.shards {
@@ -220,7 +226,13 @@ impl Plan {
     }
 
     /// Brings one shard to the end of its log as the only replica of its group, writing to the new directory.
-    fn revive(&self, tuning: &Tuning, made: &DataDir, number: u32, remains: &Remains) -> Result<Offline, Fatal> {
+    fn revive(
+        &self,
+        tuning: &Tuning,
+        made: &DataDir,
+        number: u32,
+        remains: &Remains,
+    ) -> Result<Offline, Fatal> {
         let told = |text: String| Fatal::Corruption { shard: number, detail: text };
         let read = read_replica(tuning, self.indexes, &self.directory, self.membership(), number);
         let mut image = read.map_err(told)?;
@@ -385,7 +397,10 @@ fn read_replica(
 /// Whether something answers at a node's cluster port.
 fn answers(host: &str, port: u16) -> bool {
     let addresses = (host, port).to_socket_addrs();
-    addresses.into_iter().flatten().any(|address| TcpStream::connect_timeout(&address, ANSWERED_WITHIN).is_ok())
+    addresses
+        .into_iter()
+        .flatten()
+        .any(|address| TcpStream::connect_timeout(&address, ANSWERED_WITHIN).is_ok())
 }
 
 fn beside(path: &Path, ending: &str) -> PathBuf {
@@ -439,5 +454,8 @@ fn finish_renames(path: &Path) -> Result<(), Fatal> {
         return Ok(());
     }
     put_in_place(&making, path)?;
-    Err(Fatal::Failed(format!("An earlier recovery was cut off; it is finished now. Start the node on {}.", path.display())))
+    Err(Fatal::Failed(format!(
+        "An earlier recovery was cut off; it is finished now. Start the node on {}.",
+        path.display()
+    )))
 }

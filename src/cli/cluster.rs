@@ -142,11 +142,16 @@ impl Progress {
         let is_member = nodes(status).any(|node| node["id"] == id);
         let held = replicas_of(status, id);
         let voters = held.iter().filter(|replica| replica["role"] == "voter").count();
-        let text = if is_member {
+        let missing: u64 =
+            held.iter().filter(|one| one["role"] != "voter").filter_map(|one| one["lag"].as_u64()).sum();
+        let mut text = if is_member {
             format!("{id} is a member and holds {} replicas, {voters} of them voters", held.len())
         } else {
             format!("{id} is not yet a member")
         };
+        if voters < held.len() {
+            text.push_str(&format!("; the others miss {missing} entries"));
+        }
         Self { text, is_done: is_member && !held.is_empty() && voters == held.len() }
     }
 

@@ -37,7 +37,9 @@ impl Whereabouts {
         }
         let Some(known_address) = address_of(known) else { return known.to_owned() };
         match address_of(&self.host) {
-            Some(listens) if listens.is_unspecified() && is_of_this_machine(known_address) => known.to_owned(),
+            Some(listens) if listens.is_unspecified() && is_of_this_machine(known_address) => {
+                known.to_owned()
+            }
             Some(listens) if listens.is_unspecified() => {
                 seen_from.map_or_else(|| known.to_owned(), |address| address.to_string())
             }

@@ -115,10 +115,7 @@ impl Router {
                 let class = barrier(at);
                 self.gather(at, &asked, class, Snapshot::start)
             }
-            Command::AddNode(_)
-            | Command::RemoveNode(_)
-            | Command::TransferLeader(_)
-            | Command::Balance => {
+            Command::AddNode(_) | Command::RemoveNode(_) | Command::TransferLeader(_) | Command::Balance => {
                 let Some(cluster) = &self.cluster else {
                     return self.fail(at, id, Code::UnsupportedInMode, ALONE);
                 };

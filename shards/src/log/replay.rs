@@ -36,7 +36,7 @@
 use super::header::{self, BLOCK_BYTES, BatchHeader, BatchKind, HEADER_BYTES, HeaderError};
 use super::manifest::Manifest;
 use super::repair;
-use super::writer::LiveSegment;
+use super::writer::{LiveSegment, LogEnd};
 use super::{Corruption, LogShape, PayloadWindow, Proof, Reason, ReplayError, SegmentEpoch, SegmentId, Tail};
 use crate::ids::{GroupId, Sequence};
 use crate::mutants::{Mutant, is_on};
@@ -97,15 +97,6 @@ pub struct Recovered {
     pub tail: Tail,
     /// Where the last live segment could be written on, if it had to be.
     pub end: Option<LogEnd>,
-}
-
-/// The end of a log in its last segment, in which no batch is known to come later anywhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LogEnd {
-    /// Behind the last batch that counts, in bytes.
-    pub offset: u64,
-    /// Epoch of the segment before it.
-    pub previous_epoch: SegmentEpoch,
 }
 
 /// Replays the segments of one log. `files` are all that exist, in any order; `manifest` is what was known about the log
@@ -484,9 +475,10 @@ impl<'a, S: SegmentSource> Machine<'a, S> {
             highest_epoch: self.statements.highest_epoch,
             tail: if clean { Tail::Clean } else { Tail::Torn { segment, offset, reason } },
             // A segment that began later anywhere, with entries or without, would be taken for what follows here.
-            end: kept.last().filter(|(_, start)| start.epoch == self.statements.highest_epoch).map(
-                |(_, start)| LogEnd { offset: walk.kept_end, previous_epoch: start.previous_epoch },
-            ),
+            end: kept
+                .last()
+                .filter(|(_, start)| start.epoch == self.statements.highest_epoch)
+                .map(|(_, start)| LogEnd { offset: walk.kept_end, previous_epoch: start.previous_epoch }),
         }
     }
 }

@@ -7,7 +7,7 @@
 //! goes on in the last one where there is no room for another (see `replay`). This file must not perform: the caller writes the frames and says what became durable.
 
 use super::header::{self, BLOCK_BYTES, BatchHeader, BatchKind, FILL, HEADER_BYTES, NO_GROUP};
-use super::replay::{LogEnd, Recovered};
+use super::replay::Recovered;
 use super::{LogShape, SegmentEpoch, SegmentId};
 use crate::ids::{GroupId, Sequence};
 use crate::mutants::{Mutant, is_on};
@@ -52,6 +52,15 @@ pub struct LiveSegment {
     pub epoch: SegmentEpoch,
     /// The first sequence that it holds, or would hold.
     pub first: Sequence,
+}
+
+/// The end of a log in its last segment, in which no batch is known to come later anywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogEnd {
+    /// Behind the last batch that counts, in bytes.
+    pub offset: u64,
+    /// Epoch of the segment before it.
+    pub previous_epoch: SegmentEpoch,
 }
 
 /// The writing end of one log.
@@ -157,11 +166,16 @@ impl LogWriter {
 
     /// Goes on in the last live segment, behind everything that recovery found there. Only before anything was placed.
     pub fn go_on_in_last(&mut self, end: &LogEnd) {
-        assert!(self.open_offset.is_none() && self.last_frame == FrameNumber(0), "only right after a recovery");
+        assert!(
+            self.open_offset.is_none() && self.last_frame == FrameNumber(0),
+            "only right after a recovery"
+        );
         let last = self.live.back().expect("an end is that of a segment");
         assert!(last.epoch == self.highest_epoch, "no segment began later");
         assert!(
-            end.offset > 0 && end.offset.is_multiple_of(BLOCK_BYTES as u64) && end.offset <= self.shape.segment_bytes,
+            end.offset > 0
+                && end.offset.is_multiple_of(BLOCK_BYTES as u64)
+                && end.offset <= self.shape.segment_bytes,
             "a log ends behind a batch"
         );
         self.open_offset = Some(end.offset);

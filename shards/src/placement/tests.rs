@@ -215,3 +215,46 @@ fn a_removal_that_would_lose_the_quorum_waits() {
     report.progress[0].is_active = true;
     assert_eq!(step(&placement, &report), Some(Step::Change(vec![MemberChange::Remove(third)])));
 }
+
+/// Reports of three groups on three nodes (or more, of which the rest hold nothing), with these nodes silent.
+fn told_of(nodes: u16, silent: &[u16]) -> (Meta, BTreeMap<GroupId, Report>) {
+    let mut world = World::new(nodes, 3, 3, None);
+    for report in world.reports.values_mut() {
+        let progress = |replica: &ReplicaId| Progress {
+            replica: *replica,
+            matched: 0,
+            is_active: !silent.contains(&replica.node().0),
+        };
+        report.progress = report.voters.iter().map(progress).collect();
+        report.leader = report.voters.iter().copied().find(|one| !silent.contains(&one.node().0)).unwrap();
+    }
+    (world.meta, world.reports)
+}
+
+#[test]
+fn a_removal_that_would_lose_a_majority_is_objected_to() {
+    let check = |nodes: u16, silent: &[u16], leaving: u16, expected: Option<&str>| {
+        let (meta, reports) = told_of(nodes, silent);
+        let objection = removal_objection(&meta, &reports, NodeNumber(leaving), true);
+        match (&objection, expected) {
+            (None, None) => {}
+            (Some(text), Some(part)) => assert!(text.contains(part), "{text}"),
+            _ => panic!("{nodes} nodes, {silent:?} silent, {leaving} leaves: {objection:?}"),
+        }
+    };
+    check(3, &[], 1, None);
+    check(3, &[3], 3, None);
+    check(3, &[3], 2, Some("only 1 of 2 copies of group 0 would answer"));
+    check(4, &[3], 2, None);
+    check(5, &[2, 3], 1, Some("of group"));
+    let (meta, mut reports) = told_of(3, &[]);
+    reports.remove(&GroupId(1));
+    let missing = removal_objection(&meta, &reports, NodeNumber(2), true).unwrap();
+    assert!(missing.contains("group 1 has no leader now"), "{missing}");
+    assert_eq!(
+        removal_objection(&meta, &reports, NodeNumber(2), false),
+        None,
+        "it may just not have been heard"
+    );
+    assert_eq!(silent_nodes(&told_of(3, &[2]).1), BTreeSet::from([NodeNumber(2)]));
+}

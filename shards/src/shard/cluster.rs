@@ -39,6 +39,8 @@ pub(super) struct Cluster {
     /// The planner's own entries that are not applied.
     plans_in_flight: usize,
     next_round: Millis,
+    /// Since when this replica plans: before a while is over, a report that is missing says nothing.
+    plans_since: Option<Millis>,
 }
 
 impl Cluster {
@@ -62,6 +64,7 @@ impl Cluster {
     pub(super) fn leadership_lost(&mut self) {
         self.reports.clear();
         self.plans_in_flight = 0;
+        self.plans_since = None;
     }
 }
 
@@ -144,6 +147,7 @@ impl Shard {
 
     fn plan(&mut self, effects: &mut Effects) {
         let now = self.now;
+        self.cluster.plans_since.get_or_insert(now);
         self.cluster.reports.retain(|_, (heard, _)| heard.0 + REPORT_AGE_MS_MAX > now.0);
         if self.cluster.state.version == 0 {
             if let (Some(known), 0) = (self.cluster.known.clone(), self.cluster.plans_in_flight) {
@@ -244,7 +248,11 @@ impl Shard {
         let Cluster { state, reports, .. } = &self.cluster;
         let latest = reports.iter().map(|(group, (_, report))| (*group, report.clone())).collect();
         match change {
-            MetaChange::RemoveNode(node) => placement::removal_objection(state, &latest, *node),
+            MetaChange::RemoveNode(node) => {
+                let since = self.cluster.plans_since.unwrap_or(self.now);
+                let all_had_time = self.now.0 >= since.0 + REPORT_AGE_MS_MAX;
+                placement::removal_objection(state, &latest, *node, all_had_time)
+            }
             MetaChange::Primary(node) | MetaChange::Prefer { node, .. } => {
                 let silent = placement::silent_nodes(&latest);
                 let named = state.node(*node).filter(|node| silent.contains(&node.number))?;

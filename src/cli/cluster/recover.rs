@@ -118,7 +118,15 @@ fn plan_text(plan: &Plan) -> String {
     }
     let mut table = Table::new();
     table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(["group", "voters", "term", "snapshot", "committed", "last", "what may be lost or appear"]);
+    table.set_header([
+        "group",
+        "voters",
+        "term",
+        "snapshot",
+        "committed",
+        "last",
+        "what may be lost or appear",
+    ]);
     for (number, group) in plan.groups.iter().enumerate() {
         match group {
             Ok(had) => {
@@ -131,7 +139,10 @@ fn plan_text(plan: &Plan) -> String {
                     had.snapshot_index.to_string(),
                     had.commit_index.to_string(),
                     had.last_index.to_string(),
-                    format!("lost: what others had after {}; appear: {unsure} entries not known to be committed", had.last_index),
+                    format!(
+                        "lost: what others had after {}; appear: {unsure} entries not known to be committed",
+                        had.last_index
+                    ),
                 ]);
             }
             Err(why) => {
@@ -167,9 +178,7 @@ fn plan_json(plan: &Plan) -> Value {
         }
         Err(why) => json!({ "group": number, "lost": why }),
     };
-    let other = |(id, address, answers): &(String, String, bool)| {
-        json!({ "id": id, "address": address, "answers": answers })
-    };
+    let other = |(id, address, answers): &(String, String, bool)| json!({ "id": id, "address": address, "answers": answers });
     json!({
         "node": plan.node_id,
         "cluster": format!("{:032x}", plan.cluster),

@@ -8,12 +8,26 @@ use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table};
 use serde_json::Value;
 use std::fmt::Write as _;
 
+/// A narrower terminal is not believed, in columns.
+const COLUMNS_MIN: u16 = 40;
+/// Width of a table for a terminal that is not believed, in columns.
+const COLUMNS_ASSUMED: u16 = 120;
+
 /// Draws both tables.
 pub(super) fn draw(status: &Value, coloured: bool) -> String {
     let groups = array(&status["groups"]);
     let mut out = String::new();
     let _ = writeln!(out, "{}", node_table(status, groups, coloured));
     let _ = writeln!(out, "{}", group_table(groups, coloured));
+    let replicas = || groups.iter().flat_map(|group| array(&group["replicas"]));
+    let silent = replicas().filter(|replica| replica["active"] == false).count();
+    let learners = replicas().filter(|replica| replica["role"] == "learner").count();
+    if learners > 0 {
+        let _ = writeln!(out, "{learners} replicas are being filled");
+    }
+    if silent > 0 {
+        let _ = writeln!(out, "{silent} replicas do not answer");
+    }
     let leaderless = groups.iter().filter(|group| group["leader"].is_null()).count();
     if leaderless > 0 {
         let _ = writeln!(out, "{leaderless} of {} groups have no leader", groups.len());
@@ -27,6 +41,10 @@ fn table(names: &[&str], coloured: bool) -> Table {
         table.enforce_styling();
     }
     table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
+    if table.width().is_none_or(|columns| columns < COLUMNS_MIN) {
+        // A terminal that does not say how wide it is, or says what cannot be read in.
+        table.set_width(COLUMNS_ASSUMED);
+    }
     table.set_header(names);
     table
 }
@@ -64,7 +82,8 @@ fn group_table(groups: &[Value], coloured: bool) -> Table {
     for group in groups {
         let replicas = array(&group["replicas"]).iter().map(|replica| {
             let learner = if replica["role"] == "learner" { " learner" } else { "" };
-            format!("{} ({}{learner})", text(&replica["node"]), text(&replica["lag"]))
+            let silent = if replica["active"] == false { " silent" } else { "" };
+            format!("{} ({}{learner}{silent})", text(&replica["node"]), text(&replica["lag"]))
         });
         let leader = match &group["leader"] {
             Value::Null => tinted(Cell::new("none"), coloured, Color::Red),
@@ -110,7 +129,7 @@ mod tests {
 
     #[test]
     fn nodes_and_groups_are_counted_and_missing_leaders_told() {
-        let replicas = json!([{"node": "a", "role": "voter", "lag": 0}, {"node": "b\u{1b}", "role": "learner", "lag": 7}]);
+        let replicas = json!([{"node": "a", "role": "voter", "lag": 0}, {"node": "b\u{1b}", "role": "learner", "lag": 7, "active": false}]);
         let status = json!({
             "nodes": [
                 {"id": "a", "address": "h:1", "state": "up", "role": "member", "self": true, "primary": true},
@@ -122,7 +141,14 @@ mod tests {
             ],
         });
         let drawn = draw(&status, false);
-        for expected in ["this node", "primary", "4000 ms ago", "a (0), b (7 learner)", "none"] {
+        for expected in [
+            "this node",
+            "primary",
+            "4000 ms ago",
+            "b (7 learner silent)",
+            "none",
+            "1 replicas do not answer",
+        ] {
             assert!(drawn.contains(expected), "{expected} is missing:\n{drawn}");
         }
         assert!(drawn.ends_with("1 of 2 groups have no leader\n"));
