@@ -65,7 +65,7 @@ fn run(case: &Rounds) {
         case.name, case.rounds
     ));
     assert!(
-        answered > 100 * case.rounds && (case.rounds < 3 || retried > 0),
+        answered > 20 * case.rounds && (case.rounds < 3 || retried > 0),
         "there was load when it was killed"
     );
 }

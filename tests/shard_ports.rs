@@ -44,7 +44,8 @@ fn every_port_takes_every_command() {
                 let mut requests: Vec<Value> = (0..200).map(|n| set(&format!("p{number}k{n}"), n)).collect();
                 let keys: Vec<String> = (0..200).map(|n| format!("p{number}k{n}")).collect();
                 requests.push(json!({"command": "BULK_GET", "keys": keys}));
-                requests.push(json!({"command": "BULK_SET", "items": {&keys[0]: "fox", &keys[1]: "fox den"}}));
+                requests
+                    .push(json!({"command": "BULK_SET", "items": {&keys[0]: "fox", &keys[1]: "fox den"}}));
                 requests.push(json!({"command": "SEARCH", "query": "fox", "top_k": 100}));
                 requests.extend(keys.iter().map(|key| json!({"command": "GET", "key": key})));
                 let replies = c.pipeline(&requests);
@@ -150,7 +151,17 @@ fn the_generator_goes_to_each_shards_own_port() {
     with_inline("strand bench --shard-aware", "3", |server| {
         let bench = |flags: &[&str]| {
             let mut command = Command::new(env!("CARGO_BIN_EXE_strand"));
-            command.args(["bench", "mixed", "--json", "--keys", "500", "--duration", "0.3", "--warm-up", "0"]);
+            command.args([
+                "bench",
+                "mixed",
+                "--json",
+                "--keys",
+                "500",
+                "--duration",
+                "0.3",
+                "--warm-up",
+                "0",
+            ]);
             command.args(["--connections", "7", "--depth", "8", "--threads", "2"]);
             command.args(["--address", &format!("127.0.0.1:{}", server.port())]).args(flags);
             command.output().expect("the binary was built for this test")

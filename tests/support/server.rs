@@ -78,7 +78,8 @@ impl Setup {
 
     /// A server with the default settings.
     pub(crate) fn bare(name: &str) -> Self {
-        let bare = Self { directory: TemporaryDirectory::new(name), arguments: Vec::new(), port: free_port() };
+        let bare =
+            Self { directory: TemporaryDirectory::new(name), arguments: Vec::new(), port: free_port() };
         let bare = if IS_ALONE { bare.with(&["--shards", "1"]) } else { bare };
         if IS_INLINE { bare.set(&["router.mode=inline"]) } else { bare }
     }

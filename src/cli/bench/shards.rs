@@ -79,8 +79,7 @@ pub(super) struct Ways<'p> {
 impl<'p> Ways<'p> {
     /// For a worker with so many connections, whose `nth` goes to [`Ways::shard_of_link`].
     pub(super) fn new(shards: &'p Shards, thread: usize, links: usize) -> Self {
-        let mut ways =
-            Self { shards, links: vec![(Vec::new(), 0); shards.addresses.len()], key: Vec::new() };
+        let mut ways = Self { shards, links: vec![(Vec::new(), 0); shards.addresses.len()], key: Vec::new() };
         for nth in 0..links {
             ways.links[Self::shard_of_link(shards, thread, nth)].0.push(nth);
         }
