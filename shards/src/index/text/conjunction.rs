@@ -477,9 +477,8 @@ impl PhrasePlan {
     /// The most that the phrase can add where its terms have these bounds.
     fn bound(&self, terms: &[Bounds]) -> i64 {
         let frequencies_max = terms.iter().map(Bounds::frequency_max);
-        let length_from = |frequency| {
-            terms.iter().map(|bounds| bounds.length_from(frequency)).max().unwrap_or(u32::MAX)
-        };
+        let length_from =
+            |frequency| terms.iter().map(|bounds| bounds.length_from(frequency)).max().unwrap_or(u32::MAX);
         if self.slop > 0 {
             let sum = frequencies_max.fold(0, u32::saturating_add);
             return self.weigher.bound(&Bounds::of(sum, length_from(1), 0.0));

@@ -23,8 +23,12 @@ use super::top::Top;
 use crate::index::{ACCEPT_UNITS, Units};
 use smallvec::SmallVec;
 
-/// Documents in a window.
+/// Documents in a window at most.
 const WINDOW: u32 = 4096;
+/// Windows end where a block does, so that the bounds of one block are those of the window; but not before so many documents.
+const WINDOW_MIN: u32 = 1024;
+/// Queries with more terms would have their windows cut into too many pieces.
+const CUTTING_TERMS_MAX: usize = 4;
 /// Queries with more terms are added up without bounds: sorting the terms would cost more than it saves.
 const BOUNDED_TERMS_MAX: usize = 64;
 
@@ -171,7 +175,7 @@ pub(crate) fn search(
             return base;
         }
         is_first = false;
-        let end = base.saturating_add(WINDOW).min(open.documents());
+        let end = window_end(&mut terms, base, top.threshold()).min(open.documents());
         order.clear();
         below.clear();
         let essential = partition(&mut terms, base, end, top.threshold(), &mut order, &mut below);
@@ -193,6 +197,17 @@ pub(crate) fn search(
         }
         base = end;
     }
+}
+
+/// Where the window that begins with `base` ends.
+fn window_end(terms: &mut [Term<'_>], base: u32, threshold: i64) -> u32 {
+    let mut end = base.saturating_add(WINDOW);
+    if threshold > i64::MIN && terms.len() <= CUTTING_TERMS_MAX {
+        for term in terms.iter_mut().filter(|term| term.cursor.document() < end) {
+            end = end.min(term.cursor.block_end(base).max(base.saturating_add(WINDOW_MIN)));
+        }
+    }
+    end
 }
 
 /// The most that a document of a part can score; `None` if the query has too many terms to tell.
