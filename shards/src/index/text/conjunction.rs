@@ -15,6 +15,7 @@ use super::maxscore::{Offering, TermPlan, contribution};
 use super::part::{Lengths, Open};
 use super::phrase::Occurrences;
 use super::score::Weigher;
+use super::segment::BLOCK;
 use super::top::Top;
 use crate::index::Units;
 use smallvec::SmallVec;
@@ -198,6 +199,11 @@ fn search_blocks(opened: &mut Opened<'_, '_>, offering: &mut Offering<'_, '_>) -
             }
         }
         opened.meet_block(&mut meeting, offering.units);
+        if threshold == i64::MIN && opened.optional.is_empty() && opened.excluded.is_empty() {
+            let met = meeting.documents.iter().copied().zip(meeting.scores.iter().copied());
+            offering.offer_best_first(&mut met.collect::<SmallVec<[(u32, i64); BLOCK]>>());
+            continue;
+        }
         for n in 0..meeting.documents.len() {
             let (document, score) = (meeting.documents[n], meeting.scores[n]);
             if score + opened.optional_bound >= offering.top.threshold()
