@@ -49,7 +49,8 @@ fn history() -> Vec<Value> {
         requests.push(match n % 12 {
             5 => json!({"command": "DELETE", "key": key}),
             8 => {
-                let items: Vec<Value> = (0..5).map(|m| json!([format!("doc{}", n / 3 + m), document()])).collect();
+                let items: Vec<Value> =
+                    (0..5).map(|m| json!([format!("doc{}", n / 3 + m), document()])).collect();
                 json!({"command": "BULK_SET", "items": items})
             }
             11 => json!({"command": "BULK_DELETE", "keys": [key, format!("doc{}", n / 4)]}),

@@ -21,9 +21,11 @@ const BYSTANDER_MAX: Duration = Duration::from_secs(2);
 const GROWTH_BYTES_MAX: u64 = 400 << 20;
 
 fn resident_bytes(server: &Server) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.child().id())).expect("it is alive");
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", server.child().id())).expect("it is alive");
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a process has memory");
-    let kib: u64 = line.split_whitespace().nth(1).and_then(|text| text.parse().ok()).expect("a number of KiB");
+    let kib: u64 =
+        line.split_whitespace().nth(1).and_then(|text| text.parse().ok()).expect("a number of KiB");
     kib << 10
 }
 
@@ -31,7 +33,8 @@ fn resident_bytes(server: &Server) -> u64 {
 fn documents() -> Vec<Value> {
     let mut random = Random::new(3);
     let document = |n| {
-        let words: Vec<String> = (0..30).map(|_| format!("t{}", random.below(20_000).min(random.below(20_000)))).collect();
+        let words: Vec<String> =
+            (0..30).map(|_| format!("t{}", random.below(20_000).min(random.below(20_000)))).collect();
         json!({"command": "SET", "key": format!("doc{n}"), "value": {"n": n, "t": words.join(" ")}})
     };
     (0..DOCUMENTS).map(document).collect()
@@ -62,10 +65,53 @@ fn odd_values() -> Vec<(Value, &'static str)> {
 fn queries() -> Vec<String> {
     let many: Vec<String> = (0..10_000).map(|n| format!("t{n}")).collect();
     let mut queries: Vec<String> = [
-        "", " ", "\"", "\"fox", "fox\"", "\"\"\"", "((((", "))", "(fox", "fox)", ")(", "a* b* c*", "*", "**", "~9", "fox~9",
-        "fox~", "~", "fox^", "^^^", "fox^999999999999", "fox^-1", "\"quick fox\"~99999999999", "+", "-", "+-+-fox", "AND OR NOT",
-        "NOT", "AND", "NOT NOT fox", ":", "nofield:x", "n:(", "a:b:c:d", "\u{0}", "\\", "\u{feff}fox", "שלום", "東京", "😀",
-        "e\u{301}", "\u{301}", "\u{200d}", "\"\"~", "w*", "-fox", "t1~2 t2~2 t3~2",
+        "",
+        " ",
+        "\"",
+        "\"fox",
+        "fox\"",
+        "\"\"\"",
+        "((((",
+        "))",
+        "(fox",
+        "fox)",
+        ")(",
+        "a* b* c*",
+        "*",
+        "**",
+        "~9",
+        "fox~9",
+        "fox~",
+        "~",
+        "fox^",
+        "^^^",
+        "fox^999999999999",
+        "fox^-1",
+        "\"quick fox\"~99999999999",
+        "+",
+        "-",
+        "+-+-fox",
+        "AND OR NOT",
+        "NOT",
+        "AND",
+        "NOT NOT fox",
+        ":",
+        "nofield:x",
+        "n:(",
+        "a:b:c:d",
+        "\u{0}",
+        "\\",
+        "\u{feff}fox",
+        "שלום",
+        "東京",
+        "😀",
+        "e\u{301}",
+        "\u{301}",
+        "\u{200d}",
+        "\"\"~",
+        "w*",
+        "-fox",
+        "t1~2 t2~2 t3~2",
     ]
     .map(str::to_owned)
     .into();
@@ -131,7 +177,9 @@ fn bystander(mut connection: Connection, done: &AtomicBool) -> (Duration, u64) {
         let began = Instant::now();
         match count % 3 {
             0 => assert_eq!(connection.get(&json!({"command": "GET", "key": "doc7"}))["n"], 7),
-            1 => assert_eq!(connection.get(&json!({"command": "SET", "key": "beside", "value": count})), "OK"),
+            1 => {
+                assert_eq!(connection.get(&json!({"command": "SET", "key": "beside", "value": count})), "OK")
+            }
             _ => {
                 let hits = connection.get(&json!({"command": "SEARCH", "query": "fox", "top_k": 1}));
                 assert_eq!(hits[0]["key"], "odd0");
@@ -176,7 +224,9 @@ fn attack(server: &Server) -> (Duration, String) {
         assert_eq!(support::client::code_of(&reply).as_deref(), Some(code), "{request} -> {reply}");
     }
     let absent = json!({"field": "no.such", "value": 1});
-    for (filter, expected) in [(absent.clone(), 0), (json!({"not": absent}), 1), (json!({"or": []}), 0), (json!({"and": []}), 1)] {
+    for (filter, expected) in
+        [(absent.clone(), 0), (json!({"not": absent}), 1), (json!({"or": []}), 0), (json!({"and": []}), 1)]
+    {
         let request = json!({"command": "SEARCH", "query": "fox", "filter": filter});
         let reply = ask_in_time(&mut connection, &request, &mut longest);
         assert_eq!(reply["result"].as_array().map(Vec::len), Some(expected), "{request} -> {reply}");
@@ -203,7 +253,8 @@ fn bad_input_is_answered_in_time_and_harms_nobody() {
     connection.get(&json!({"command": "HYBRID_SEARCH", "query": "fox"}));
     for (n, (value, query)) in odd.iter().enumerate() {
         let hits = connection.get(&json!({"command": "SEARCH", "query": query, "highlight": true}));
-        let found = hits.as_array().is_some_and(|hits| hits.iter().any(|hit| hit["key"] == format!("odd{n}")));
+        let found =
+            hits.as_array().is_some_and(|hits| hits.iter().any(|hit| hit["key"] == format!("odd{n}")));
         assert!(found, "{query} finds {:.60} -> {hits}", value.to_string());
     }
     let vectors = json!({"command": "SEMANTIC_SEARCH", "vector": [1, 2, 3], "model": "v"});

@@ -22,8 +22,10 @@ const OTHERS: u64 = 4;
 /// Writes under way on each of these.
 const OTHERS_DEPTH: usize = 8;
 
-const COMMON: &[&str] =
-    &["river", "boat", "doctor", "piano", "music", "teacher", "school", "engine", "tree", "bear", "größe", "東京"];
+const COMMON: &[&str] = &[
+    "river", "boat", "doctor", "piano", "music", "teacher", "school", "engine", "tree", "bear", "größe",
+    "東京",
+];
 
 fn words(random: &mut Random, count: u64) -> Vec<&'static str> {
     (0..count).map(|_| COMMON[random.below(COMMON.len() as u64) as usize]).collect()
@@ -55,7 +57,9 @@ fn search(random: &mut Random, writer: u64, serial: u64) -> Value {
         1 => json!({"command": "SEARCH", "query": format!("\"{word} boat\"")}),
         2 => json!({"command": "SEARCH", "query": format!("+{word} boat doctor"), "with_values": true}),
         3 => json!({"command": "SEARCH", "query": format!("{prefix}*")}),
-        4 => json!({"command": "SEARCH", "query": word, "filter": {"field": "n", "value": serial}, "highlight": true}),
+        4 => {
+            json!({"command": "SEARCH", "query": word, "filter": {"field": "n", "value": serial}, "highlight": true})
+        }
         5 => json!({"command": "SEMANTIC_SEARCH", "query": word}),
         6 => json!({"command": "HYBRID_SEARCH", "query": format!("+{word}"), "model": "tfidf", "alpha": 0}),
         _ => json!({"command": "QUERY_INDEX", "field": "n", "value": serial}),
@@ -153,8 +157,10 @@ fn every_acknowledged_write_is_found_and_every_deleted_document_is_gone() {
             scope.spawn(move || write_on(connection, number, done))
         });
         let others: Vec<_> = others.collect();
-        let threads: Vec<_> =
-            (0..WRITERS).map(|writer| (writer, &server, &left)).map(|(writer, server, left)| scope.spawn(move || pairs(server, writer, left))).collect();
+        let threads: Vec<_> = (0..WRITERS)
+            .map(|writer| (writer, &server, &left))
+            .map(|(writer, server, left)| scope.spawn(move || pairs(server, writer, left)))
+            .collect();
         // The other writers end also when a pair was wrong.
         let outcomes: Vec<_> = threads.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
         done.store(true, Ordering::Relaxed);

@@ -43,5 +43,6 @@ fn main() -> Outcome<()> {
     let classes = queries::compare(&indexed, rounds)?;
     report::queries(&classes);
     report::sets(&sets::measure(rounds)?);
+    report::building(&sets::build(&documents)?);
     Ok(())
 }

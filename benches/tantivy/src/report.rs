@@ -2,7 +2,7 @@
 
 use crate::indexing::{COMMIT_DOCUMENTS, Cost, Indexed};
 use crate::queries::{Class, median};
-use crate::sets::SetCost;
+use crate::sets::{Building, SetCost};
 
 /// The table of indexing and of sizes.
 pub fn indexing(indexed: &Indexed, documents: usize, text_bytes: usize) {
@@ -74,5 +74,17 @@ pub fn sets(costs: &[SetCost]) {
         let indexed = cost.indexed_ns.map_or("".to_owned(), |ns| format!("{ns:.0}"));
         println!("| {} | {:.0} | {indexed} |", cost.name, cost.set_ns);
     }
+    println!();
+}
+
+/// The table of an index being built.
+pub fn building(built: &Building) {
+    println!("| building an index in one shard's engine | steps | p50 µs | p99 | p99.9 | longest |");
+    println!("|---|---|---|---|---|---|");
+    let [p50, p99, p999, longest] = built.step_us;
+    println!(
+        "| {} documents | {} | {p50:.0} | {p99:.0} | {p999:.0} | {longest:.0} |",
+        built.documents, built.steps
+    );
     println!();
 }

@@ -1,9 +1,11 @@
-//! What a SET of a hundred words costs in one shard's engine, with and without an active text index.
+//! What a SET of a hundred words costs in one shard's engine, with and without an active text index, and how long the engine
+//! is away at most while an index is built.
 //!
 //! The shard has a perfect disk: what a step hands to the log is durable with the next event. Commands come in batches of
 //! 64. A SET's own cost is that of the steps, up to its reply; indexing comes after it, in slices of work.
 
 use crate::Outcome;
+use crate::corpus::Document;
 use crate::queries::median;
 use shards::batch::{RequestBatch, RequestHead};
 use shards::command::record::{Op, Record};
@@ -182,4 +184,48 @@ pub fn measure(rounds: usize) -> Outcome<Vec<SetCost>> {
             indexed_ns: None,
         },
     ])
+}
+
+/// Documents of the index whose building is watched.
+const BUILT: usize = 200_000;
+/// Units of a step of work, as the driver gives them.
+const STEP_UNITS: u32 = 1000;
+
+/// Microseconds of the steps of work while an index is built: the middle, of a hundred and of a thousand the longest, the
+/// longest; and how many there were.
+pub struct Building {
+    /// Documents.
+    pub documents: usize,
+    /// Steps.
+    pub steps: usize,
+    /// p50, p99, p99.9, longest.
+    pub step_us: [f64; 4],
+}
+
+/// Builds the text index of a shard that holds documents, step by step.
+pub fn build(documents: &[Document]) -> Outcome<Building> {
+    let mut rig = Rig::new()?;
+    let documents = &documents[..documents.len().min(BUILT)];
+    for some in documents.chunks(BATCH as usize) {
+        for document in some {
+            rig.push(Op::Set, document.key.as_bytes(), document.value.as_bytes());
+        }
+        rig.settle()?;
+    }
+    let mut change = Vec::new();
+    Change::Define(whole_text()).encode(&mut change);
+    rig.push(Op::CatalogChange, b"", &change);
+    rig.settle()?;
+    let mut times = Vec::new();
+    while rig.shard.has_work() {
+        let start = Instant::now();
+        let left = rig.shard.work(NOW, STEP_UNITS, &mut rig.effects).map_err(|fault| fault.to_string())?;
+        times.push(start.elapsed().as_secs_f64() * 1e6);
+        if left == Left::Nothing {
+            break;
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    let step_us = [0.5, 0.99, 0.999, 1.0].map(|share| times[((times.len() - 1) as f64 * share) as usize]);
+    Ok(Building { documents: documents.len(), steps: times.len(), step_us })
 }

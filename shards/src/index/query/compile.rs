@@ -1,8 +1,6 @@
 //! From a parsed query to numbered terms of analysed fields.
 
-use super::{
-    Ast, EXPANSIONS_MAX, FUZZY_TERMS_MAX, PHRASE_TERMS_MAX, PREFIX_TERMS_MAX, TERMS_MAX, WORDS_MAX,
-};
+use super::{Ast, EXPANSIONS_MAX, FUZZY_TERMS_MAX, PHRASE_TERMS_MAX, PREFIX_TERMS_MAX, TERMS_MAX, WORDS_MAX};
 use crate::index::analyze::{Analyzer, AnalyzerKind};
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -347,7 +347,9 @@ mod tests {
         parse(&"é".repeat(QUERY_BYTES_MAX), &|_| false);
         let Ast::Words(words) = parse(&"many words ".repeat(10_000), &|_| false) else { panic!("words") };
         assert_eq!(words.split(' ').count(), OPERANDS_MAX);
-        let Ast::Bool { must, .. } = parse(&"+a ".repeat(10_000), &|_| false) else { panic!("required words") };
+        let Ast::Bool { must, .. } = parse(&"+a ".repeat(10_000), &|_| false) else {
+            panic!("required words")
+        };
         assert_eq!(must.len(), OPERANDS_MAX);
     }
 

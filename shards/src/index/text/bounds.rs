@@ -219,7 +219,10 @@ mod tests {
             bounds.widen(&Bounds::of(frequency, length, 0.5));
         }
         assert_eq!(bounds.pairs(), [pair(1, 80), pair(7, 120)]);
-        assert_eq!((bounds.length_from(1), bounds.length_from(2), bounds.length_from(8)), (80, 120, u32::MAX));
+        assert_eq!(
+            (bounds.length_from(1), bounds.length_from(2), bounds.length_from(8)),
+            (80, 120, u32::MAX)
+        );
         let mut bytes = vec![9];
         bounds.encode(&mut bytes);
         assert_eq!(bytes, [9, 2, 1, 80, 0, 7, 120, 0]);

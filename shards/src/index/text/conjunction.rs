@@ -15,6 +15,7 @@ use super::maxscore::{Offering, TermPlan, contribution};
 use super::part::{Lengths, Open};
 use super::phrase::Occurrences;
 use super::score::Weigher;
+use super::segment::BLOCK;
 use super::top::Top;
 use crate::index::Units;
 use smallvec::SmallVec;
@@ -198,6 +199,11 @@ fn search_blocks(opened: &mut Opened<'_, '_>, offering: &mut Offering<'_, '_>) -
             }
         }
         opened.meet_block(&mut meeting, offering.units);
+        if threshold == i64::MIN && opened.optional.is_empty() && opened.excluded.is_empty() {
+            let met = meeting.documents.iter().copied().zip(meeting.scores.iter().copied());
+            offering.offer_best_first(&mut met.collect::<SmallVec<[(u32, i64); BLOCK]>>());
+            continue;
+        }
         for n in 0..meeting.documents.len() {
             let (document, score) = (meeting.documents[n], meeting.scores[n]);
             if score + opened.optional_bound >= offering.top.threshold()
@@ -477,9 +483,8 @@ impl PhrasePlan {
     /// The most that the phrase can add where its terms have these bounds.
     fn bound(&self, terms: &[Bounds]) -> i64 {
         let frequencies_max = terms.iter().map(Bounds::frequency_max);
-        let length_from = |frequency| {
-            terms.iter().map(|bounds| bounds.length_from(frequency)).max().unwrap_or(u32::MAX)
-        };
+        let length_from =
+            |frequency| terms.iter().map(|bounds| bounds.length_from(frequency)).max().unwrap_or(u32::MAX);
         if self.slop > 0 {
             let sum = frequencies_max.fold(0, u32::saturating_add);
             return self.weigher.bound(&Bounds::of(sum, length_from(1), 0.0));

@@ -300,6 +300,18 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// The end of the block that `document` would be in; for rising calls.
+    #[inline]
+    pub(crate) fn block_end(&mut self, document: u32) -> u32 {
+        match &mut self.source {
+            Source::Sealed(sealed) => {
+                let block = sealed.block_of(document);
+                if block < sealed.list.blocks { sealed.list.last_document(block) + 1 } else { END }
+            }
+            Source::Tail(_) => END,
+        }
+    }
+
     /// Finds the documents of the list among `wanted`, which rise: places in `wanted`, each with the frequency. The cursor
     /// ends at or behind the last one wanted.
     pub(crate) fn meet(&mut self, wanted: &[u32], met: &mut Vec<(u32, u32)>) {

@@ -39,6 +39,8 @@ pub(crate) struct Dictionary {
     /// Next id to move while terms move from the other arena to the current one.
     moving: Option<usize>,
     ordered: Ordered,
+    /// Whether an id was ever given back: before that, all ordered terms are in use.
+    has_freed: bool,
 }
 
 impl Default for Dictionary {
@@ -56,6 +58,7 @@ impl Default for Dictionary {
             wasted_bytes: 0,
             moving: None,
             ordered: Ordered::default(),
+            has_freed: false,
         }
     }
 }
@@ -233,6 +236,7 @@ impl Dictionary {
         };
         self.start[id as usize] = FREE;
         self.free.push(id);
+        self.has_freed = true;
     }
 
     /// Keeps every id in use until [`Dictionary::unhold`].
@@ -266,8 +270,11 @@ impl Dictionary {
         if let Some(from) = self.moving {
             self.move_terms(from, units);
         } else {
-            let Self { ordered, tables, start, arenas, .. } = self;
+            let Self { ordered, tables, start, arenas, has_freed, .. } = self;
             ordered.work(units, |field, term| {
+                if !*has_freed {
+                    return true;
+                }
                 let hash = hash_of(field, term);
                 tables[table_of(hash)]
                     .find(hash, |id| entry_at(arenas, start[*id as usize]) == (field, term))

@@ -7,9 +7,9 @@
 
 use super::super::codec::put_varint;
 use super::super::extract::{STRING_GAP, Scalar, is_within};
-use super::{TextIndex, shortest};
 use super::dictionary::FieldId;
 use super::score::Norm;
+use super::{TextIndex, shortest};
 use crate::index::Units;
 use std::collections::BTreeMap;
 use std::ops::Bound;

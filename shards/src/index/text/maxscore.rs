@@ -23,8 +23,12 @@ use super::top::Top;
 use crate::index::{ACCEPT_UNITS, Units};
 use smallvec::SmallVec;
 
-/// Documents in a window.
+/// Documents in a window at most.
 const WINDOW: u32 = 4096;
+/// Windows end where a block does, so that the bounds of one block are those of the window; but not before so many documents.
+const WINDOW_MIN: u32 = 1024;
+/// Queries with more terms would have their windows cut into too many pieces.
+const CUTTING_TERMS_MAX: usize = 4;
 /// Queries with more terms are added up without bounds: sorting the terms would cost more than it saves.
 const BOUNDED_TERMS_MAX: usize = 64;
 
@@ -43,6 +47,8 @@ pub(crate) struct Sums {
     touched: Vec<u64>,
     tables: Vec<ScoreTable>,
     primed: Primed,
+    /// The documents of a window while there is no threshold.
+    scored: Vec<(u32, i64)>,
 }
 
 impl Sums {
@@ -171,7 +177,7 @@ pub(crate) fn search(
             return base;
         }
         is_first = false;
-        let end = base.saturating_add(WINDOW).min(open.documents());
+        let end = window_end(&mut terms, base, top.threshold()).min(open.documents());
         order.clear();
         below.clear();
         let essential = partition(&mut terms, base, end, top.threshold(), &mut order, &mut below);
@@ -193,6 +199,17 @@ pub(crate) fn search(
         }
         base = end;
     }
+}
+
+/// Where the window that begins with `base` ends.
+fn window_end(terms: &mut [Term<'_>], base: u32, threshold: i64) -> u32 {
+    let mut end = base.saturating_add(WINDOW);
+    if threshold > i64::MIN && terms.len() <= CUTTING_TERMS_MAX {
+        for term in terms.iter_mut().filter(|term| term.cursor.document() < end) {
+            end = end.min(term.cursor.block_end(base).max(base.saturating_add(WINDOW_MIN)));
+        }
+    }
+    end
 }
 
 /// The most that a document of a part can score; `None` if the query has too many terms to tell.
@@ -311,6 +328,23 @@ impl Offering<'_, '_> {
         self.offer_whole(document, score);
     }
 
+    /// Offers documents whose scores are complete, the best of them first: while there is no threshold, each hit that comes
+    /// and is pushed out again costs a look at its key.
+    pub(super) fn offer_best_first(&mut self, scored: &mut [(u32, i64)]) {
+        let limit = self.top.limit();
+        let by_score = |a: &(u32, i64), b: &(u32, i64)| b.1.cmp(&a.1);
+        let best = if scored.len() > limit && limit > 0 {
+            scored.select_nth_unstable_by(limit - 1, by_score);
+            limit
+        } else {
+            scored.len()
+        };
+        scored[..best].sort_unstable_by(by_score);
+        for (document, score) in scored.iter() {
+            self.offer_whole(*document, *score);
+        }
+    }
+
     /// Offers a document whose score is complete.
     #[inline]
     pub(super) fn offer_whole(&mut self, document: u32, score: i64) {
@@ -370,6 +404,10 @@ fn judge_single(
             }
         });
         term.cursor.pass(taken);
+        if others.is_empty() && threshold == i64::MIN {
+            offering.offer_best_first(&mut scored);
+            continue;
+        }
         for (document, score) in &scored {
             offering.offer(*document, *score, terms, others, below);
         }
@@ -385,15 +423,23 @@ fn offer_sums(
     sums: &mut Sums,
     offering: &mut Offering<'_, '_>,
 ) {
-    for word in 0..sums.touched.len() {
-        let mut bits = std::mem::take(&mut sums.touched[word]);
+    let Sums { touched, scores, scored, .. } = sums;
+    let is_open = offering.top.threshold() == i64::MIN && others.is_empty();
+    for word in 0..touched.len() {
+        let mut bits = std::mem::take(&mut touched[word]);
         while bits != 0 {
             let at = word * 64 + bits.trailing_zeros() as usize;
             bits &= bits - 1;
-            let score = std::mem::take(&mut sums.scores[at]);
-            offering.offer(base + at as u32, score, terms, others, below);
+            let score = std::mem::take(&mut scores[at]);
+            if is_open {
+                scored.push((base + at as u32, score));
+            } else {
+                offering.offer(base + at as u32, score, terms, others, below);
+            }
         }
     }
+    offering.offer_best_first(scored);
+    scored.clear();
 }
 
 /// The scores of documents given in ascending order; `None` where no term matches.

@@ -29,6 +29,8 @@ pub(crate) mod top;
 mod writer;
 
 #[cfg(test)]
+mod stored_tests;
+#[cfg(test)]
 mod tests;
 
 use super::Units;

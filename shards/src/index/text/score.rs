@@ -144,8 +144,7 @@ impl Weigher {
                 let mut highest = 0.0f64;
                 for pair in bounds.pairs() {
                     let frequency = f64::from(pair.frequency);
-                    let score =
-                        frequency * weight / (frequency + (base + slope * f64::from(pair.length)));
+                    let score = frequency * weight / (frequency + (base + slope * f64::from(pair.length)));
                     highest = if score > highest { score } else { highest };
                 }
                 // One more than the rounded value: floating point may misplace the last unit between two postings.

@@ -302,22 +302,13 @@ impl Search {
             let seen = &view.parts[here as usize];
             let open = seen.body.open(seen.documents);
             *next = match plan {
-                Prepared::Disjunction(terms) => maxscore::search(
-                    &open,
-                    &seen.dead,
-                    terms,
-                    (here, *next),
-                    top,
-                    sums,
-                    units,
-                    accept,
-                ),
+                Prepared::Disjunction(terms) => {
+                    maxscore::search(&open, &seen.dead, terms, (here, *next), top, sums, units, accept)
+                }
                 Prepared::Conjunction(plan, _) => {
                     conjunction::search(&open, &seen.dead, plan, (here, *next), top, units, accept)
                 }
-                Prepared::Tree(plan) => {
-                    run_tree(plan, (here, *next), &seen.dead, &open, top, units, accept)
-                }
+                Prepared::Tree(plan) => run_tree(plan, (here, *next), &seen.dead, &open, top, units, accept),
             };
             if *next == END {
                 *part += 1;

@@ -43,8 +43,12 @@ pub(super) fn search(
     };
     if from == 0 {
         primed.begin(list, term, offering);
-        for n in 0..primed.blocks.len() {
-            unpacked.judge(primed.blocks[n], offering);
+        for block in &primed.blocks {
+            // The others have lower bounds still.
+            if primed.bounds[*block as usize] < offering.top.threshold() {
+                break;
+            }
+            unpacked.judge(*block, offering);
         }
     }
     let mut block = list.block_of(from);
@@ -115,10 +119,15 @@ impl Unpacked<'_, '_> {
             list.read_frequencies(*packer, packed, frequencies);
         }
         let (lengths, norms) = (offering.open.lengths(term.field), offering.open.norms());
-        sieve.need(offering.top.threshold());
+        let threshold = offering.top.threshold();
+        let mut scored: SmallVec<[(u32, i64); BLOCK]> = SmallVec::new();
+        sieve.need(threshold);
         sieve.pass(&documents[..count], &frequencies[..count], lengths, |document, frequency| {
             let score = contribution(term.weigher, lengths, norms, document, frequency);
-            offering.offer_whole(document, score);
+            if score >= threshold {
+                scored.push((document, score));
+            }
         });
+        offering.offer_best_first(&mut scored);
     }
 }
