@@ -115,6 +115,11 @@ class Process:
                 return int(line.split()[1]) * 1024
         raise Trouble("the server is gone")
 
+    def cpu_seconds(self):
+        """CPU time that the process has used so far, in user space and kernel."""
+        fields = pathlib.Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def wait_until_answering(self, port, request, wanted, patience_s=START_S):
         """Asks until the answer begins as wanted."""
         end = time.monotonic() + patience_s

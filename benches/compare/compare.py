@@ -85,7 +85,7 @@ def parse_arguments():
     parser.add_argument(
         "--stolen-max", type=float, default=10.0, help="percent of CPU that others may take around a round [%(default)s]"
     )
-    parser.add_argument("--minutes", type=float, default=60.0, help="stop starting cells after so long [%(default)s]")
+    parser.add_argument("--minutes", type=float, default=60.0, help="stop starting rounds after so long [%(default)s]")
     parser.add_argument("--section", default="comparison", help="the table in the page that is replaced [%(default)s]")
     arguments = parser.parse_args()
     wanted = arguments.cells.split(",") if arguments.cells else [
@@ -143,9 +143,9 @@ class Cell:
         self.thrown_away = 0
         self.troubles = []
 
-    def run(self, arguments):
+    def run(self, arguments, end):
         tries = 2 * arguments.rounds
-        while len(self.rounds) < arguments.rounds and tries > 0:
+        while len(self.rounds) < arguments.rounds and tries > 0 and time.monotonic() < end:
             tries -= 1
             order = ["redis", "strand"] if tries % 2 else ["strand", "redis"]
             figures = {}
@@ -215,7 +215,7 @@ def main():
             continue
         note(f"{PROMISES[promise][0]}, {LOADS[load][0]}, {shape[0]} x {shape[1]}")
         cell = Cell(promise, load, shape)
-        cell.run(arguments)
+        cell.run(arguments, end)
         cells.append(cell)
     redis = output_of(arguments.redis, "--version").split(" sha")[0]
     lines = taken(
