@@ -289,7 +289,7 @@ impl Shared {
         *open = open.saturating_sub(1);
         if *open == 0 {
             state.handles.remove(&inode);
-            state.forget_if_unnamed(inode);
+            state.image.forget(|other| other == inode);
         }
     }
 
@@ -362,18 +362,6 @@ impl State {
 
     fn names(&self, inode: u64) -> Result<&Names, Errno> {
         self.image.directories.get(&inode).ok_or(Errno::ENOENT)
-    }
-
-    /// A file that no directory names any more, now or after a cut, is gone once it is closed.
-    fn forget_if_unnamed(&mut self, inode: u64) {
-        let image = &self.image;
-        let named = |directories: &std::collections::BTreeMap<u64, Names>| {
-            directories.values().flat_map(Names::values).any(|other| *other == inode)
-        };
-        // While names are pending, any of them may be what survives.
-        if image.name_changes.is_empty() && !named(&image.directories) && !named(&image.durable_directories) {
-            self.image.files.remove(&inode);
-        }
     }
 
     fn attributes(&self, inode: u64) -> Result<FileAttr, Errno> {
