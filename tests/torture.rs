@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::time::Duration;
 use strand_torture::cluster::{Cluster, Plan};
@@ -23,10 +24,17 @@ fn plan(directory: &TemporaryDirectory, nodes: usize, has_disks: bool) -> Plan {
         shards: 2,
         network: None,
         has_disks,
-        first_port: free_port(),
+        first_port: free_ports(),
         settings: vec!["snapshot.every_s=2".to_owned()],
         clock: None,
     }
+}
+
+/// The first of as many free ports in a row as any test here takes.
+fn free_ports() -> u16 {
+    let is_free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+    let found = (0..100).map(|_| free_port()).find(|first| (*first..first + 8).all(is_free));
+    found.expect("some ports in a row are free")
 }
 
 /// Whether a disk can be mounted here; says so where not.

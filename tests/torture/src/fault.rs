@@ -35,10 +35,12 @@ pub enum Class {
     BrokenDisk,
     /// The wall clock jumps.
     Clock,
+    /// The power of one node goes: what it had not synced may be gone.
+    PowerCut,
 }
 
 /// Every class.
-pub const ALL: [Class; 12] = [
+pub const ALL: [Class; 13] = [
     Class::Kill,
     Class::Pause,
     Class::Isolate,
@@ -51,6 +53,7 @@ pub const ALL: [Class; 12] = [
     Class::FullDisk,
     Class::BrokenDisk,
     Class::Clock,
+    Class::PowerCut,
 ];
 
 impl Class {
@@ -61,7 +64,7 @@ impl Class {
     }
 
     fn needs_disk(self) -> bool {
-        matches!(self, Self::SlowDisk | Self::FullDisk | Self::BrokenDisk)
+        matches!(self, Self::SlowDisk | Self::FullDisk | Self::BrokenDisk | Self::PowerCut)
     }
 
     /// Whether this cluster can have it.
@@ -126,6 +129,12 @@ impl Fault {
                 if let Some(process) = &cluster.processes[node] {
                     process.signal(Signal::Stop);
                 }
+            }
+            Class::PowerCut => {
+                cluster.disks[node].power_off();
+                cluster.kill(node);
+                let restored = cluster.disks[node].power_on(&mut Rng::new(self.amount));
+                restored.map_err(|error| error.to_string())?;
             }
             Class::SlowDisk => cluster.disks[node].faults().delay_us.store(self.amount, Ordering::SeqCst),
             Class::FullDisk => {

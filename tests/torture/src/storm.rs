@@ -115,7 +115,7 @@ pub fn run(cluster: &mut Cluster, storm: &Storm, report: &Report) -> Result<Done
         if let Err(text) = result {
             let seed = storm.seed;
             let (round, tails) = (done.rounds, cluster.tails());
-            load.stop();
+            load.abandon();
             return Err(format!("round {round} of seed {seed} ({}): {text}\n{tails}", texts.join(", ")));
         }
         for fault in &faults {
@@ -185,9 +185,12 @@ fn round(
 fn cut_off(faults: &[Fault]) -> Option<usize> {
     let isolated = faults.iter().find(|fault| fault.class == Class::Isolate)?;
     let disturbs = |fault: &Fault| match fault.class {
-        Class::Kill | Class::Pause | Class::BrokenDisk | Class::SlowDisk | Class::FullDisk => {
-            fault.node == isolated.node
-        }
+        Class::Kill
+        | Class::Pause
+        | Class::BrokenDisk
+        | Class::SlowDisk
+        | Class::FullDisk
+        | Class::PowerCut => fault.node == isolated.node,
         // Other nodes' networks are added to the isolation; a clock decides nothing.
         _ => false,
     };

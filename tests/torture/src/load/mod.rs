@@ -219,6 +219,11 @@ impl Load {
         }
     }
 
+    /// Lets the clients be: after a finding they may wait for answers that never come.
+    pub fn abandon(self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+    }
+
     /// Ends all clients.
     pub fn stop(self) -> Figures {
         self.shared.stop.store(true, Ordering::SeqCst);
