@@ -202,8 +202,13 @@ impl Run<'_> {
     fn lying_cluster(&self) -> Result<(), String> {
         let mut cluster = Cluster::prepare(&self.plan("bite3", 3, 3, 3)?)?;
         let load_within = Duration::from_secs(5);
-        let campaign =
-            |cuts| powercut::Campaign { cuts, writes_per_cut: 2000, writers: 3, seed: self.seed, load_within };
+        let campaign = |cuts| powercut::Campaign {
+            cuts,
+            writes_per_cut: 2000,
+            writers: 3,
+            seed: self.seed,
+            load_within,
+        };
         // The founding is honest: a cluster that was never founded has nothing to lose.
         powercut::run(&mut cluster, &campaign(1), |_| ())?;
         (0..cluster.len()).for_each(|node| cluster.kill(node));
@@ -211,10 +216,13 @@ impl Run<'_> {
             disk.faults().lies.store(true, Ordering::SeqCst);
         }
         match powercut::run(&mut cluster, &campaign(8), |_| ()) {
-            Ok(done) => Err(format!("three lying disks lost nothing in {} cuts: the harness is blind", done.cuts)),
+            Ok(done) => {
+                Err(format!("three lying disks lost nothing in {} cuts: the harness is blind", done.cuts))
+            }
             Err(text) => {
                 let first = text.lines().take(2).collect::<Vec<_>>().join(" ");
-                self.report.say(&format!("three lying disks, found out: {}", first.get(..300).unwrap_or(&first)));
+                self.report
+                    .say(&format!("three lying disks, found out: {}", first.get(..300).unwrap_or(&first)));
                 Ok(())
             }
         }
@@ -244,7 +252,8 @@ impl Run<'_> {
         let is_over = || self.report.elapsed() - begun > within;
         let done = founding::run(&self.plan("founding", 3, 3, 2)?, u64::MAX, self.seed, is_over)?;
         let (clusters, cuts, kills) = (done.clusters, done.cuts, done.kills);
-        self.report.say(&format!("{clusters} clusters founded over {cuts} power cuts and {kills} kills of nodes"));
+        self.report
+            .say(&format!("{clusters} clusters founded over {cuts} power cuts and {kills} kills of nodes"));
         Ok(())
     }
 
