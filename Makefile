@@ -14,7 +14,7 @@ BINARY := $(or $(CARGO_TARGET_DIR),target)/release/strand
 # Runs a part of the tests under its name and says how long it took.
 timed = @start=$$SECONDS; echo "==> $(1)"; $(2); echo "<== $(1): $$((SECONDS - start)) s"
 
-.PHONY: help run cluster test torture audit check demo doctor clean
+.PHONY: help run cluster test torture torture-tests audit check demo doctor clean
 .PHONY: bench bench-check bench-compare bench-etcd bench-memory bench-shards bench-snapshots bench-tantivy
 .PHONY: part-format part-lint part-house part-rust part-python
 
@@ -38,7 +38,12 @@ cluster: ## Build for speed and run three nodes on 127.0.0.1:8000 to 8002 until 
 test: part-format part-lint part-rust part-python ## Run everything that CI runs: format, lints, all tests
 	@echo "All parts passed."
 
-torture: ## The tests of crashes, damage and bad input at length, a quarter of an hour (more: STRAND_KILL_ROUNDS=, STRAND_FLIPS=, STRAND_SEED=)
+torture: ## Real nodes under faults, judged by what clients saw: MINUTES=10 (also PARTS= SEED= CUTS= WRITES= POINTS= KILLS=); docs/TORTURE.md
+	@$(CARGO) build --locked --release -p stranddb -p strand-torture --bin strand --bin strand-torture
+	@$(CARGO) build --locked --release -p strand-torture-clock
+	@exec $(dir $(BINARY))strand-torture $(foreach name,MINUTES PARTS SEED CUTS WRITES POINTS OPERATIONS KILLS SERVERS,$(if $($(name)),$(name)=$($(name))))
+
+torture-tests: ## The tests of crashes, damage and bad input at length, a quarter of an hour (more: STRAND_KILL_ROUNDS=, STRAND_FLIPS=, STRAND_SEED=)
 	@export STRAND_KILL_ROUNDS=$${STRAND_KILL_ROUNDS:-50} STRAND_FLIPS=$${STRAND_FLIPS:-1000} \
 	  STRAND_BLOCKS=$${STRAND_BLOCKS:-200} STRAND_FUZZ_MS=$${STRAND_FUZZ_MS:-60000} STRAND_OVERWRITE_MIB=$${STRAND_OVERWRITE_MIB:-1000} \
 	  STRAND_BATCH_MS=$${STRAND_BATCH_MS:-20000} STRAND_CLIENTS=$${STRAND_CLIENTS:-20000} \

@@ -9,11 +9,15 @@ use crate::cluster::{Cluster, Plan};
 use crate::disk::cut::after_cut;
 use crate::disk::image::{Image, Operation};
 use crate::powercut::{Position, Writer};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use strand_sim::rng::Rng;
+
+/// How often the server is killed while its trace is recorded.
+const LIVES: u64 = 4;
 
 /// What is recorded and how often it is cut.
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +70,8 @@ struct Recording {
 pub fn run(plan: &Plan, campaign: &Campaign, mut say: impl FnMut(&str)) -> Result<Done, String> {
     let begun = Instant::now();
     let recording = record(plan, campaign)?;
-    let syncs = recording.trace.iter().filter(|operation| matches!(operation, Operation::Sync { .. })).count();
+    let syncs =
+        recording.trace.iter().filter(|operation| matches!(operation, Operation::Sync { .. })).count();
     let acked = recording.writers.iter().map(|writer| writer.ledger.acked).sum();
     let operations = recording.trace.len() as u64;
     say(&format!("recorded {operations} operations, {syncs} of them syncs, {acked} acknowledged writes"));
@@ -85,7 +90,9 @@ pub fn run(plan: &Plan, campaign: &Campaign, mut say: impl FnMut(&str)) -> Resul
             scope.spawn(move || visit_all(plan, server, recording, &mine, left))
         };
         let all: Vec<_> = (0..campaign.servers).map(start).collect();
-        all.into_iter().map(|share| share.join().map_err(|_| "a server's thread panicked".to_owned())).collect::<Vec<_>>()
+        all.into_iter()
+            .map(|share| share.join().map_err(|_| "a server's thread panicked".to_owned()))
+            .collect::<Vec<_>>()
     });
     let mut done = Done { operations, syncs: syncs as u64, acked, ..Done::default() };
     for share in shares {
@@ -118,18 +125,25 @@ fn record(plan: &Plan, campaign: &Campaign) -> Result<Recording, String> {
         (0..campaign.writers).map(|number| Writer::new(number, campaign.seed + number as u64)).collect();
     let (stop, acked) = (AtomicBool::new(false), AtomicU64::new(0));
     let address = cluster.addresses()[0];
-    std::thread::scope(|scope| {
-        for writer in &mut writers {
-            let (stop, acked, position) = (&stop, &acked, &position);
-            scope.spawn(move || writer.write(address, stop, acked, position));
+    // The process dies a few times on the way, so that what recovery writes is in the trace too.
+    for life in 1..=LIVES {
+        std::thread::scope(|scope| {
+            for writer in &mut writers {
+                let (stop, acked, position) = (&stop, &acked, &position);
+                scope.spawn(move || writer.write(address, stop, acked, position));
+            }
+            let begun = Instant::now();
+            let wanted = campaign.operations * life / LIVES;
+            while position() < wanted && begun.elapsed() < Duration::from_secs(60) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            cluster.kill(0);
+        });
+        if life < LIVES {
+            cluster.start_all()?;
         }
-        let begun = Instant::now();
-        while position() < campaign.operations && begun.elapsed() < Duration::from_secs(120) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        stop.store(true, Ordering::Release);
-    });
-    cluster.kill(0);
+    }
+    stop.store(true, Ordering::Release);
     let disk = &cluster.disks[0];
     disk.wait_until_closed().map_err(|error| error.to_string())?;
     Ok(Recording { trace: disk.recorded(), writers })
@@ -150,6 +164,9 @@ fn visit_all(
     let mut writers: Vec<Writer> = recording.writers.iter().map(Writer::copy).collect();
     let (mut image, mut played) = (Image::default(), 0);
     let mut done = Done::default();
+    let used =
+        recording.trace.iter().enumerate().filter_map(|(place, operation)| Some((operation.file()?, place)));
+    let last_use: BTreeMap<u64, usize> = used.collect();
     for (point, seed) in points {
         if begun.elapsed() > within {
             break;
@@ -158,6 +175,7 @@ fn visit_all(
             image.apply(operation);
         }
         played = *point as usize;
+        image.forget(|inode| last_use.get(&inode).is_none_or(|last| *last < played));
         let left = after_cut(&image, &mut Rng::new(*seed));
         visit(&mut cluster, left, &mut writers, *point, *seed, &mut done)?;
     }

@@ -35,10 +35,12 @@ pub enum Class {
     BrokenDisk,
     /// The wall clock jumps.
     Clock,
+    /// The power of one node goes: what it had not synced may be gone.
+    PowerCut,
 }
 
 /// Every class.
-pub const ALL: [Class; 12] = [
+pub const ALL: [Class; 13] = [
     Class::Kill,
     Class::Pause,
     Class::Isolate,
@@ -51,6 +53,7 @@ pub const ALL: [Class; 12] = [
     Class::FullDisk,
     Class::BrokenDisk,
     Class::Clock,
+    Class::PowerCut,
 ];
 
 impl Class {
@@ -61,7 +64,7 @@ impl Class {
     }
 
     fn needs_disk(self) -> bool {
-        matches!(self, Self::SlowDisk | Self::FullDisk | Self::BrokenDisk)
+        matches!(self, Self::SlowDisk | Self::FullDisk | Self::BrokenDisk | Self::PowerCut)
     }
 
     /// Whether this cluster can have it.
@@ -92,7 +95,7 @@ impl Fault {
             // Microseconds.
             Class::SlowDisk => rng.between(5_000, 150_000),
             // Seconds back or forth.
-            Class::Clock => rng.between(1, 3600),
+            Class::Clock => rng.between(1, 7200),
             // Bytes that still fit.
             Class::FullDisk => rng.below(3 << 20),
             _ => rng.word(),
@@ -127,6 +130,12 @@ impl Fault {
                     process.signal(Signal::Stop);
                 }
             }
+            Class::PowerCut => {
+                cluster.disks[node].power_off();
+                cluster.kill(node);
+                let restored = cluster.disks[node].power_on(&mut Rng::new(self.amount));
+                restored.map_err(|error| error.to_string())?;
+            }
             Class::SlowDisk => cluster.disks[node].faults().delay_us.store(self.amount, Ordering::SeqCst),
             Class::FullDisk => {
                 let disk = &cluster.disks[node];
@@ -134,7 +143,8 @@ impl Fault {
             }
             Class::BrokenDisk => {
                 let faults = cluster.disks[node].faults();
-                let which = if self.amount.is_multiple_of(2) { &faults.fails_writes } else { &faults.fails_syncs };
+                let which =
+                    if self.amount.is_multiple_of(2) { &faults.fails_writes } else { &faults.fails_syncs };
                 which.store(true, Ordering::SeqCst);
             }
             Class::Clock => {
@@ -156,7 +166,9 @@ impl Fault {
         let network = cluster.network.as_mut().expect("it is possible");
         let around: Vec<usize> = (0..nodes).map(|step| (self.node + step) % nodes).collect();
         let mut part = |one: &[usize], other: &[usize], both: bool| {
-            for (speaker, listener) in one.iter().flat_map(|one| other.iter().map(move |other| (*one, *other))) {
+            for (speaker, listener) in
+                one.iter().flat_map(|one| other.iter().map(move |other| (*one, *other)))
+            {
                 network.deafen(speaker, listener);
                 if both {
                     network.deafen(listener, speaker);
@@ -232,7 +244,8 @@ pub fn heal_all(cluster: &mut Cluster, faults: &[Fault]) -> Result<(), String> {
         let may_end = faults.iter().any(|fault| fault.node == node && fault.class == Class::BrokenDisk);
         if let Some(status) = ended {
             if !may_end {
-                let tail = cluster.processes[node].as_ref().map(crate::node::Process::tail).unwrap_or_default();
+                let tail =
+                    cluster.processes[node].as_ref().map(crate::node::Process::tail).unwrap_or_default();
                 findings.push(format!("n{} ended by itself ({status}): {tail}", node + 1));
             }
             cluster.processes[node] = None;

@@ -46,7 +46,8 @@ fn unmount_below(folder: &Path) {
 /// Removes the namespaces of keepers that are no more.
 fn remove_stale() {
     let listed = Command::new("ip").args(["netns", "list"]).output();
-    let listed = listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let listed =
+        listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     for name in listed.lines().filter_map(|line| line.split_whitespace().next()) {
         let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
         let Some(pid) = pid.and_then(|pid| pid.parse::<u32>().ok()) else { continue };
@@ -60,7 +61,12 @@ fn remove_stale() {
 ///
 /// # Errors
 /// When the program cannot be run.
-pub fn keep(arguments: &[String], nodes: usize, folder: PathBuf, report: Report) -> Result<ExitStatus, String> {
+pub fn keep(
+    arguments: &[String],
+    nodes: usize,
+    folder: PathBuf,
+    report: Report,
+) -> Result<ExitStatus, String> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(|error| error.to_string())?;

@@ -20,6 +20,8 @@ const BEFORE: Duration = Duration::from_millis(1000);
 const AFTER: Duration = Duration::from_millis(3500);
 /// Pause between two requests of a prober.
 const EVERY: Duration = Duration::from_millis(5);
+/// Kills between two judgements.
+const JUDGE_EVERY: u64 = 4;
 /// The bar for a group whose leader died.
 pub const GAP_MAX: Duration = Duration::from_secs(2);
 
@@ -65,9 +67,9 @@ fn keys(cluster: &Cluster) -> Result<BTreeMap<u64, String>, String> {
             return Err(format!("HELLO's slots are not as documented: {range}"));
         };
         // The slot of a key is the upper 12 bits of its hash.
-        let key = (0..200_000).map(|number| format!("probe{number}")).find(|key| {
-            (first..=last).contains(&(xxh3_64(key.as_bytes()) >> 52))
-        });
+        let key = (0..200_000)
+            .map(|number| format!("probe{number}"))
+            .find(|key| (first..=last).contains(&(xxh3_64(key.as_bytes()) >> 52)));
         keys.entry(group).or_insert(key.ok_or("a range of slots without a key")?);
     }
     Ok(keys)
@@ -103,7 +105,13 @@ fn longest_gap(completions: &[Instant], from: Instant, to: Instant) -> Duration 
 ///
 /// # Errors
 /// With the finding.
-pub fn run(cluster: &mut Cluster, rounds: u64, within: Duration, seed: u64, report: &Report) -> Result<Done, String> {
+pub fn run(
+    cluster: &mut Cluster,
+    rounds: u64,
+    within: Duration,
+    seed: u64,
+    report: &Report,
+) -> Result<Done, String> {
     let mut rng = Rng::new(seed);
     let mut done = Done::default();
     cluster.start_all()?;
@@ -112,18 +120,28 @@ pub fn run(cluster: &mut Cluster, rounds: u64, within: Duration, seed: u64, repo
     let begun = Instant::now();
     while done.rounds < rounds && begun.elapsed() < within {
         let victim = rng.place(cluster.len());
-        round(cluster, &keys, victim, &mut rng, &mut done)
-            .and_then(|()| load.rest(Duration::from_secs(45)))
-            .and_then(|()| storm::judge(cluster, &load, &mut done.judged))
-            .map_err(|text| format!("kill {} of seed {seed}: {text}\n{}", done.rounds, cluster.tails()))?;
-        load.resume();
+        let mut killed = round(cluster, &keys, victim, &mut rng, &mut done);
         done.rounds += 1;
+        let is_last = done.rounds == rounds || begun.elapsed() >= within;
+        if killed.is_ok() && (is_last || done.rounds.is_multiple_of(JUDGE_EVERY) || load.has_violations()) {
+            killed = judge(cluster, &load, &mut done);
+        }
+        killed.map_err(|text| format!("kill {} of seed {seed}: {text}\n{}", done.rounds, cluster.tails()))?;
         if done.rounds.is_multiple_of(10) {
             report.say(&format!("{} kills; led: {}", done.rounds, report::summary(&done.led)));
         }
     }
     load.stop();
     Ok(done)
+}
+
+/// Judging needs rest, so it comes after every few kills.
+fn judge(cluster: &Cluster, load: &Load, done: &mut Done) -> Result<(), String> {
+    let rested = load.rest(Duration::from_secs(45));
+    let judged = storm::judge(cluster, load, &mut done.judged);
+    rested.and(judged)?;
+    load.resume();
+    Ok(())
 }
 
 fn round(
@@ -153,10 +171,11 @@ fn round(
         cluster.kill(victim);
         std::thread::sleep(AFTER);
         stop.store(true, Ordering::Release);
-        let join = |(group, probe): (u64, std::thread::ScopedJoinHandle<'_, Result<Vec<Instant>, String>>)| {
-            let completions = probe.join().unwrap_or_else(|_| Err("a prober panicked".to_owned()));
-            completions.map(|completions| (group, completions))
-        };
+        let join =
+            |(group, probe): (u64, std::thread::ScopedJoinHandle<'_, Result<Vec<Instant>, String>>)| {
+                let completions = probe.join().unwrap_or_else(|_| Err("a prober panicked".to_owned()));
+                completions.map(|completions| (group, completions))
+            };
         probes.into_iter().map(join).collect::<Result<Vec<_>, String>>()
     })?;
     for (group, completions) in probes {

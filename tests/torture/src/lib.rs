@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod cutpoints;
 pub mod disk;
 pub mod fault;
+pub mod founding;
 pub mod keeper;
 pub mod kills;
 pub mod load;

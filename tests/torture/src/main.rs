@@ -3,22 +3,24 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use strand_torture::cluster::{Cluster, Plan, clock_file};
 use strand_torture::network::Network;
 use strand_torture::report::{Report, summary};
-use strand_torture::{cutpoints, fault, keeper, kills, powercut, rolling, storm};
+use strand_torture::{cutpoints, fault, founding, keeper, kills, powercut, rolling, storm};
 
 /// Nodes of the largest cluster here.
 const NODES_MAX: usize = 5;
 /// The parts, and how much of the time each may take, in hundredths. The storms come last and take what is left.
 const PARTS: &[(&str, u64)] = &[
     ("bite", 5),
+    ("founding", 5),
     ("cutpoints", 15),
     ("powercuts", 15),
     ("kills", 15),
     ("rolling", 5),
-    ("storm3", 25),
+    ("storm3", 20),
     ("storm5", 20),
 ];
 
@@ -29,12 +31,23 @@ struct Options {
 impl Options {
     fn read() -> Result<Self, String> {
         let known = [
-            "MINUTES", "SEED", "PARTS", "BINARY", "FOLDER", "INSIDE", "CUTS", "WRITES", "POINTS", "OPERATIONS", "KILLS",
+            "MINUTES",
+            "SEED",
+            "PARTS",
+            "BINARY",
+            "FOLDER",
+            "INSIDE",
+            "CUTS",
+            "WRITES",
+            "POINTS",
+            "OPERATIONS",
+            "KILLS",
             "SERVERS",
         ];
         let mut words = Vec::new();
         for word in std::env::args().skip(1) {
-            let (name, value) = word.split_once('=').ok_or_else(|| format!("{word}: NAME=VALUE is expected"))?;
+            let (name, value) =
+                word.split_once('=').ok_or_else(|| format!("{word}: NAME=VALUE is expected"))?;
             if !known.contains(&name) {
                 return Err(format!("{name} is unknown; known are {}", known.join(" ")));
             }
@@ -76,7 +89,8 @@ fn beside_this(name: &str) -> Result<PathBuf, String> {
 fn outside(options: &Options, report: Report) -> Result<ExitCode, String> {
     let folder = std::env::temp_dir().join(format!("strand-torture-{}", std::process::id()));
     let folder = options.text("FOLDER").map_or(folder, PathBuf::from);
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("FOLDER=")).collect();
+    let arguments: Vec<String> =
+        std::env::args().skip(1).filter(|word| !word.starts_with("FOLDER=")).collect();
     let status = keeper::keep(&arguments, NODES_MAX, folder, report)?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -92,7 +106,8 @@ struct Run<'a> {
 }
 
 fn run_inside(options: &Options, inside: &str, report: &Report) -> Result<ExitCode, String> {
-    let binary = options.text("BINARY").map_or_else(|| beside_this("strand"), |path| Ok(PathBuf::from(path)))?;
+    let binary =
+        options.text("BINARY").map_or_else(|| beside_this("strand"), |path| Ok(PathBuf::from(path)))?;
     let clock = Some(beside_this("libstrand_torture_clock.so")?).filter(|path| path.exists());
     let seed = options.number("SEED", std::process::id().into())?;
     let folder = PathBuf::from(options.text("FOLDER").ok_or("the outer process names a folder")?);
@@ -124,6 +139,7 @@ impl Run<'_> {
     fn part(&self, part: &str, within: Duration) -> Result<(), String> {
         match part {
             "bite" => self.bite(within),
+            "founding" => self.founding(within),
             "cutpoints" => self.cutpoints(within),
             "powercuts" => self.powercuts(within),
             "kills" => self.kills(within),
@@ -160,7 +176,8 @@ impl Run<'_> {
         Ok(cutpoints::Campaign {
             operations: self.options.number("OPERATIONS", if lies { 2000 } else { 20_000 })?,
             points: if lies { 40 } else { self.options.number("POINTS", 10_000)? },
-            servers: usize::try_from(self.options.number("SERVERS", 2)?).map_err(|error| error.to_string())?,
+            servers: usize::try_from(self.options.number("SERVERS", 2)?)
+                .map_err(|error| error.to_string())?,
             writers: 4,
             seed: self.seed,
             lies,
@@ -172,12 +189,77 @@ impl Run<'_> {
     fn bite(&self, within: Duration) -> Result<(), String> {
         let plan = self.plan("bite", 1, 1, 2)?;
         let done = cutpoints::run(&plan, &self.campaign(true, within)?, |text| self.report.say(text))?;
-        self.report.say(&format!("lying syncs: {} of {} cuts lost acknowledged writes", done.bad, done.points));
-        if done.bad == 0 { Err("a disk that lies about syncs lost nothing: the harness is blind".to_owned()) } else { Ok(()) }
+        self.report
+            .say(&format!("lying syncs: {} of {} cuts lost acknowledged writes", done.bad, done.points));
+        if done.bad == 0 {
+            return Err("a disk that lies about syncs lost nothing: the harness is blind".to_owned());
+        }
+        self.lying_cluster()?;
+        self.stale_reads()
+    }
+
+    /// The same of three nodes whose power goes at once.
+    fn lying_cluster(&self) -> Result<(), String> {
+        let mut cluster = Cluster::prepare(&self.plan("bite3", 3, 3, 3)?)?;
+        let load_within = Duration::from_secs(5);
+        let campaign = |cuts| powercut::Campaign {
+            cuts,
+            writes_per_cut: 2000,
+            writers: 3,
+            seed: self.seed,
+            load_within,
+        };
+        // The founding is honest: a cluster that was never founded has nothing to lose.
+        powercut::run(&mut cluster, &campaign(1), |_| ())?;
+        (0..cluster.len()).for_each(|node| cluster.kill(node));
+        for disk in &cluster.disks {
+            disk.faults().lies.store(true, Ordering::SeqCst);
+        }
+        match powercut::run(&mut cluster, &campaign(8), |_| ()) {
+            Ok(done) => {
+                Err(format!("three lying disks lost nothing in {} cuts: the harness is blind", done.cuts))
+            }
+            Err(text) => {
+                let first = text.lines().take(2).collect::<Vec<_>>().join(" ");
+                self.report
+                    .say(&format!("three lying disks, found out: {}", first.get(..300).unwrap_or(&first)));
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads of the past, as `local` reads at a node that is cut off are, must be found out by the judges.
+    fn stale_reads(&self) -> Result<(), String> {
+        if self.network.is_none() {
+            return Ok(());
+        }
+        let mut cluster = Cluster::prepare(&self.plan("bitestale", 3, 3, 3)?)?;
+        let within = Duration::from_secs(60);
+        let only = Some(fault::Class::Isolate);
+        let storm = storm::Storm { within, seed: self.seed, clients: 6, consistency: "local", only };
+        match storm::run(&mut cluster, &storm, self.report) {
+            Err(text) if text.contains("is no register") || text.contains("half a batch") => {
+                self.report.say("reads of the past, found out");
+                Ok(())
+            }
+            Err(text) => Err(text),
+            Ok(_) => Err("reads of the past were not found out: the judges are blind".to_owned()),
+        }
+    }
+
+    fn founding(&self, within: Duration) -> Result<(), String> {
+        let begun = self.report.elapsed();
+        let is_over = || self.report.elapsed() - begun > within;
+        let done = founding::run(&self.plan("founding", 3, 3, 2)?, u64::MAX, self.seed, is_over)?;
+        let (clusters, cuts, kills) = (done.clusters, done.cuts, done.kills);
+        self.report
+            .say(&format!("{clusters} clusters founded over {cuts} power cuts and {kills} kills of nodes"));
+        Ok(())
     }
 
     fn cutpoints(&self, within: Duration) -> Result<(), String> {
-        let plan = Plan { settings: vec!["snapshot.every_s=1".to_owned()], ..self.plan("cutpoints", 1, 1, 2)? };
+        let settings = ["snapshot.every_s=1", "snapshot.every_mib=4"].map(str::to_owned).to_vec();
+        let plan = Plan { settings, ..self.plan("cutpoints", 1, 1, 2)? };
         let done = cutpoints::run(&plan, &self.campaign(false, within)?, |text| self.report.say(text))?;
         self.report.say(&format!(
             "{} points of a log of {} operations ({} syncs, {} acknowledged writes): {} keys compared, {} points bad",
@@ -187,7 +269,8 @@ impl Run<'_> {
     }
 
     fn powercuts(&self, within: Duration) -> Result<(), String> {
-        let plan = Plan { settings: vec!["snapshot.every_s=3".to_owned()], ..self.plan("powercuts", 3, 3, 3)? };
+        let plan =
+            Plan { settings: vec!["snapshot.every_s=3".to_owned()], ..self.plan("powercuts", 3, 3, 3)? };
         let mut cluster = Cluster::prepare(&plan)?;
         let cuts = self.options.number("CUTS", (within.as_secs() / 8).max(2))?;
         let campaign = powercut::Campaign {
@@ -200,8 +283,9 @@ impl Run<'_> {
         let done = powercut::run(&mut cluster, &campaign, |text| self.report.say(text))
             .map_err(|text| format!("{text}\n{}", cluster.tails()))?;
         self.report.say(&format!(
-            "{} all-node power cuts, {} acknowledged writes, {} keys compared, none lost; slowest start {} ms",
+            "{} all-node power cuts, {} more during starts, {} acknowledged writes, {} keys compared, none lost; slowest start {} ms",
             done.cuts,
+            done.cuts_of_starts,
             done.acked,
             done.keys,
             done.slowest_start.as_millis()
@@ -216,7 +300,11 @@ impl Run<'_> {
         let done = kills::run(&mut cluster, rounds, within, self.seed, self.report)?;
         self.report.say(&done.text());
         let p99 = strand_torture::report::percentile(&done.led, 99);
-        if p99 > kills::GAP_MAX { Err(format!("the gap at p99 is {p99:?}, the bar is {:?}", kills::GAP_MAX)) } else { Ok(()) }
+        if p99 > kills::GAP_MAX {
+            Err(format!("the gap at p99 is {p99:?}, the bar is {:?}", kills::GAP_MAX))
+        } else {
+            Ok(())
+        }
     }
 
     fn rolling(&self) -> Result<(), String> {
@@ -234,9 +322,11 @@ impl Run<'_> {
     }
 
     fn storm(&self, part: &str, nodes: usize, replicas: usize, within: Duration) -> Result<(), String> {
-        let plan = Plan { settings: vec!["snapshot.every_s=2".to_owned()], ..self.plan(part, nodes, replicas, 6)? };
+        let plan =
+            Plan { settings: vec!["snapshot.every_s=2".to_owned()], ..self.plan(part, nodes, replicas, 6)? };
         let mut cluster = Cluster::prepare(&plan)?;
-        let storm = storm::Storm { within, seed: self.seed, clients: 6 };
+        let (seed, consistency, only) = (self.seed, "linearizable", None);
+        let storm = storm::Storm { within, seed, clients: 6, consistency, only };
         let done = storm::run(&mut cluster, &storm, self.report)?;
         self.report.say(&done.text());
         Ok(())

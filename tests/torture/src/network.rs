@@ -147,7 +147,10 @@ impl Network {
     pub fn narrow(&self, node: usize, is_narrow: bool) -> io::Result<()> {
         let namespace = format!("--net=/run/netns/{}", self.namespace(node));
         let words: &[&str] = if is_narrow {
-            &["qdisc", "replace", "dev", "uplink", "root", "tbf", "rate", "4mbit", "burst", "16kb", "latency", "300ms"]
+            &[
+                "qdisc", "replace", "dev", "uplink", "root", "tbf", "rate", "4mbit", "burst", "16kb",
+                "latency", "300ms",
+            ]
         } else {
             &["qdisc", "del", "dev", "uplink", "root"]
         };

@@ -197,7 +197,9 @@ impl Writer {
                 let acked = writes[acked].number;
                 found.lost.push(format!("{object} is {number:?}, write {acked} was acknowledged"));
             }
-            (None, None) if !value.is_null() => found.wrong.push(format!("{object} is {value}: nobody wrote it")),
+            (None, None) if !value.is_null() => {
+                found.wrong.push(format!("{object} is {value}: nobody wrote it"))
+            }
             (None, None) => {}
             (Some(place), acked) => {
                 if acked.is_some_and(|acked| place < acked) {
@@ -208,7 +210,9 @@ impl Writer {
                 }
                 let full = Self::expected(writes[place].number);
                 if value[1].as_str().map(str::len) != full {
-                    found.wrong.push(format!("{object}: the value of write {:?} is not as it was sent", number));
+                    found
+                        .wrong
+                        .push(format!("{object}: the value of write {:?} is not as it was sent", number));
                 }
             }
         }
@@ -276,12 +280,23 @@ pub struct Campaign {
 pub struct Done {
     /// Cuts.
     pub cuts: u64,
+    /// Cuts beside these while nodes were starting after one.
+    pub cuts_of_starts: u64,
     /// Acknowledged writes.
     pub acked: u64,
     /// Keys compared.
     pub keys: u64,
     /// The longest that all nodes took from their start until every group was led.
     pub slowest_start: Duration,
+}
+
+/// The power comes back and goes again while nodes recover: what recovery does must bear a cut too.
+fn cut_while_starting(cluster: &mut Cluster, rng: &mut Rng) -> Result<(), String> {
+    for node in 0..cluster.len() {
+        cluster.start(node)?;
+    }
+    std::thread::sleep(Duration::from_millis(rng.below(600)));
+    cluster.cut_all(rng)
 }
 
 /// Runs a campaign on a cluster (or a single server) that is prepared and not started.
@@ -319,6 +334,10 @@ pub fn run(cluster: &mut Cluster, campaign: &Campaign, mut say: impl FnMut(&str)
         done.acked += acked.load(Ordering::Acquire);
         if done.acked == acked_before {
             return Err(format!("cut {cut}: nothing was acknowledged before it, so it proves nothing"));
+        }
+        if rng.chance(300) {
+            done.cuts_of_starts += 1;
+            cut_while_starting(cluster, &mut rng)?;
         }
         let begun = Instant::now();
         cluster.start_all().map_err(|text| format!("after cut {cut} (seed {}): {text}", campaign.seed))?;

@@ -12,11 +12,12 @@ use crate::report::{self, Report};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use strand_sim::rng::Rng;
 
 /// Longest until every group is led and every request answered after all was healed.
-const PROGRESS_WITHIN: Duration = Duration::from_secs(45);
+const PROGRESS_WITHIN: Duration = Duration::from_secs(30);
 /// Longest until the replicas of a resting cluster are equal and have written it down.
 const EQUAL_WITHIN: Duration = Duration::from_secs(45);
 /// A node is cut off this long before it must know.
@@ -34,6 +35,10 @@ pub struct Storm {
     pub seed: u64,
     /// Clients.
     pub clients: usize,
+    /// What reads ask for. Anything but linearizable reads must be found out.
+    pub consistency: &'static str,
+    /// Only this class, again and again; else random pairs.
+    pub only: Option<Class>,
 }
 
 /// What a storm did.
@@ -61,15 +66,18 @@ pub struct Done {
     pub refusals: Vec<Duration>,
     /// Comparisons of all replicas.
     pub comparisons: u64,
+    /// Requests that disks refused: without any, full and broken disks did nothing.
+    pub disk_refusals: u64,
 }
 
 impl Done {
     /// Two lines for the ledger.
     pub fn text(&self) -> String {
-        let faults: Vec<String> = self.faults.iter().map(|(class, count)| format!("{class:?} {count}")).collect();
+        let faults: Vec<String> =
+            self.faults.iter().map(|(class, count)| format!("{class:?} {count}")).collect();
         format!(
             "{} rounds, {} operations judged ({} of unknown outcome, {} objects given up), {} requests, {} retries, \
-             {} too late\n    led again after healing: {}; refusals of a minority: {}; replicas compared {} times\n    faults: {}",
+             {} too late\n    led again after healing: {}; refusals of a minority: {}; replicas compared {} times; {} requests refused by disks\n    faults: {}",
             self.rounds,
             self.operations,
             self.unknown,
@@ -80,6 +88,7 @@ impl Done {
             report::summary(&self.recoveries),
             report::summary(&self.refusals),
             self.comparisons,
+            self.disk_refusals,
             faults.join(", ")
         )
     }
@@ -95,17 +104,18 @@ pub fn run(cluster: &mut Cluster, storm: &Storm, report: &Report) -> Result<Done
     cluster.start_all()?;
     let addresses = cluster.addresses();
     let patience = Duration::from_secs(150);
-    let load = Load::begin(&addresses, storm.clients, patience, Duration::from_millis(4), storm.seed);
+    let pause = Duration::from_millis(4);
+    let load = Load::begin_with(&addresses, storm.clients, patience, pause, storm.seed, storm.consistency);
     let begun = Instant::now();
     while begun.elapsed() < storm.within {
-        let faults = draw(cluster, &mut rng);
+        let faults = draw(cluster, storm.only, &mut rng);
         let texts: Vec<String> = faults.iter().map(Fault::text).collect();
         report.say(&format!("round {}: {}", done.rounds, texts.join(", ")));
         let result = round(cluster, &load, &faults, &mut rng, &mut done);
         if let Err(text) = result {
             let seed = storm.seed;
             let (round, tails) = (done.rounds, cluster.tails());
-            load.stop();
+            load.abandon();
             return Err(format!("round {round} of seed {seed} ({}): {text}\n{tails}", texts.join(", ")));
         }
         for fault in &faults {
@@ -117,6 +127,11 @@ pub fn run(cluster: &mut Cluster, storm: &Storm, report: &Report) -> Result<Done
     done.requests = figures.requests;
     done.retries = figures.retries;
     done.seq_expired = figures.seq_expired;
+    done.disk_refusals = cluster.disks.iter().map(|disk| disk.counts().refused.load(Ordering::Relaxed)).sum();
+    let may_expire = done.faults.contains_key(&Class::Clock);
+    if done.seq_expired > 0 && !may_expire {
+        return Err(format!("{} retries came too late though no clock was wrong", done.seq_expired));
+    }
     if done.rounds == 0 || done.operations < done.rounds * 100 {
         return Err(format!("{} operations in {} rounds prove nothing", done.operations, done.rounds));
     }
@@ -124,7 +139,10 @@ pub fn run(cluster: &mut Cluster, storm: &Storm, report: &Report) -> Result<Done
 }
 
 /// Two faults of different classes.
-fn draw(cluster: &Cluster, rng: &mut Rng) -> Vec<Fault> {
+fn draw(cluster: &Cluster, only: Option<Class>, rng: &mut Rng) -> Vec<Fault> {
+    if let Some(class) = only {
+        return vec![Fault::draw(class, cluster.len(), rng)];
+    }
     let possible: Vec<Class> = ALL.into_iter().filter(|class| class.is_possible(cluster)).collect();
     let first = rng.place(possible.len());
     let second = (first + 1 + rng.place(possible.len() - 1)) % possible.len();
@@ -167,12 +185,13 @@ fn round(
 fn cut_off(faults: &[Fault]) -> Option<usize> {
     let isolated = faults.iter().find(|fault| fault.class == Class::Isolate)?;
     let disturbs = |fault: &Fault| match fault.class {
-        Class::Isolate => false,
-        Class::Kill | Class::Pause | Class::BrokenDisk | Class::SlowDisk | Class::FullDisk => {
-            fault.node == isolated.node
-        }
-        Class::Clock => false,
-        // Their effect on the kernel's rules is added to the isolation.
+        Class::Kill
+        | Class::Pause
+        | Class::BrokenDisk
+        | Class::SlowDisk
+        | Class::FullDisk
+        | Class::PowerCut => fault.node == isolated.node,
+        // Other nodes' networks are added to the isolation; a clock decides nothing.
         _ => false,
     };
     (!faults.iter().any(disturbs)).then_some(isolated.node)
@@ -192,7 +211,8 @@ fn refused(node: SocketAddr) -> Result<Vec<Duration>, String> {
         let request = asked(number);
         let begun = Instant::now();
         let mut connection = Connection::open(node).map_err(|error| format!("{request}: {error}"))?;
-        let reply = connection.ask(&request).map_err(|error| format!("a minority hangs at {request}: {error}"))?;
+        let reply =
+            connection.ask(&request).map_err(|error| format!("a minority hangs at {request}: {error}"))?;
         let took = begun.elapsed();
         if reply["code"] != "NO_QUORUM" {
             return Err(format!("a node cut off for {CUT_OFF:?} answered {request} with {reply}"));
@@ -205,7 +225,9 @@ fn refused(node: SocketAddr) -> Result<Vec<Duration>, String> {
     std::thread::scope(|scope| {
         let one = &one;
         let all: Vec<_> = (0..16).map(|number| scope.spawn(move || one(number))).collect();
-        all.into_iter().map(|asked| asked.join().unwrap_or_else(|_| Err("a prober panicked".to_owned()))).collect()
+        all.into_iter()
+            .map(|asked| asked.join().unwrap_or_else(|_| Err("a prober panicked".to_owned())))
+            .collect()
     })
 }
 
@@ -302,7 +324,9 @@ fn differs(shard: u64, replicas: &[(usize, Replica)]) -> Result<(), String> {
         for (other_node, other) in replicas {
             if replica.snapshot == other.snapshot && replica.digest != other.digest {
                 let (node, other_node) = (node + 1, other_node + 1);
-                return Err(format!("n{node} and n{other_node} differ in shard {shard}: {replica:?} {other:?}"));
+                return Err(format!(
+                    "n{node} and n{other_node} differ in shard {shard}: {replica:?} {other:?}"
+                ));
             }
         }
     }

@@ -49,7 +49,10 @@ pub unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut libc::
     // SAFETY: the kernel checks both arguments, and the caller promises the second.
     let result = unsafe { libc::syscall(libc::SYS_clock_gettime, clock, time) };
     let moves = clock == libc::CLOCK_REALTIME || clock == libc::CLOCK_REALTIME_COARSE;
-    if result == 0 && moves && let Some(offset) = offset() {
+    if result == 0
+        && moves
+        && let Some(offset) = offset()
+    {
         let seconds = i64::from_le(offset.load(Ordering::Relaxed));
         // SAFETY: the call has just filled it.
         unsafe { (*time).tv_sec = (*time).tv_sec.saturating_add(seconds) };

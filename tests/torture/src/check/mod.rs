@@ -93,7 +93,8 @@ pub fn judge_counter(name: &str, answers: &[i64], last_read: i64) -> Vec<String>
     let highest = distinct.last().copied().unwrap_or(0);
     if highest != last_read || distinct.len() as i64 != last_read {
         let count = distinct.len();
-        violations.push(format!("{name}: {count} increments, the highest answer {highest}, read {last_read}"));
+        violations
+            .push(format!("{name}: {count} increments, the highest answer {highest}, read {last_read}"));
     }
     violations
 }

@@ -21,9 +21,9 @@ enum Mood {
 /// The disk after a power cut: what runs sees what survived.
 pub fn after_cut(image: &Image, rng: &mut Rng) -> Image {
     let mood = *rng.pick(&[Mood::Everything, Mood::Nothing, Mood::Any, Mood::Any]);
-    let mut left = image.clone();
-    for file in left.files.values_mut() {
-        settle(file, mood, rng);
+    let mut left = image.clone_without_contents();
+    for (inode, file) in &image.files {
+        left.files.insert(*inode, settled(file, mood, rng));
     }
     let changes = std::mem::take(&mut left.name_changes);
     // Mostly a journal's prefix, sometimes any of them.
@@ -44,17 +44,18 @@ pub fn after_cut(image: &Image, rng: &mut Rng) -> Image {
     left
 }
 
-fn settle(file: &mut File, mood: Mood, rng: &mut Rng) {
-    for change in std::mem::take(&mut file.pending) {
+fn settled(file: &File, mood: Mood, rng: &mut Rng) -> File {
+    let mut durable = file.durable.clone();
+    for change in &file.pending {
         match change {
             Pending::Resize(length) if mood == Mood::Everything || (mood == Mood::Any && rng.chance(500)) => {
-                file.durable.resize(length, 0);
+                durable.resize(*length, 0);
             }
             Pending::Resize(_) => {}
-            Pending::Write(offset, bytes) => settle_write(&mut file.durable, offset, &bytes, mood, rng),
+            Pending::Write(offset, bytes) => settle_write(&mut durable, *offset, bytes, mood, rng),
         }
     }
-    file.live.clone_from(&file.durable);
+    File { live: durable.clone(), durable, pending: Vec::new() }
 }
 
 fn settle_write(durable: &mut Vec<u8>, offset: usize, bytes: &[u8], mood: Mood, rng: &mut Rng) {
@@ -86,7 +87,8 @@ fn forget_unnamed(image: &mut Image) {
             }
         }
     }
-    let keep = |directories: &mut BTreeMap<u64, Names>| directories.retain(|inode, _| reached.contains(inode));
+    let keep =
+        |directories: &mut BTreeMap<u64, Names>| directories.retain(|inode, _| reached.contains(inode));
     keep(&mut image.directories);
     keep(&mut image.durable_directories);
     image.files.retain(|inode, _| reached.contains(inode));

@@ -4,7 +4,7 @@
 //! every change passes through [`Image::apply`], so that a recorded trace played again gives the same image. The image knows
 //! nothing of time, sockets or the kernel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// The directory that holds all others.
@@ -65,6 +65,19 @@ pub enum Operation {
         /// Whether it did as it was told.
         honest: bool,
     },
+}
+
+impl Operation {
+    /// The file or directory whose content it touches, if it names one.
+    pub fn file(&self) -> Option<u64> {
+        match self {
+            Self::Create { inode, .. }
+            | Self::Write { inode, .. }
+            | Self::Resize { inode, .. }
+            | Self::Sync { inode, .. } => Some(*inode),
+            Self::Rename { .. } | Self::Remove { .. } => None,
+        }
+    }
 }
 
 /// A change of a file's content that no sync has covered.
@@ -180,6 +193,17 @@ pub fn change_names(directories: &mut BTreeMap<u64, Names>, change: &NameChange)
 }
 
 impl Image {
+    /// Everything but the files.
+    pub fn clone_without_contents(&self) -> Self {
+        Self {
+            files: BTreeMap::new(),
+            directories: self.directories.clone(),
+            durable_directories: self.durable_directories.clone(),
+            name_changes: self.name_changes.clone(),
+            next: self.next,
+        }
+    }
+
     /// A number for a new file or directory.
     pub fn next_inode(&self) -> u64 {
         self.next
@@ -234,6 +258,17 @@ impl Image {
         }
     }
 
+    /// Drops files that have no name, now or after any cut, where nobody will use them again.
+    pub fn forget(&mut self, is_unused: impl Fn(u64) -> bool) {
+        // While names are pending, any of them may be what survives.
+        if !self.name_changes.is_empty() {
+            return;
+        }
+        let directories = self.directories.values().chain(self.durable_directories.values());
+        let named: BTreeSet<u64> = directories.flat_map(Names::values).copied().collect();
+        self.files.retain(|inode, _| named.contains(inode) || !is_unused(*inode));
+    }
+
     fn change(&mut self, change: NameChange) {
         change_names(&mut self.directories, &change);
         self.name_changes.push(change);
@@ -250,8 +285,9 @@ impl Image {
             }
             return;
         }
-        let (covered, rest): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.name_changes).into_iter().partition(|change| change.directory() == inode);
+        let (covered, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.name_changes)
+            .into_iter()
+            .partition(|change| change.directory() == inode);
         for change in &covered {
             change_names(&mut self.durable_directories, change);
         }
@@ -280,7 +316,10 @@ mod tests {
         assert!(image.files[&2].durable.is_empty(), "a lie makes nothing durable");
         image.apply(&Operation::Sync { inode: 2, honest: true });
         image.apply(&write(2, 1, b"xy"));
-        assert_eq!((image.files[&2].live.as_slice(), image.files[&2].durable.as_slice()), (&b"oxy"[..], &b"one"[..]));
+        assert_eq!(
+            (image.files[&2].live.as_slice(), image.files[&2].durable.as_slice()),
+            (&b"oxy"[..], &b"one"[..])
+        );
         assert!(image.durable_directories[&ROOT].is_empty(), "a name needs its directory's sync");
         image.apply(&Operation::Sync { inode: ROOT, honest: true });
         assert_eq!(image.durable_directories[&ROOT].get("a"), Some(&2));

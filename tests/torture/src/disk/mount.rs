@@ -8,28 +8,23 @@
 
 use super::cut;
 use super::image::{File, Image, Names, Operation};
-use fuser::{
-    AccessFlags, BackgroundSession, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem,
-    FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags,
-    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
-    ReplyWrite, Request, Session, TimeOrNow, WriteFlags,
-};
+use super::served::Served;
+use fuser::{BackgroundSession, Config, Errno, FileAttr, FileType, INodeNo, MountOption, Session};
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 use strand_sim::rng::Rng;
 
 /// Threads that serve requests: a slow request must not hold up all others.
 const THREADS: usize = 4;
-/// Nothing is remembered by the kernel.
-const NO_CACHE: Duration = Duration::ZERO;
 /// Longest wait for a killed process's files to be closed.
 const CLOSED_WITHIN: Duration = Duration::from_secs(20);
-const BLOCK_BYTES: u32 = 4096;
+/// What the file system calls a block.
+pub(super) const BLOCK_BYTES: u32 = 4096;
 
 /// What is wrong with the disk. All may be changed while it is in use.
 #[derive(Debug)]
@@ -61,9 +56,10 @@ impl Default for Faults {
     }
 }
 
+/// The files, and who has them open.
 #[derive(Default)]
-struct State {
-    image: Image,
+pub(super) struct State {
+    pub(super) image: Image,
     trace: Option<Vec<Operation>>,
     handles: HashMap<u64, u64>,
 }
@@ -79,8 +75,9 @@ pub struct Counts {
     pub refused: AtomicU64,
 }
 
+/// What the harness and the kernel's threads share.
 #[derive(Default)]
-struct Shared {
+pub(super) struct Shared {
     state: Mutex<State>,
     position: AtomicU64,
     faults: Faults,
@@ -227,9 +224,15 @@ impl Shared {
     }
 
     /// The state, if there is power.
-    fn powered(&self) -> Result<MutexGuard<'_, State>, Errno> {
+    pub(super) fn powered(&self) -> Result<MutexGuard<'_, State>, Errno> {
         let state = self.lock();
         if self.faults.off.load(Ordering::SeqCst) { Err(self.refuse(Errno::EIO)) } else { Ok(state) }
+    }
+
+    /// Bytes that the disk holds at most, and those that its files take.
+    pub(super) fn room(&self) -> (u64, u64) {
+        let capacity = self.faults.capacity_bytes.load(Ordering::Relaxed).min(1 << 40);
+        (capacity, self.lock().image.bytes())
     }
 
     fn refuse(&self, errno: Errno) -> Errno {
@@ -261,7 +264,12 @@ impl Shared {
         Ok(())
     }
 
-    fn create(&self, parent: INodeNo, name: &OsStr, is_directory: bool) -> Result<FileAttr, Errno> {
+    pub(super) fn create(
+        &self,
+        parent: INodeNo,
+        name: &OsStr,
+        is_directory: bool,
+    ) -> Result<FileAttr, Errno> {
         let mut state = self.powered()?;
         let name = text(name)?;
         if state.image.find(parent.0, &name).is_some() {
@@ -274,7 +282,7 @@ impl Shared {
         state.attributes(inode)
     }
 
-    fn open(&self, inode: u64) -> Result<(), Errno> {
+    pub(super) fn open(&self, inode: u64) -> Result<(), Errno> {
         let mut state = self.powered()?;
         if !state.image.files.contains_key(&inode) {
             return Err(Errno::ENOENT);
@@ -283,17 +291,17 @@ impl Shared {
         Ok(())
     }
 
-    fn release(&self, inode: u64) {
+    pub(super) fn release(&self, inode: u64) {
         let mut state = self.lock();
         let open = state.handles.entry(inode).or_default();
         *open = open.saturating_sub(1);
         if *open == 0 {
             state.handles.remove(&inode);
-            state.forget_if_unnamed(inode);
+            state.image.forget(|other| other == inode);
         }
     }
 
-    fn write(&self, inode: u64, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
+    pub(super) fn write(&self, inode: u64, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
         self.delay();
         let mut state = self.powered()?;
         if self.faults.fails_writes.load(Ordering::Relaxed) {
@@ -310,7 +318,7 @@ impl Shared {
         Ok(())
     }
 
-    fn resize(&self, inode: u64, length: u64) -> Result<(), Errno> {
+    pub(super) fn resize(&self, inode: u64, length: u64) -> Result<(), Errno> {
         let mut state = self.powered()?;
         let length = usize::try_from(length).map_err(|_| Errno::EFBIG)?;
         let now = state.file(inode)?.live.len();
@@ -321,7 +329,7 @@ impl Shared {
         Ok(())
     }
 
-    fn sync(&self, inode: u64) -> Result<(), Errno> {
+    pub(super) fn sync(&self, inode: u64) -> Result<(), Errno> {
         self.delay();
         let mut state = self.powered()?;
         if self.faults.fails_syncs.load(Ordering::Relaxed) {
@@ -333,7 +341,13 @@ impl Shared {
         Ok(())
     }
 
-    fn rename(&self, from: INodeNo, name: &OsStr, to: INodeNo, new_name: &OsStr) -> Result<(), Errno> {
+    pub(super) fn rename(
+        &self,
+        from: INodeNo,
+        name: &OsStr,
+        to: INodeNo,
+        new_name: &OsStr,
+    ) -> Result<(), Errno> {
         let mut state = self.powered()?;
         let (name, new_name) = (text(name)?, text(new_name)?);
         if state.image.find(from.0, &name).is_none() {
@@ -343,7 +357,7 @@ impl Shared {
         Ok(())
     }
 
-    fn remove(&self, parent: INodeNo, name: &OsStr) -> Result<(), Errno> {
+    pub(super) fn remove(&self, parent: INodeNo, name: &OsStr) -> Result<(), Errno> {
         let mut state = self.powered()?;
         let name = text(name)?;
         let inode = state.image.find(parent.0, &name).ok_or(Errno::ENOENT)?;
@@ -356,27 +370,15 @@ impl Shared {
 }
 
 impl State {
-    fn file(&self, inode: u64) -> Result<&File, Errno> {
+    pub(super) fn file(&self, inode: u64) -> Result<&File, Errno> {
         self.image.files.get(&inode).ok_or(Errno::ENOENT)
     }
 
-    fn names(&self, inode: u64) -> Result<&Names, Errno> {
+    pub(super) fn names(&self, inode: u64) -> Result<&Names, Errno> {
         self.image.directories.get(&inode).ok_or(Errno::ENOENT)
     }
 
-    /// A file that no directory names any more, now or after a cut, is gone once it is closed.
-    fn forget_if_unnamed(&mut self, inode: u64) {
-        let image = &self.image;
-        let named = |directories: &std::collections::BTreeMap<u64, Names>| {
-            directories.values().flat_map(Names::values).any(|other| *other == inode)
-        };
-        // While names are pending, any of them may be what survives.
-        if image.name_changes.is_empty() && !named(&image.directories) && !named(&image.durable_directories) {
-            self.image.files.remove(&inode);
-        }
-    }
-
-    fn attributes(&self, inode: u64) -> Result<FileAttr, Errno> {
+    pub(super) fn attributes(&self, inode: u64) -> Result<FileAttr, Errno> {
         let (kind, size) = match self.image.files.get(&inode) {
             Some(file) => (FileType::RegularFile, file.live.len() as u64),
             None => (FileType::Directory, self.names(inode)?.len() as u64),
@@ -402,244 +404,6 @@ impl State {
     }
 }
 
-fn text(name: &OsStr) -> Result<String, Errno> {
+pub(super) fn text(name: &OsStr) -> Result<String, Errno> {
     name.to_str().map(str::to_owned).ok_or(Errno::EINVAL)
-}
-
-/// The kernel's side.
-struct Served(Arc<Shared>);
-
-fn answer(reply: ReplyEmpty, result: Result<(), Errno>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(errno) => reply.error(errno),
-    }
-}
-
-fn answer_attributes(reply: ReplyAttr, result: Result<FileAttr, Errno>) {
-    match result {
-        Ok(attributes) => reply.attr(&NO_CACHE, &attributes),
-        Err(errno) => reply.error(errno),
-    }
-}
-
-fn answer_entry(reply: ReplyEntry, result: Result<FileAttr, Errno>) {
-    match result {
-        Ok(attributes) => reply.entry(&NO_CACHE, &attributes, Generation(0)),
-        Err(errno) => reply.error(errno),
-    }
-}
-
-const OPENED: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES);
-
-impl Filesystem for Served {
-    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Without it direct writes of an io_uring wait in a helper thread each; with it they are as on a disk.
-        let _ = config.add_capabilities(InitFlags::FUSE_ASYNC_DIO);
-        Ok(())
-    }
-
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let found = self.0.powered().and_then(|state| {
-            let inode = state.image.find(parent.0, &text(name)?).ok_or(Errno::ENOENT)?;
-            state.attributes(inode)
-        });
-        answer_entry(reply, found);
-    }
-
-    fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        answer_attributes(reply, self.0.powered().and_then(|state| state.attributes(inode.0)));
-    }
-
-    fn setattr(
-        &self,
-        _: &Request,
-        inode: INodeNo,
-        _mode: Option<u32>,
-        _uid: Option<u32>,
-        _gid: Option<u32>,
-        size: Option<u64>,
-        _atime: Option<TimeOrNow>,
-        _mtime: Option<TimeOrNow>,
-        _ctime: Option<SystemTime>,
-        _handle: Option<FileHandle>,
-        _crtime: Option<SystemTime>,
-        _chgtime: Option<SystemTime>,
-        _bkuptime: Option<SystemTime>,
-        _flags: Option<BsdFileFlags>,
-        reply: ReplyAttr,
-    ) {
-        let resized = size.map_or(Ok(()), |size| self.0.resize(inode.0, size));
-        let attributes = resized.and_then(|()| self.0.powered()?.attributes(inode.0));
-        answer_attributes(reply, attributes);
-    }
-
-    fn mkdir(&self, _: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
-        answer_entry(reply, self.0.create(parent, name, true));
-    }
-
-    fn create(
-        &self,
-        _: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        _mode: u32,
-        _umask: u32,
-        _flags: i32,
-        reply: ReplyCreate,
-    ) {
-        let created = self.0.create(parent, name, false);
-        match created.and_then(|attributes| self.0.open(attributes.ino.0).map(|()| attributes)) {
-            Ok(attributes) => reply.created(&NO_CACHE, &attributes, Generation(0), FileHandle(0), OPENED),
-            Err(errno) => reply.error(errno),
-        }
-    }
-
-    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        answer(reply, self.0.remove(parent, name));
-    }
-
-    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        answer(reply, self.0.remove(parent, name));
-    }
-
-    fn rename(
-        &self,
-        _: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        new_parent: INodeNo,
-        new_name: &OsStr,
-        flags: RenameFlags,
-        reply: ReplyEmpty,
-    ) {
-        let plain = if flags.is_empty() { Ok(()) } else { Err(Errno::EINVAL) };
-        answer(reply, plain.and_then(|()| self.0.rename(parent, name, new_parent, new_name)));
-    }
-
-    fn open(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        match self.0.open(inode.0) {
-            Ok(()) => reply.opened(FileHandle(0), OPENED),
-            Err(errno) => reply.error(errno),
-        }
-    }
-
-    fn read(
-        &self,
-        _: &Request,
-        inode: INodeNo,
-        _: FileHandle,
-        offset: u64,
-        size: u32,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
-        let read = self.0.powered().and_then(|state| {
-            let content = &state.file(inode.0)?.live;
-            let from = usize::try_from(offset).map_or(content.len(), |from| from.min(content.len()));
-            let to = content.len().min(from + size as usize);
-            Ok(content[from..to].to_vec())
-        });
-        match read {
-            Ok(bytes) => reply.data(&bytes),
-            Err(errno) => reply.error(errno),
-        }
-    }
-
-    fn write(
-        &self,
-        _: &Request,
-        inode: INodeNo,
-        _: FileHandle,
-        offset: u64,
-        bytes: &[u8],
-        _: WriteFlags,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        reply: ReplyWrite,
-    ) {
-        match self.0.write(inode.0, offset, bytes) {
-            Ok(()) => reply.written(u32::try_from(bytes.len()).expect("a request is short")),
-            Err(errno) => reply.error(errno),
-        }
-    }
-
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.ok();
-    }
-
-    fn release(
-        &self,
-        _: &Request,
-        inode: INodeNo,
-        _: FileHandle,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        _: bool,
-        reply: ReplyEmpty,
-    ) {
-        self.0.release(inode.0);
-        reply.ok();
-    }
-
-    fn fsync(&self, _: &Request, inode: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        answer(reply, self.0.sync(inode.0));
-    }
-
-    fn fsyncdir(&self, _: &Request, inode: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        answer(reply, self.0.sync(inode.0));
-    }
-
-    fn readdir(&self, _: &Request, inode: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let state = match self.0.powered() {
-            Ok(state) => state,
-            Err(errno) => return reply.error(errno),
-        };
-        let names = match state.names(inode.0) {
-            Ok(names) => names,
-            Err(errno) => return reply.error(errno),
-        };
-        let own = [(".", inode.0), ("..", inode.0)].into_iter();
-        let all = own.chain(names.iter().map(|(name, inode)| (name.as_str(), *inode)));
-        let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (place, (name, found)) in all.enumerate().skip(from) {
-            let is_file = state.image.files.contains_key(&found);
-            let kind = if is_file { FileType::RegularFile } else { FileType::Directory };
-            if reply.add(INodeNo(found), place as u64 + 1, kind, name) {
-                break;
-            }
-        }
-        reply.ok();
-    }
-
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        let capacity = self.0.faults.capacity_bytes.load(Ordering::Relaxed).min(1 << 40);
-        let used = self.0.lock().image.bytes();
-        let blocks = |bytes: u64| bytes / u64::from(BLOCK_BYTES);
-        let free = blocks(capacity.saturating_sub(used));
-        reply.statfs(blocks(capacity), free, free, 1 << 20, 1 << 20, BLOCK_BYTES, 255, BLOCK_BYTES);
-    }
-
-    fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
-        reply.ok();
-    }
-
-    fn fallocate(
-        &self,
-        _: &Request,
-        inode: INodeNo,
-        _: FileHandle,
-        offset: u64,
-        length: u64,
-        mode: i32,
-        reply: ReplyEmpty,
-    ) {
-        if mode != 0 {
-            return reply.error(Errno::EOPNOTSUPP);
-        }
-        let now = self.0.powered().and_then(|state| Ok(state.file(inode.0)?.live.len() as u64));
-        let wanted = offset + length;
-        answer(reply, now.and_then(|now| if wanted > now { self.0.resize(inode.0, wanted) } else { Ok(()) }));
-    }
 }

@@ -112,7 +112,25 @@ pub struct Figures {
 
 impl Load {
     /// Starts so many clients, each beginning at another node.
-    pub fn begin(nodes: &[SocketAddr], clients: usize, patience: Duration, pause: Duration, seed: u64) -> Self {
+    pub fn begin(
+        nodes: &[SocketAddr],
+        clients: usize,
+        patience: Duration,
+        pause: Duration,
+        seed: u64,
+    ) -> Self {
+        Self::begin_with(nodes, clients, patience, pause, seed, "linearizable")
+    }
+
+    /// As [`Self::begin`], with reads of this consistency.
+    pub fn begin_with(
+        nodes: &[SocketAddr],
+        clients: usize,
+        patience: Duration,
+        pause: Duration,
+        seed: u64,
+        consistency: &'static str,
+    ) -> Self {
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
             rest: AtomicBool::new(false),
@@ -129,7 +147,8 @@ impl Load {
         });
         let start = |number: usize| {
             let client = Client::new(format!("c{seed}-{number}"), nodes.to_vec(), number, patience);
-            let worker = worker::Worker::new(client, Arc::clone(&shared), seed + number as u64, pause);
+            let worker =
+                worker::Worker::new(client, Arc::clone(&shared), seed + number as u64, pause, consistency);
             std::thread::spawn(move || worker.run())
         };
         let clients = (0..clients).map(start).collect();
@@ -198,6 +217,11 @@ impl Load {
             retries: self.shared.retries.load(Ordering::Relaxed),
             seq_expired: self.shared.seq_expired.load(Ordering::Relaxed),
         }
+    }
+
+    /// Lets the clients be: after a finding they may wait for answers that never come.
+    pub fn abandon(self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
     }
 
     /// Ends all clients.

@@ -15,6 +15,7 @@ pub(super) struct Worker {
     rng: Rng,
     pause: Duration,
     own_count: i64,
+    consistency: &'static str,
 }
 
 /// A request under way.
@@ -25,8 +26,14 @@ struct Asked {
 }
 
 impl Worker {
-    pub(super) fn new(client: Client, shared: Arc<Shared>, seed: u64, pause: Duration) -> Self {
-        Self { client, shared, rng: Rng::new(seed), pause, own_count: 0 }
+    pub(super) fn new(
+        client: Client,
+        shared: Arc<Shared>,
+        seed: u64,
+        pause: Duration,
+        consistency: &'static str,
+    ) -> Self {
+        Self { client, shared, rng: Rng::new(seed), pause, own_count: 0, consistency }
     }
 
     pub(super) fn run(mut self) {
@@ -123,7 +130,8 @@ impl Worker {
 
     fn read(&mut self, kind: Kind, object: String, key: &str) -> Result<(), String> {
         let asked = self.begin(kind, object);
-        match self.client.insist(json!({"command": "GET", "key": key}))? {
+        let request = json!({"command": "GET", "key": key, "consistency": self.consistency});
+        match self.client.insist(request)? {
             Outcome::Done(reply) => self.end(asked, Action::Read(reply["result"].as_u64()), true),
             Outcome::Refused(reply) => return self.unexpected(&reply),
             Outcome::Unknown => {}
@@ -135,25 +143,26 @@ impl Worker {
         let key = name::swap(epoch, self.rng.below(SWAPS));
         let seen = self.rng.chance(700).then(|| self.look(&key)).transpose()?;
         let value = self.value();
-        let (request, action): (Value, fn(u64, Option<u64>, bool) -> Action) = match (self.rng.below(10), seen) {
-            (0, _) => {
-                let asked = self.begin(Kind::Swap, key.clone());
-                let request = self.client.with_session(json!({"command": "DELETE", "key": key}));
-                let outcome = self.client.insist(request)?;
-                return self.deleted(asked, &outcome);
-            }
-            (1, _) => (json!({"command": "SET", "key": key, "value": value}), |value, _, _| {
-                Action::Write(Some(value))
-            }),
-            (_, Some(Some(from))) => (
-                json!({"command": "SET", "key": key, "value": value, "if": {"value": from}}),
-                |value, from, took| Action::Swap(from, Some(value), took),
-            ),
-            _ => (
-                json!({"command": "SET", "key": key, "value": value, "if": {"absent": true}}),
-                |value, _, took| Action::Swap(None, Some(value), took),
-            ),
-        };
+        let (request, action): (Value, fn(u64, Option<u64>, bool) -> Action) =
+            match (self.rng.below(10), seen) {
+                (0, _) => {
+                    let asked = self.begin(Kind::Swap, key.clone());
+                    let request = self.client.with_session(json!({"command": "DELETE", "key": key}));
+                    let outcome = self.client.insist(request)?;
+                    return self.deleted(asked, &outcome);
+                }
+                (1, _) => (json!({"command": "SET", "key": key, "value": value}), |value, _, _| {
+                    Action::Write(Some(value))
+                }),
+                (_, Some(Some(from))) => (
+                    json!({"command": "SET", "key": key, "value": value, "if": {"value": from}}),
+                    |value, from, took| Action::Swap(from, Some(value), took),
+                ),
+                _ => (
+                    json!({"command": "SET", "key": key, "value": value, "if": {"absent": true}}),
+                    |value, _, took| Action::Swap(None, Some(value), took),
+                ),
+            };
         let from = seen.flatten();
         let asked = self.begin(Kind::Swap, key);
         let request = self.client.with_session(request);
