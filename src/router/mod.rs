@@ -15,6 +15,7 @@
 //! | `answers` | what the router answers itself |
 //! | `replies` | what comes back from shards, and deadlines of gathers |
 //! | `calls` | the gathers under way |
+//! | `pairs` | which group a numbered write went to |
 //! | `way` | where a group's requests go, and what becomes of them when its leader changes |
 //! | `members` | what ADD_NODE, REMOVE_NODE and TRANSFER_LEADER ask of group 0 |
 //! | `facts` | what the server is, and how it is stopped |
@@ -23,6 +24,7 @@ mod answers;
 mod calls;
 mod facts;
 mod members;
+mod pairs;
 mod plan;
 mod replies;
 mod search;
@@ -37,7 +39,9 @@ use crate::links::ShardLink;
 use crate::peer::nodes::Nodes;
 use crate::peer::view::ClusterView;
 use calls::Gathers;
+use pairs::Pairs;
 use shards::batch::ReplyKind;
+use shards::command::answer::SEQ_REUSED;
 use shards::command::encode;
 use shards::command::record::{Record, flag};
 use shards::gather::topology::Topology;
@@ -131,6 +135,7 @@ pub struct Router {
     facts: Arc<ServerFacts>,
     gathers: Gathers,
     counters: RouterCounters,
+    pairs: Pairs,
     /// Deadline of requests on one key that give none, from the table of commands.
     key_timeout_ms: u32,
     clock: Box<dyn Fn() -> Millis>,
@@ -175,6 +180,7 @@ impl Router {
             settings,
             facts,
             counters: RouterCounters::default(),
+            pairs: Pairs::default(),
             key_timeout_ms,
             clock: Box::new(clock),
         }
@@ -225,6 +231,11 @@ impl Router {
         }
         let hash = hash_of(record.key);
         let group = self.topology.group_of_hashed(record.key, hash);
+        if let Some(session) = &record.session
+            && self.pairs.is_elsewhere(session.client, session.seq, group)
+        {
+            return self.fail(at, asked.id, Code::Conflict, SEQ_REUSED);
+        }
         if self.cluster.is_some()
             && let Some(handled) = self.send_apart(at, asked, class, group, record)
         {
