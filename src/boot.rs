@@ -24,6 +24,7 @@ use crate::router::{ClusterParts, RouterBoard, ServerFacts, StopHandle};
 use crate::service::Service;
 use crate::sys;
 use crate::tuning::cores::{self, Deal};
+use crate::tuning::relations::line_beyond_segment;
 use crate::tuning::{RouterMode, Tuning, WalSync};
 use clients::{Entrance, InlineParts, Serving};
 use cluster::{Joined, Member, Settled};
@@ -70,6 +71,7 @@ pub fn serve(tuning: Tuning) -> Result<(), Fatal> {
         Settled::Member(member) => Some(member),
     };
     let directory = Arc::new(open_directory(&tuning, shards_wanted, member.as_deref())?);
+    demand_room_for_lines(&tuning, &directory)?;
     let shards = directory.meta().shards;
     if shards != shards_wanted {
         preflight::demand(&tuning, shards)?;
@@ -335,6 +337,18 @@ fn open_directory(tuning: &Tuning, shards: u32, member: Option<&Member>) -> Resu
         recover::refuse_kept_data(tuning, &directory)?;
     }
     Ok(directory)
+}
+
+/// A directory keeps the segments that it was made with, whatever the configuration says now.
+fn demand_room_for_lines(tuning: &Tuning, directory: &DataDir) -> Result<(), Fatal> {
+    let segment_bytes = directory.meta().segment_bytes;
+    let Some(told) = line_beyond_segment(tuning, segment_bytes) else { return Ok(()) };
+    Err(Fatal::Configuration(format!(
+        "data directory {} was made with wal.segment_mib = {}, which cannot change: {told}. Lower limits.line_bytes_max or \
+         limits.batch_items_max, or move the data to a new directory.",
+        directory.path().display(),
+        segment_bytes >> 20
+    )))
 }
 
 fn directory_failed(path: &Path, error: DataDirError) -> Fatal {

@@ -74,6 +74,9 @@ pub struct Driver {
 /// A replica that the meta state does not name goes when it has heard of no leader for so long.
 const DISMISSED_AFTER_MS: u64 = 30_000;
 
+/// How long a replica that was asked to stop goes on with what is under way. Clients are gone by then.
+const STOP_PATIENCE_US: u64 = 2_000_000;
+
 /// What a shard's thread does.
 pub enum Stage {
     /// It drives a replica.
@@ -195,6 +198,14 @@ impl Driver {
         self.shard.is_quiet()
             && self.waiting.is_empty()
             && self.seat.routers.iter().all(|link| link.unanswered() == 0)
+    }
+
+    /// Whether a replica that was asked to stop may close its log: nothing is under way, or it has had its time. Nobody waits
+    /// for an answer any more then; what is left is a search that waits for its index, a snapshot, or a write whose quorum
+    /// is stopping too, and all that is in the log is settled after the next start.
+    fn may_end(&self, asked_at_us: Option<u64>) -> bool {
+        let is_late = |asked_us| self.seat.clock.elapsed_us() - asked_us >= STOP_PATIENCE_US;
+        asked_at_us.is_some_and(|asked_us| self.is_quiet() || (self.waiting.is_empty() && is_late(asked_us)))
     }
 
     /// Syncs what was written without waiting for the interval: at the end nobody writes what would share the sync.
@@ -532,16 +543,19 @@ impl Driver {
 fn drive(mut driver: Driver, stop: &impl Fn() -> bool) -> Result<Option<(Box<Seat>, SnapshotFiles)>, Fatal> {
     let bell = Arc::clone(driver.bell());
     let sleep = driver.longest_sleep();
+    let mut asked_at_us = None;
     loop {
         if stop() {
+            asked_at_us.get_or_insert_with(|| driver.seat.clock.elapsed_us());
             driver.sync_soon();
         }
         let (turn, has_slept) = driver.turn_thread()?;
+        // Before the next turn of a thread that is busy: the building of an index is not waited for.
+        if driver.may_end(asked_at_us) {
+            break;
+        }
         if turn == Turn::Busy {
             continue;
-        }
-        if stop() && driver.is_quiet() {
-            break;
         }
         if !stop() && driver.may_go() {
             return driver.leave().map(Some);
@@ -550,8 +564,7 @@ fn drive(mut driver: Driver, stop: &impl Fn() -> bool) -> Result<Option<(Box<Sea
             continue;
         }
         bell.prepare_park();
-        let has_ended = stop() && driver.is_quiet();
-        if !has_ended && !driver.has_work() {
+        if !driver.may_end(asked_at_us) && !driver.has_work() {
             driver.seat.wait(sleep)?;
         }
         bell.cancel_park();

@@ -215,7 +215,7 @@ fn chance_does_not_find_what_thought_did_not() {
 
 /// A server with the line limit that ships.
 fn with_full_lines(name: &str) -> Setup {
-    let limits = ["wal.segment_mib=32", "limits.line_bytes_max=16777216", "limits.value_bytes_max=8388608"];
+    let limits = ["wal.segment_mib=36", "limits.line_bytes_max=16777216", "limits.value_bytes_max=8388608"];
     Setup::small(name).with(&["--shards", "1"]).set(&limits)
 }
 

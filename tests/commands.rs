@@ -394,7 +394,7 @@ fn hello_tells_what_a_client_needs() {
     with_server("hello", |server| {
         let hello = server.get(&json!({"command": "HELLO"}));
         let text = hello.to_string();
-        for part in ["1048576", "524288", "4096", "64", "100000", "1024", "10000", "node1"] {
+        for part in ["720896", "524288", "4096", "64", "100000", "1024", "10000", "node1"] {
             assert!(text.contains(part), "{part} is missing in {hello}");
         }
     });

@@ -100,7 +100,10 @@ fn without_a_log_nothing_is_kept_and_nothing_pretends_to_be() {
     for _ in 0..20 {
         assert!(versions.insert(c.ask(&write)["version"].to_string()));
     }
-    assert_eq!(c.refusal(&json!({"command": "SNAPSHOT"})), "BAD_REQUEST");
+    assert_eq!(c.refusal(&json!({"command": "SNAPSHOT"})), "UNSUPPORTED_IN_MODE");
+    let synced = json!({"command": "SET", "key": "synced", "value": 1, "durability": "fsync"});
+    assert_eq!(c.refusal(&synced), "UNSUPPORTED_IN_MODE", "no sync is told that there was not");
+    assert_eq!(c.ask(&json!({"command": "GET", "key": "synced"}))["found"], false);
     assert!(!files(&setup.data()).iter().any(|(path, _)| is_segment(path)), "there is no log");
     server.kill();
     let server = setup.start();

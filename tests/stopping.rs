@@ -199,3 +199,29 @@ fn a_server_that_was_stopped_starts_again_and_again() {
     let segments = segments.iter().filter(|(path, _)| path.extension().is_some_and(|e| e == "seg")).count();
     eventually("few files", Duration::from_secs(1), || segments < 2 * 14);
 }
+
+#[test]
+fn an_index_that_is_being_built_is_not_waited_for() {
+    let _timed = timed("stopping while an index is built");
+    let setup = Setup::small("stop-index").set(&["timeouts.drain_s=1"]);
+    let server = setup.start();
+    let mut c = server.connect();
+    let text = "silver metal river stone quick brown fox jumps over the lazy dog ".repeat(6);
+    for from in (0..40_000).step_by(1_000) {
+        let items: Value =
+            (from..from + 1_000).map(|n| json!([format!("k{n}"), format!("{text} {n}")])).collect();
+        assert_eq!(c.get(&json!({"command": "BULK_SET", "items": items, "timeout_ms": 60_000})), 1_000);
+    }
+    // Both wait for indexes that begin now; nobody hears their answers.
+    c.queue(&json!({"command": "SEARCH", "query": "silver"}));
+    c.queue(&json!({"command": "SEMANTIC_SEARCH", "query": "silver", "model": "embedding"}));
+    c.flush().expect("the server reads");
+    std::thread::sleep(Duration::from_millis(200));
+    let asked = Instant::now();
+    server.stop();
+    let took = asked.elapsed();
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    let server = setup.start();
+    assert_eq!(server.get(&json!({"command": "GET", "key": "k39999"})), format!("{text} 39999"));
+    server.stop();
+}

@@ -91,7 +91,7 @@ fn origins_are_shown_and_flags_win() {
     for (name, parts) in [
         ("port =", ["7002", "# flag --port"]),
         ("sync =", ["\"off\"", "# environment STRAND_WAL__SYNC"]),
-        ("segment_mib =", ["32", "# file tuning/dev-2core.toml"]),
+        ("segment_mib =", ["36", "# file tuning/dev-2core.toml"]),
         ("host =", ["127.0.0.1", "# default"]),
     ] {
         assert!(parts.iter().all(|part| line(name).contains(part)), "{name}: {}", line(name));

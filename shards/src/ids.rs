@@ -1,8 +1,9 @@
-//! Newtypes for the numbers that must not be confused, and the rule that maps a key to its shard.
+//! Newtypes for the numbers that must not be confused.
 //!
-//! Never holds state. The slot rule is part of the storage format: changing it needs a new data directory format.
+//! Never holds state. The rule that maps a key to its slot is the wire's ([`strand_wire::slot`]), since clients follow it too.
 
 use std::fmt;
+use strand_wire::slot;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// A Raft group. On one machine group `n` is shard `n`.
@@ -57,8 +58,7 @@ pub struct KeyHash(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Slot(pub u16);
 
-/// The number of slots; fixed by the storage format.
-pub const SLOTS: u16 = 4096;
+pub use strand_wire::slot::SLOTS;
 
 impl fmt::Display for NodeNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -77,18 +77,14 @@ pub fn hash_of(key: &[u8]) -> KeyHash {
     KeyHash(xxh3_64(key))
 }
 
-/// The slot of a key: the hash of its `{tag}` when it has a non-empty one, of the whole key otherwise.
+/// The slot of a key; the rule is the wire's.
 pub fn slot_of(key: &[u8]) -> Slot {
     slot_of_hashed(key, hash_of(key))
 }
 
 /// As [`slot_of`] for a caller that already has the hash of the whole key.
 pub fn slot_of_hashed(key: &[u8], hash: KeyHash) -> Slot {
-    let placed = match tag_of(key) {
-        Some(tag) => hash_of(tag),
-        None => hash,
-    };
-    Slot((placed.0 >> 52) as u16)
+    Slot(slot::slot_of_hashed(key, hash.0))
 }
 
 /// The slots of one group when slots are spread evenly over so many groups.
@@ -96,14 +92,6 @@ pub fn even_slots(group: GroupId, groups: u32) -> Vec<Slot> {
     let slots = u32::from(SLOTS);
     assert!(group.0 < groups && groups <= slots, "every group has a slot");
     (0..slots).filter(|slot| slot * groups / slots == group.0).map(|slot| Slot(slot as u16)).collect()
-}
-
-/// The bytes between the first `{` and the next `}`, when there are any.
-fn tag_of(key: &[u8]) -> Option<&[u8]> {
-    let open = memchr::memchr(b'{', key)?;
-    let rest = &key[open + 1..];
-    let close = memchr::memchr(b'}', rest)?;
-    (close > 0).then(|| &rest[..close])
 }
 
 /// Version of a stored record: where in the history of its group it was written. Compared only for equality by clients.

@@ -43,6 +43,7 @@ use crate::txn::coordinator::Coordinator;
 use crate::txn::locks::Locks;
 use crate::txn::state::TxnState;
 use admit::Parked;
+pub use admit::command_bytes_max;
 use outbox::{Gated, Waiter};
 use pending::Pending;
 use propose::{Gathered, Proposed};

@@ -71,7 +71,7 @@ fn profile(machine: &Machine, purpose: Purpose) -> String {
         }
         Purpose::Development => {
             lines.section("wal");
-            lines.set("segment_mib", "32", "half the disk space of the default");
+            lines.set("segment_mib", "36", "about half the disk space of the default");
             lines.set("spare_segments", "1", "as above");
         }
     }

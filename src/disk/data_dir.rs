@@ -115,7 +115,7 @@ impl fmt::Display for DataDirError {
             ),
             Self::OtherNode(path, has, asked) => write!(
                 f,
-                "data directory {} belongs to node {has:?}, not {asked:?}: start with --id {has}, or with another --data",
+                "data directory {} belongs to node {has:?}, not {asked:?}: start with --id {has}, or with another --data-dir",
                 path.display()
             ),
             Self::OtherShards(path, has, asked) => write!(

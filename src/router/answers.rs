@@ -21,7 +21,23 @@ const PROTOCOL_VERSION: u64 = 1;
 const MODE: &str = "single";
 
 /// What a client may rely on beyond the commands' names.
-const CAPABILITIES: &[&str] = &["unordered", "sessions", "versions", "conditions", "atomic_bulk", "scan"];
+const CAPABILITIES: &[&str] = &[
+    "unordered",
+    "redirect",
+    "sessions",
+    "versions",
+    "conditions",
+    "ttl",
+    "atomic_bulk",
+    "scan",
+    "local_reads",
+    "search",
+    "semantic_search",
+    "hybrid_search",
+    "value_index",
+    "text_index",
+    "vector_index",
+];
 
 /// The mode of a node in a cluster.
 const MODE_CLUSTER: &str = "cluster";

@@ -15,6 +15,7 @@
 //! | `answers` | what the router answers itself |
 //! | `replies` | what comes back from shards, and deadlines of gathers |
 //! | `calls` | the gathers under way |
+//! | `pairs` | which group a numbered write went to |
 //! | `way` | where a group's requests go, and what becomes of them when its leader changes |
 //! | `members` | what ADD_NODE, REMOVE_NODE, TRANSFER_LEADER and BALANCE ask of group 0 |
 //! | `facts` | what the server is, and how it is stopped |
@@ -25,6 +26,7 @@ mod calls;
 mod facts;
 mod figures;
 mod members;
+mod pairs;
 mod plan;
 mod replies;
 mod search;
@@ -40,7 +42,9 @@ use crate::links::ShardLink;
 use crate::peer::nodes::Nodes;
 use crate::peer::view::ClusterView;
 use calls::Gathers;
+use pairs::Pairs;
 use shards::batch::ReplyKind;
+use shards::command::answer::SEQ_REUSED;
 use shards::command::encode;
 use shards::command::record::{Record, flag};
 use shards::gather::topology::Topology;
@@ -112,6 +116,7 @@ pub struct Router {
     /// Its place on the board of figures.
     number: usize,
     next_publish: Millis,
+    pairs: Pairs,
     /// Deadline of requests on one key that give none, from the table of commands.
     key_timeout_ms: u32,
     clock: Box<dyn Fn() -> Millis>,
@@ -158,6 +163,7 @@ impl Router {
             counters: RouterCounters::default(),
             number: 0,
             next_publish: Millis(0),
+            pairs: Pairs::default(),
             key_timeout_ms,
             clock: Box::new(clock),
         }
@@ -208,6 +214,11 @@ impl Router {
         }
         let hash = hash_of(record.key);
         let group = self.topology.group_of_hashed(record.key, hash);
+        if let Some(session) = &record.session
+            && self.pairs.is_elsewhere(session.client, session.seq, group)
+        {
+            return self.fail(at, asked.id, Code::Conflict, SEQ_REUSED);
+        }
         if self.cluster.is_some()
             && let Some(handled) = self.send_apart(at, asked, class, group, record)
         {

@@ -10,11 +10,12 @@ use super::way::Waiting;
 use super::{Asked, Router, client_token};
 use crate::front::{Class, Handled, LineAt};
 use shards::batch::ReplyKind;
+use shards::command::answer::SEQ_REUSED;
 use shards::command::encode;
 use shards::command::record::{Op, Record, flag};
 use shards::gather::bulk_get::BulkGet;
 use shards::gather::catalog::CatalogChange;
-use shards::gather::delete_prefix::DeletePrefix;
+use shards::gather::delete_prefix::{DeletePrefix, KEEPER};
 use shards::gather::info::Info;
 use shards::gather::list_indexes::ListIndexes;
 use shards::gather::members::Members;
@@ -93,6 +94,9 @@ impl Router {
                 self.gather(at, &asked, Class::ScatterRead, |topology| Scan::start(topology, scan))
             }
             Command::DeletePrefix(delete) => {
+                if delete.session.as_ref().is_some_and(|session| self.is_elsewhere(session, KEEPER)) {
+                    return self.fail(at, id, Code::Conflict, SEQ_REUSED);
+                }
                 let class = barrier(at);
                 self.gather(at, &asked, class, |topology| DeletePrefix::start(topology, delete))
             }
@@ -201,6 +205,9 @@ impl Router {
             return self
                 .answer(at, asked.id, ReplyKind::Success, |out| out.extend_from_slice(b"\"result\":0"));
         };
+        if write.session.is_some_and(|session| self.is_elsewhere(session, *lowest)) {
+            return self.fail(at, asked.id, Code::Conflict, SEQ_REUSED);
+        }
         let way = &mut self.ways[lowest.0 as usize];
         let is_taken = way.offer(client_token(at), KeyHash(0), asked.deadline, |out| {
             encode::many_keys(write.kind, &write.parts, write.debug, write.session, out);
@@ -210,6 +217,11 @@ impl Router {
         }
         self.counters.sent += 1;
         Handled::Taken { class, id: asked.id }
+    }
+
+    /// Whether a numbered write went to another group before.
+    fn is_elsewhere(&mut self, session: &Session<'_>, group: GroupId) -> bool {
+        self.pairs.is_elsewhere(session.client.as_bytes(), session.seq, group)
     }
 
     /// Begins a gather, unless the line must wait.

@@ -59,7 +59,9 @@ pub(super) fn plan<'c, 'l>(command: &'c Command<'l>) -> Result<Plan<'c, 'l>, Ref
             let has_embedding = match &search.model {
                 Model::Embedding => true,
                 Model::Tfidf => false,
-                Model::Field(_) => return Err(bad("HYBRID_SEARCH takes model embedding or tfidf")),
+                Model::Field(_) => {
+                    return Err(bad("HYBRID_SEARCH takes model embedding or tfidf in \"model\""));
+                }
             };
             let fusion = match search.fusion {
                 request::Fusion::Convex => Fusion::Convex { alpha: search.alpha },
@@ -93,7 +95,7 @@ fn similar_to(search: &SemanticSearch<'_>) -> Result<(String, Scoring), Refused>
         (SemanticQuery::Text(query), Model::Tfidf) => Ok((query.to_string(), Scoring::Cosine)),
         (SemanticQuery::Text(query), Model::Embedding) => Ok((query.to_string(), Scoring::Embedding)),
         (SemanticQuery::Text(_), Model::Field(field)) => Err(bad(&format!(
-            "the vectors in {field:?} are compared with a \"vector\"; \"query\" goes with model tfidf or embedding"
+            "\"query\" goes with model tfidf or embedding, and {field:?} is neither; vectors in a field are compared with a \"vector\""
         ))),
         (SemanticQuery::Vector(vector), Model::Field(path)) => {
             let (path, vector) = (path.to_string(), vector.clone());

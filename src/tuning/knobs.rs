@@ -203,7 +203,8 @@ sections! {
         /// every MS milliseconds. `off`: no log, a cache. A cluster takes `always` only.
         sync: WalSync = WalSync::Always, "rule", Range::Sync;
         /// Size of a segment file. It is written with zeros once and then used again and again: writing into a file that
-        /// already has its blocks costs half of extending it. A request line may be at most half a segment.
+        /// already has its blocks costs half of extending it. The longest command, with what its log record adds, must fit
+        /// half a segment.
         segment_mib: u32 = 64, "MiB", integer(2, 1024);
         /// Zeroed segments kept ready for each shard. Without one, writes wait or get DISK_FULL.
         spare_segments: u32 = 2, "segments", integer(1, 64);

@@ -6,6 +6,9 @@ use super::kinds::{CoreSet, RouterMode, WalSync};
 use super::knobs::Tuning;
 use super::layers::Origin;
 use super::peers;
+use shards::command::encode;
+use shards::log;
+use shards::shard::command_bytes_max;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -37,17 +40,13 @@ impl Rules<'_> {
 
 fn sizes(tuning: &Tuning, rules: &mut Rules<'_>) {
     let (limits, wal) = (&tuning.limits, &tuning.wal);
-    let half_segment_bytes = u64::from(wal.segment_mib) * (1 << 20) / 2;
+    let segment_bytes = u64::from(wal.segment_mib) << 20;
+    let half_segment_bytes = segment_bytes / 2;
+    let line_told = line_beyond_segment(tuning, segment_bytes);
     rules.demand(
-        u64::from(limits.line_bytes_max) <= half_segment_bytes,
-        &["limits.line_bytes_max", "wal.segment_mib"],
-        || {
-            format!(
-                "limits.line_bytes_max = {} is more than half a log segment ({half_segment_bytes} bytes): \
-                 lower it or raise wal.segment_mib.",
-                limits.line_bytes_max
-            )
-        },
+        line_told.is_none(),
+        &["limits.line_bytes_max", "limits.batch_items_max", "wal.segment_mib"],
+        || format!("{}: lower the first or raise wal.segment_mib.", line_told.unwrap_or_default()),
     );
     rules.demand(
         limits.value_bytes_max < limits.line_bytes_max,
@@ -83,6 +82,22 @@ fn sizes(tuning: &Tuning, rules: &mut Rules<'_>) {
             )
         },
     );
+}
+
+/// Why a log with segments of this size cannot hold every command that a line may bring, if it cannot. A data directory
+/// keeps the size that it was made with, so it is asked for each.
+pub fn line_beyond_segment(tuning: &Tuning, segment_bytes: u64) -> Option<String> {
+    let limits = &tuning.limits;
+    let (line, items) = (limits.line_bytes_max as usize, limits.batch_items_max as usize);
+    let needed = encode::record_bytes_max(line, items);
+    let held = command_bytes_max(log::payload_bytes_max(segment_bytes));
+    (needed > held).then(|| {
+        format!(
+            "limits.line_bytes_max = {line} with limits.batch_items_max = {items} makes commands of up to {needed} bytes, \
+             and half a log segment of {} MiB has room for {held}",
+            segment_bytes >> 20
+        )
+    })
 }
 
 fn exposure(tuning: &Tuning, rules: &mut Rules<'_>) {
@@ -246,7 +261,10 @@ mod tests {
     #[test]
     fn a_line_fits_half_a_segment() {
         check(&[("wal.segment_mib", "16")], Some("half a log segment"));
-        check(&[("wal.segment_mib", "32")], None);
+        // What the log adds of its own counts: 32 MiB would have room for the line and not for its frame.
+        check(&[("wal.segment_mib", "32")], Some("half a log segment"));
+        check(&[("wal.segment_mib", "34")], None);
+        check(&[("wal.segment_mib", "34"), ("limits.batch_items_max", "1000000")], Some("batch_items_max"));
         check(&[("limits.line_bytes_max", "8388608")], Some("does not fit a line"));
         let long = ("limits.line_bytes_max", "33554432");
         check(&[long, ("limits.unfinished_input_mib_max", "16")], Some("unfinished_input_mib_max"));

@@ -23,7 +23,7 @@ const SMALL: &[&str] = &[
     "wal.segment_mib=2",
     "wal.spare_segments=1",
     "wal.buffer_kib=64",
-    "limits.line_bytes_max=1048576",
+    "limits.line_bytes_max=720896",
     "limits.value_bytes_max=524288",
     "cores.pin=false",
 ];

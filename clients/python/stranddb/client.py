@@ -185,23 +185,23 @@ class Client(Connection):
             return False
         return True
 
-    def get(self, key: str, default: Any = None, *, consistency: Optional[str] = None) -> Any:
+    def get(self, key: str, default: Any = None, *, consistency: Optional[str] = None, **fields: Any) -> Any:
         """The value of a key, or the default when the key does not exist."""
-        reply = self._reply(BUILD.get(key, consistency=consistency))
+        reply = self._reply(BUILD.get(key, consistency=consistency, **fields))
         return reply.get("result") if reply.get("found", True) else default
 
-    def get_versioned(self, key: str) -> Optional[Tuple[Any, str]]:
+    def get_versioned(self, key: str, **fields: Any) -> Optional[Tuple[Any, str]]:
         """The value of a key and its version, or None."""
-        reply = self._reply(BUILD.get(key, with_version=True))
+        reply = self._reply(BUILD.get(key, with_version=True, **fields))
         return (reply.get("result"), reply["version"]) if reply.get("found", True) else None
 
     def delete(self, key: str, *, condition: Optional[Mapping[str, Any]] = None, **fields: Any) -> bool:
         """Removes a key; True if it existed."""
         return self._reply(BUILD.delete(key, condition=condition, **fields))["result"]  # type: ignore[no-any-return]
 
-    def exists(self, key: str) -> bool:
+    def exists(self, key: str, **fields: Any) -> bool:
         """Whether a key exists."""
-        return self._reply(BUILD.exists(key))["result"]  # type: ignore[no-any-return]
+        return self._reply(BUILD.exists(key, **fields))["result"]  # type: ignore[no-any-return]
 
     def incr(self, key: str, amount: int = 1, **fields: Any) -> int:
         """Adds to an integer, which counts as 0 when absent; gives the new one."""
@@ -211,50 +211,51 @@ class Client(Connection):
         """Stores a mapping or pairs, all or none; gives the number of distinct keys."""
         return self._reply(BUILD.bulk_set(items, **fields))["result"]  # type: ignore[no-any-return]
 
-    def bulk_get(self, keys: Iterable[str]) -> Dict[str, Any]:
+    def bulk_get(self, keys: Iterable[str], **fields: Any) -> Dict[str, Any]:
         """The values of many keys, one consistent snapshot; None for a key that does not exist."""
-        return self._reply(BUILD.bulk_get(keys))["result"]  # type: ignore[no-any-return]
+        return self._reply(BUILD.bulk_get(keys, **fields))["result"]  # type: ignore[no-any-return]
 
     def bulk_delete(self, keys: Iterable[str], **fields: Any) -> int:
         """Removes many keys, all or none; gives the number that existed."""
         return self._reply(BUILD.bulk_delete(keys, **fields))["result"]  # type: ignore[no-any-return]
 
-    def expire(self, key: str, ttl_ms: int) -> bool:
+    def expire(self, key: str, ttl_ms: int, **fields: Any) -> bool:
         """Lets a key expire after this many milliseconds; False when it does not exist."""
-        return self._reply(BUILD.expire(key, ttl_ms))["result"]  # type: ignore[no-any-return]
+        return self._reply(BUILD.expire(key, ttl_ms, **fields))["result"]  # type: ignore[no-any-return]
 
-    def ttl(self, key: str) -> int:
+    def ttl(self, key: str, **fields: Any) -> int:
         """Milliseconds left; -1 without expiry, -2 when the key does not exist."""
-        return self._reply(BUILD.ttl(key))["result"]  # type: ignore[no-any-return]
+        return self._reply(BUILD.ttl(key, **fields))["result"]  # type: ignore[no-any-return]
 
-    def persist(self, key: str) -> bool:
+    def persist(self, key: str, **fields: Any) -> bool:
         """Takes the expiry off a key; False when it had none."""
-        return self._reply(BUILD.persist(key))["result"]  # type: ignore[no-any-return]
+        return self._reply(BUILD.persist(key, **fields))["result"]  # type: ignore[no-any-return]
 
-    def delete_prefix(self, prefix: str) -> int:
+    def delete_prefix(self, prefix: str, **fields: Any) -> int:
         """Removes every key that begins with a prefix, in slices and not atomically; gives the number."""
-        return self._reply(BUILD.delete_prefix(prefix))["result"]  # type: ignore[no-any-return]
+        return self._reply(BUILD.delete_prefix(prefix, **fields))["result"]  # type: ignore[no-any-return]
 
     def search(self, query: str, top_k: Optional[int] = None, *, offset: Optional[int] = None,
                fields: Optional[Sequence[str]] = None, filter: Optional[Mapping[str, Any]] = None,
-               with_values: Optional[bool] = None, highlight: Optional[bool] = None) -> List[Dict[str, Any]]:
+               with_values: Optional[bool] = None, highlight: Optional[bool] = None, **more: Any) -> List[Dict[str, Any]]:
         """Full-text search by BM25; hits with ``key`` and ``score``, best first."""
         return self._reply(BUILD.search(  # type: ignore[no-any-return]
-            query, top_k, offset=offset, fields=fields, filter=filter, with_values=with_values, highlight=highlight))["result"]
+            query, top_k, offset=offset, fields=fields, filter=filter, with_values=with_values, highlight=highlight,
+            **more))["result"]
 
     def semantic_search(self, query: Optional[str] = None, top_k: Optional[int] = None, *,
                         vector: Optional[Sequence[float]] = None, model: Optional[str] = None,
-                        filter: Optional[Mapping[str, Any]] = None) -> List[Dict[str, Any]]:
+                        filter: Optional[Mapping[str, Any]] = None, **fields: Any) -> List[Dict[str, Any]]:
         """Search by similarity to a text or a vector; hits with ``key`` and ``similarity``."""
         return self._reply(BUILD.semantic_search(  # type: ignore[no-any-return]
-            query, top_k, vector=vector, model=model, filter=filter))["result"]
+            query, top_k, vector=vector, model=model, filter=filter, **fields))["result"]
 
     def hybrid_search(self, query: str, top_k: Optional[int] = None, *, offset: Optional[int] = None,
                       model: Optional[str] = None, alpha: Optional[float] = None, fusion: Optional[str] = None,
-                      filter: Optional[Mapping[str, Any]] = None) -> List[Dict[str, Any]]:
+                      filter: Optional[Mapping[str, Any]] = None, **fields: Any) -> List[Dict[str, Any]]:
         """Search by words and similarity; hits with ``key``, ``score``, ``bm25`` and ``similarity``."""
         return self._reply(BUILD.hybrid_search(  # type: ignore[no-any-return]
-            query, top_k, offset=offset, model=model, alpha=alpha, fusion=fusion, filter=filter))["result"]
+            query, top_k, offset=offset, model=model, alpha=alpha, fusion=fusion, filter=filter, **fields))["result"]
 
     def create_index(self, field: str, kind: str = "value", *, dim: Optional[int] = None, metric: Optional[str] = None,
                      analyzer: Optional[str] = None) -> None:
@@ -281,15 +282,27 @@ class Client(Connection):
         """Writes a snapshot of every shard now."""
         return self._reply(BUILD.snapshot())["result"]
 
+    def add_node(self, node: str, address: Optional[str] = None, **fields: Any) -> Any:
+        """Makes a node a member of the cluster: ``ID@HOST:PORT[:CLUSTER_PORT]``, or an id and the address apart."""
+        return self._reply(BUILD.add_node(node, address, **fields))["result"]
+
+    def remove_node(self, node: str, **fields: Any) -> Any:
+        """Takes a node out of the cluster."""
+        return self._reply(BUILD.remove_node(node, **fields))["result"]
+
+    def transfer_leader(self, node: str, shard: Optional[int] = None, **fields: Any) -> Any:
+        """Makes a node the preferred leader of one shard, or without ``shard`` of everything."""
+        return self._reply(BUILD.transfer_leader(node, shard, **fields))["result"]
+
     def shutdown(self) -> Any:
         """Asks the server to stop: it drains, syncs and exits."""
         return self._reply(BUILD.shutdown())["result"]
 
-    def scan(self, prefix: Optional[str] = None, *, page: Optional[int] = None) -> Iterator[str]:
+    def scan(self, prefix: Optional[str] = None, *, page: Optional[int] = None, **fields: Any) -> Iterator[str]:
         """Every key, or those that begin with a prefix, in no order; pages are fetched as needed."""
         cursor: Optional[str] = None
         while True:
-            result = self._reply(BUILD.scan(prefix, cursor=cursor, limit=page))["result"]
+            result = self._reply(BUILD.scan(prefix, cursor=cursor, limit=page, **fields))["result"]
             for key in result["keys"]:
                 yield key
             cursor = result.get("cursor")

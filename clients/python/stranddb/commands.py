@@ -141,7 +141,8 @@ class Commands(Generic[R]):
     def snapshot(self, **fields: Any) -> R:
         return self._send(request("SNAPSHOT", {}, fields))
 
-    def add_node(self, node: str, address: str, **fields: Any) -> R:
+    def add_node(self, node: str, address: Optional[str] = None, **fields: Any) -> R:
+        """A node is ``ID@HOST:PORT[:CLUSTER_PORT]``, or an id with the address apart."""
         return self._send(request("ADD_NODE", {"node": node, "address": address}, fields))
 
     def remove_node(self, node: str, **fields: Any) -> R:

@@ -27,6 +27,10 @@ class TCPClient(Connection, Commands[Reply]):
             raise outcome
         return outcome
 
+    def hello(self) -> Reply:
+        """Versions, limits, mode and capabilities of the server. Changes nothing on the connection."""
+        return self._send(Request("HELLO", self._engine.hello_members()))
+
     def pipeline(self, timeout: Optional[float] = None) -> Pipeline:
         """Starts a pipeline; the timeout, in seconds, is for all of it."""
         return Pipeline(self, timeout)
@@ -43,6 +47,10 @@ class KVClient(Connection, Commands[Any]):
 
     def _send(self, request: Request) -> Any:
         return result_of(self._outcome(request)).get("result")
+
+    def hello(self) -> Any:
+        """Versions, limits, mode and capabilities of the server. Changes nothing on the connection."""
+        return self._send(Request("HELLO", self._engine.hello_members()))
 
     def pipeline(self, timeout: Optional[float] = None) -> Pipeline:
         """Starts a pipeline; the timeout, in seconds, is for all of it."""

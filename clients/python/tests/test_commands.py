@@ -2,12 +2,15 @@
 
 import asyncio
 import inspect
+import os
 import unittest
 
 import fake_server
 import stranddb
 from stranddb.aio import AsyncClient
 from stranddb.commands import COMMAND_METHODS
+
+needs_real_server = unittest.skipUnless(os.environ.get("STRAND_TEST_ADDRESS"), "the fake server does not know these commands")
 
 
 class Commands(unittest.TestCase):
@@ -78,6 +81,28 @@ class Commands(unittest.TestCase):
         self.assertEqual((reply["status"], reply["result"], reply["id"]), ("success", "OK", "x"))
         self.assertEqual(self.client.send_command({"command": "NO_SUCH"})["code"], "UNKNOWN_COMMAND")
 
+    @needs_real_server
+    def test_further_fields_pass_through_typed_methods(self):
+        self.client.set(self.prefix, "a word")
+        local = {"consistency": "local", "timeout_ms": 5_000}
+        self.assertEqual(self.client.get(self.prefix, **local), "a word")
+        self.assertTrue(self.client.exists(self.prefix, **local))
+        self.assertEqual(self.client.ttl(self.prefix, **local), -1)
+        self.assertEqual(self.client.bulk_get([self.prefix], **local), {self.prefix: "a word"})
+        self.assertEqual(list(self.client.scan(self.prefix, **local)), [self.prefix])
+        self.assertIn(self.prefix, [hit["key"] for hit in self.client.search("word", 10_000, timeout_ms=60_000)])
+        self.assertTrue(self.client.expire(self.prefix, 60_000, timeout_ms=5_000))
+        self.assertTrue(self.client.persist(self.prefix, timeout_ms=5_000))
+        with self.assertRaises(stranddb.BadRequestError):
+            self.client.get(self.prefix, no_such_field=1)
+
+    @needs_real_server
+    def test_members_are_changed_in_a_cluster_only(self):
+        for change in (lambda: self.client.add_node("node9", "127.0.0.1:9"), lambda: self.client.add_node("n@127.0.0.1:9"),
+                       lambda: self.client.remove_node("node9"), lambda: self.client.transfer_leader("node9", 0)):
+            with self.assertRaises(stranddb.UnsupportedInModeError):
+                change()
+
     def test_the_dict_client_gives_replies(self):
         with stranddb.TCPClient(self.host, self.port) as client:
             self.assertEqual(client.set(self.prefix, {"a": 1})["status"], "success")
@@ -123,12 +148,11 @@ class Interface(unittest.TestCase):
         self.assertEqual(ours, theirs)
 
     def test_every_command_has_a_method_everywhere(self):
-        membership = {"add_node", "remove_node", "transfer_leader", "balance"}
         for name in COMMAND_METHODS:
-            for kind in (stranddb.TCPClient, stranddb.KVClient, stranddb.Pipeline):
-                self.assertTrue(callable(getattr(kind, name)), name)
-            if name not in membership:
-                self.assertTrue(callable(getattr(stranddb.Client, name)), name)
+            for kind in (stranddb.Client, AsyncClient, stranddb.TCPClient, stranddb.KVClient, stranddb.Pipeline):
+                self.assertTrue(callable(getattr(kind, name, None)), name)
+        for kind in (stranddb.Client, AsyncClient, stranddb.TCPClient, stranddb.KVClient):
+            self.assertTrue(callable(getattr(kind, "hello", None)), kind)
 
 
 if __name__ == "__main__":

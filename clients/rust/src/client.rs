@@ -5,7 +5,7 @@
 
 use crate::command::Command;
 use crate::core::Core;
-use crate::error::{Error, ErrorCode};
+use crate::error::Error;
 use crate::options::{ClientOptions, Consistency, DeleteOptions, SetOptions, ttl_ms};
 use crate::pipeline::Pipeline;
 use crate::reply::Reply;
@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use std::time::Duration;
+use strand_wire::code::Code;
 
 /// A client of one server, or of one cluster through several addresses.
 ///
@@ -152,7 +153,7 @@ impl Client {
     /// let lock = SetOptions::default().condition(If::absent()).ttl(Duration::from_secs(30));
     /// match client.set_with("lock", "worker-1", &lock) {
     ///     Ok(_) => println!("ours"),
-    ///     Err(error) if error.code() == Some(&strand_client::ErrorCode::Conflict) => println!("taken"),
+    ///     Err(error) if error.is(strand_client::Code::Conflict) => println!("taken"),
     ///     Err(error) => return Err(error),
     /// }
     /// # Ok::<(), strand_client::Error>(())
@@ -170,7 +171,7 @@ impl Client {
         let options = SetOptions::default().condition(crate::options::If::absent());
         match self.set_with(key, value, &options) {
             Ok(_) => Ok(true),
-            Err(error) if error.code() == Some(&ErrorCode::Conflict) => Ok(false),
+            Err(error) if error.is(Code::Conflict) => Ok(false),
             Err(error) => Err(error),
         }
     }

@@ -4,7 +4,7 @@
 //! item is sent again after a later item of the same call that touches the same key has taken effect.
 
 use crate::command::{Command, Nature, Touches};
-use crate::error::{Error, ErrorCode, Outcome, Retry};
+use crate::error::{Error, ErrorCode, Outcome};
 use crate::link::{Broken, Link};
 use crate::options::ClientOptions;
 use crate::reply::Reply;
@@ -14,6 +14,7 @@ use crate::session::Session;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
+use strand_wire::code::{Code, Retry};
 
 /// Redirects that one request follows without a pause.
 const HOPS_MAX: u32 = 5;
@@ -268,7 +269,7 @@ impl Core {
         let mut leaving = false;
         for (at, reply) in replies {
             missing.remove(&at);
-            leaving |= reply.error().is_some_and(|error| error.code == ErrorCode::ShuttingDown);
+            leaving |= reply.error().is_some_and(|error| error.code == ErrorCode::Known(Code::ShuttingDown));
             self.replied(&mut items[at], reply);
         }
         match ended {
@@ -291,7 +292,7 @@ impl Core {
             item.done = Some(Ok(reply));
             return;
         };
-        if error.code == ErrorCode::NotLeader {
+        if error.code == ErrorCode::Known(Code::NotLeader) {
             if let (Some(leader), Some(shard)) = (error.leader(), error.shard()) {
                 self.routes.learn(item.command.slot(), shard, leader);
             }

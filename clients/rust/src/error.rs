@@ -5,100 +5,41 @@
 
 use serde_json::{Map, Value};
 use std::{fmt, io, time::Duration};
+use strand_wire::code::{Code, Retry};
 
-/// The code of an error reply. New codes are only ever added; one this client does not know is [`ErrorCode::Other`].
+/// The code of an error reply.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-#[allow(missing_docs, reason = "the names are those of the protocol, which documents them")]
 pub enum ErrorCode {
-    BadRequest,
-    UnknownCommand,
-    TooLarge,
-    WrongType,
-    Overflow,
-    NoSuchIndex,
-    IndexExists,
-    Conflict,
-    NotLeader,
-    NoQuorum,
-    Timeout,
-    SeqExpired,
-    Overloaded,
-    OutOfMemory,
-    DiskFull,
-    ReadOnly,
-    AuthRequired,
-    Forbidden,
-    UnsupportedInMode,
-    ShuttingDown,
-    Internal,
-    /// A code of a newer server, as it was sent.
+    /// One that this client knows.
+    Known(Code),
+    /// One of a newer server, as it was sent.
     Other(Box<str>),
 }
-
-const CODES: [(&str, ErrorCode); 21] = [
-    ("BAD_REQUEST", ErrorCode::BadRequest),
-    ("UNKNOWN_COMMAND", ErrorCode::UnknownCommand),
-    ("TOO_LARGE", ErrorCode::TooLarge),
-    ("WRONG_TYPE", ErrorCode::WrongType),
-    ("OVERFLOW", ErrorCode::Overflow),
-    ("NO_SUCH_INDEX", ErrorCode::NoSuchIndex),
-    ("INDEX_EXISTS", ErrorCode::IndexExists),
-    ("CONFLICT", ErrorCode::Conflict),
-    ("NOT_LEADER", ErrorCode::NotLeader),
-    ("NO_QUORUM", ErrorCode::NoQuorum),
-    ("TIMEOUT", ErrorCode::Timeout),
-    ("SEQ_EXPIRED", ErrorCode::SeqExpired),
-    ("OVERLOADED", ErrorCode::Overloaded),
-    ("OUT_OF_MEMORY", ErrorCode::OutOfMemory),
-    ("DISK_FULL", ErrorCode::DiskFull),
-    ("READ_ONLY", ErrorCode::ReadOnly),
-    ("AUTH_REQUIRED", ErrorCode::AuthRequired),
-    ("FORBIDDEN", ErrorCode::Forbidden),
-    ("UNSUPPORTED_IN_MODE", ErrorCode::UnsupportedInMode),
-    ("SHUTTING_DOWN", ErrorCode::ShuttingDown),
-    ("INTERNAL", ErrorCode::Internal),
-];
 
 impl ErrorCode {
     /// The code of a name on the wire.
     pub fn parse(name: &str) -> Self {
-        match CODES.iter().find(|(known, _)| *known == name) {
-            Some((_, code)) => code.clone(),
-            None => Self::Other(name.into()),
-        }
+        Code::from_name(name).map_or_else(|| Self::Other(name.into()), Self::Known)
     }
 
     /// The name on the wire.
     pub fn as_str(&self) -> &str {
-        if let Self::Other(name) = self {
-            return name;
+        match self {
+            Self::Known(code) => code.as_str(),
+            Self::Other(name) => name,
         }
-        let found = CODES.iter().find(|(_, code)| code == self);
-        found.map(|(name, _)| *name).expect("every code but Other is in the table")
     }
 }
 
-/// What a server says about sending the same request again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Retry {
-    /// It would fail again, or the outcome is settled.
-    Never,
-    /// Nothing was done: the request may be sent again as it is.
-    Safe,
-    /// It may have been done: send it again only with the same client id and sequence number.
-    SameSeq,
+impl From<Code> for ErrorCode {
+    fn from(code: Code) -> Self {
+        Self::Known(code)
+    }
 }
 
-impl Retry {
-    /// The class of a word on the wire; an unknown word counts as [`Retry::Never`], the careful reading.
-    pub fn parse(word: &str) -> Self {
-        match word {
-            "safe" => Self::Safe,
-            "same_seq" => Self::SameSeq,
-            _ => Self::Never,
-        }
-    }
+/// The class of a word on the wire; an unknown word counts as [`Retry::Never`], the careful reading.
+pub(crate) fn retry_of(word: &str) -> Retry {
+    Retry::from_name(word).unwrap_or(Retry::Never)
 }
 
 /// An error reply of the server.
@@ -188,6 +129,11 @@ impl Error {
         self.server().map(|error| &error.code)
     }
 
+    /// Whether the server answered with this code.
+    pub fn is(&self, code: Code) -> bool {
+        self.code() == Some(&ErrorCode::Known(code))
+    }
+
     /// The server's error reply, where the server answered.
     pub fn server(&self) -> Option<&ServerError> {
         match self {
@@ -247,16 +193,16 @@ mod tests {
 
     #[test]
     fn codes_survive_their_names() {
-        for (name, code) in &CODES {
-            assert_eq!(&ErrorCode::parse(name), code);
-            assert_eq!(code.as_str(), *name);
+        for code in Code::ALL {
+            assert_eq!(ErrorCode::parse(code.as_str()), ErrorCode::Known(*code));
+            assert_eq!(ErrorCode::from(*code).as_str(), code.as_str());
         }
         assert_eq!(ErrorCode::parse("NEW_ONE").as_str(), "NEW_ONE");
     }
 
     #[test]
     fn an_unknown_retry_word_is_read_carefully() {
-        assert_eq!(Retry::parse("same_seq"), Retry::SameSeq);
-        assert_eq!(Retry::parse("perhaps"), Retry::Never);
+        assert_eq!(retry_of("same_seq"), Retry::SameSeq);
+        assert_eq!(retry_of("perhaps"), Retry::Never);
     }
 }

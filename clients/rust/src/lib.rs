@@ -38,7 +38,7 @@ pub mod session;
 
 pub use client::{Client, Ttl, Versioned};
 pub use command::{Command, Nature};
-pub use error::{Error, ErrorCode, Outcome, Retry, ServerError};
+pub use error::{Error, ErrorCode, Outcome, ServerError};
 pub use options::{ClientOptions, Consistency, DeleteOptions, Durability, If, SetOptions};
 pub use pipeline::Pipeline;
 pub use pool::{Pool, PoolOptions, PooledClient};
@@ -46,3 +46,4 @@ pub use reply::Reply;
 pub use retry::RetryPolicy;
 pub use scan::{Scan, ScanItem, ScanOptions};
 pub use search::{Fusion, Hit, IndexKind, IndexQuery, Match, Matches, SearchOptions};
+pub use strand_wire::code::{Code, Retry};

@@ -2,7 +2,7 @@
 //!
 //! Invariant: `result` is a range of `line` that is one whole JSON value, so its bytes are the server's bytes.
 
-use crate::error::{Error, ErrorCode, Retry, ServerError};
+use crate::error::{Error, ErrorCode, ServerError, retry_of};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -126,7 +126,7 @@ fn server_error(line: &str) -> Result<ServerError, Error> {
     let word = |name: &str| fields.get(name).and_then(Value::as_str).unwrap_or_default();
     let code = ErrorCode::parse(word("code"));
     let message = word("error").to_owned();
-    let retry = Retry::parse(word("retry"));
+    let retry = retry_of(word("retry"));
     Ok(ServerError { code, message, retry, fields })
 }
 
@@ -141,6 +141,7 @@ fn shortened(text: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use strand_wire::code::Retry;
 
     #[test]
     fn results_keep_their_bytes() {

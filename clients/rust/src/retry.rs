@@ -3,8 +3,8 @@
 //! Invariant: a request that may have taken effect is sent again only if it is repeatable or carries its old sequence number.
 
 use crate::command::Nature;
-use crate::error::Retry;
 use std::time::Duration;
+use strand_wire::code::Retry;
 
 /// Bounds of retrying one call. The call's overall deadline bounds it too.
 #[derive(Clone, Copy, Debug)]

@@ -1,10 +1,11 @@
 //! Where keys live: slots, the leaders that replies taught this client, and the ports of shards that serve clients themselves.
 //!
-//! The slot rule is the server's (xxh3_64 of the key, or of its `{tag}`, upper 12 bits). Invariant: a wrong route costs one
+//! The slot rule is the protocol's ([`strand_wire::slot`]). Invariant: a wrong route costs one
 //! NOT_LEADER reply and never a wrong answer, so everything here may be forgotten at any time.
 
 use serde::Deserialize;
 use std::collections::HashMap;
+use strand_wire::slot;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// One of 4,096 fixed parts of the key space.
@@ -12,7 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 pub struct Slot(u16);
 
 /// The number of slots.
-pub const SLOTS: usize = 4096;
+pub const SLOTS: usize = slot::SLOTS as usize;
 
 impl Slot {
     /// Its number, below [`SLOTS`].
@@ -24,17 +25,7 @@ impl Slot {
 /// The slot of a key and the hash of the whole key.
 pub fn slot_of(key: &[u8]) -> (Slot, u64) {
     let hash = xxh3_64(key);
-    let placed = tag_of(key).map_or(hash, xxh3_64);
-    let slot = u16::try_from(placed >> 52).expect("twelve bits fit sixteen");
-    (Slot(slot), hash)
-}
-
-/// The bytes between the first `{` and the next `}`, when there are any.
-fn tag_of(key: &[u8]) -> Option<&[u8]> {
-    let open = key.iter().position(|byte| *byte == b'{')?;
-    let rest = &key[open + 1..];
-    let close = rest.iter().position(|byte| *byte == b'}')?;
-    (close > 0).then(|| &rest[..close])
+    (Slot(slot::slot_of_hashed(key, hash)), hash)
 }
 
 /// The shard map and the leaders as HELLO tells them.

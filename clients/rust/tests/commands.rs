@@ -3,7 +3,7 @@
 mod support;
 
 use serde_json::{Value, json, value::RawValue};
-use strand_client::{Client, ErrorCode, If, ScanOptions, SetOptions};
+use strand_client::{Client, Code, ErrorCode, If, ScanOptions, SetOptions};
 use support::{any_server, own_prefix};
 
 fn client() -> Client {
@@ -40,9 +40,9 @@ fn counters_count_and_refuse() {
     assert_eq!(client.incr(&key, 5).unwrap(), 5);
     assert_eq!(client.incr(&key, -7).unwrap(), -2);
     assert_eq!(client.incr(&key, i64::MAX).unwrap(), i64::MAX - 2);
-    assert_eq!(client.incr(&key, 3).unwrap_err().code(), Some(&ErrorCode::Overflow));
+    assert_eq!(client.incr(&key, 3).unwrap_err().code(), Some(&ErrorCode::Known(Code::Overflow)));
     client.set(&key, "text").unwrap();
-    assert_eq!(client.incr(&key, 1).unwrap_err().code(), Some(&ErrorCode::WrongType));
+    assert_eq!(client.incr(&key, 1).unwrap_err().code(), Some(&ErrorCode::Known(Code::WrongType)));
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn conditions_hold() {
     let version = client.set_with(&key, &3, &on_seen).unwrap().expect("it was asked for");
     assert_ne!(version, seen.version);
     let error = client.set_with(&key, &4, &on_seen).unwrap_err();
-    assert_eq!(error.code(), Some(&ErrorCode::Conflict));
+    assert_eq!(error.code(), Some(&ErrorCode::Known(Code::Conflict)));
     assert_eq!(error.server().unwrap().version(), Some(version.as_str()));
 }
 

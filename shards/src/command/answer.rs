@@ -66,7 +66,13 @@ pub enum Failure {
     BadRequest(String),
     /// A defect of this program; the text says what was seen.
     Internal(String),
+    /// The mode that the server runs in cannot do this.
+    UnsupportedInMode(&'static str),
 }
+
+/// What is said of a pair of client and seq that belongs to another request.
+pub const SEQ_REUSED: &str =
+    "this client and seq named another request before; use a higher seq for a new request";
 
 /// Appends the members of an outcome and says how to read them.
 pub fn write(outcome: &Outcome, out: &mut Vec<u8>) -> ReplyKind {
@@ -147,8 +153,7 @@ fn write_failure(failure: &Failure, out: &mut Vec<u8>) {
             error(out, Code::Overflow, "the sum is beyond 64 bits; the value is unchanged");
         }
         Failure::SeqReused => {
-            let text = "this client and seq named another request before; use a higher seq for a new request";
-            error(out, Code::Conflict, text);
+            error(out, Code::Conflict, SEQ_REUSED);
         }
         Failure::SeqExpired => {
             let text =
@@ -198,6 +203,7 @@ fn write_failure(failure: &Failure, out: &mut Vec<u8>) {
         Failure::IndexExists(text) => error(out, Code::IndexExists, text),
         Failure::BadRequest(text) => error(out, Code::BadRequest, text),
         Failure::Internal(text) => error(out, Code::Internal, text),
+        Failure::UnsupportedInMode(text) => error(out, Code::UnsupportedInMode, text),
     }
 }
 

@@ -17,6 +17,21 @@ use strand_wire::request::{self, Command, Consistency, Durability};
 /// Its place is beyond every entry index that a log can reach.
 pub const NO_VERSION: Version = Version { epoch: u32::MAX, place: u64::MAX };
 
+/// Bytes of a record beside what its line holds: its header, the sizes of a session block and of the parts of a transaction.
+const RECORD_OVERHEAD_BYTES: usize = 4096;
+/// What an item takes more in a record than in its line. The shortest form is that of BULK_DELETE: a key, two quotes and a
+/// comma, against a key and six bytes of lengths.
+const ITEM_OVERHEAD_BYTES: usize = 3;
+/// The shortest item in a line.
+const ITEM_BYTES_MIN: usize = 4;
+
+/// The longest record that a line of at most so many bytes with at most so many items can become.
+pub const fn record_bytes_max(line_bytes_max: usize, items_max: usize) -> usize {
+    let fitting = line_bytes_max / ITEM_BYTES_MIN;
+    let items = if items_max < fitting { items_max } else { fitting };
+    line_bytes_max + items * ITEM_OVERHEAD_BYTES + RECORD_OVERHEAD_BYTES
+}
+
 /// The record of a command on one key; `None` for every other command.
 #[inline]
 pub fn one_key<'c>(command: &'c Command<'_>) -> Option<Record<'c>> {

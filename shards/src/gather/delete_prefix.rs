@@ -15,7 +15,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 /// Tells the fingerprints of this command from those of others: "delprefx".
 const FINGERPRINT_SEED: u64 = u64::from_le_bytes(*b"delprefx");
 /// The group that remembers replies of commands over all groups.
-const KEEPER: GroupId = GroupId(0);
+pub const KEEPER: GroupId = GroupId(0);
 /// First byte of what `Remember` stores for a success.
 const REMEMBER_SUCCESS: u8 = 0;
 

@@ -73,8 +73,10 @@ impl Line {
     }
 
     fn write(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(b"{\"field\":");
-        push_string(out, &self.path);
+        for name in ["{\"name\":", ",\"field\":"] {
+            out.extend_from_slice(name.as_bytes());
+            push_string(out, &self.path);
+        }
         out.extend_from_slice(b",\"kind\":");
         push_string(out, &self.kind);
         if !self.analyzer.is_empty() {

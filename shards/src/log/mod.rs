@@ -98,12 +98,15 @@ impl LogShape {
     /// The longest payload of a batch, in bytes: its frame stays two blocks under half a segment, so that a segment
     /// holds a start, a batch and a seal whatever their sizes.
     pub fn payload_bytes_max(&self) -> usize {
-        self.frame_bytes_max() - header::HEADER_BYTES
+        payload_bytes_max(self.segment_bytes)
     }
+}
 
-    /// The longest frame of a batch in bytes.
-    pub(crate) fn frame_bytes_max(&self) -> usize {
-        (self.segment_bytes / 2) as usize / header::BLOCK_BYTES * header::BLOCK_BYTES
-            - 2 * header::BLOCK_BYTES
-    }
+/// [`LogShape::payload_bytes_max`] of a log with segments of this size.
+pub const fn payload_bytes_max(segment_bytes: u64) -> usize {
+    frame_bytes_max(segment_bytes) - header::HEADER_BYTES
+}
+
+const fn frame_bytes_max(segment_bytes: u64) -> usize {
+    (segment_bytes / 2) as usize / header::BLOCK_BYTES * header::BLOCK_BYTES - 2 * header::BLOCK_BYTES
 }

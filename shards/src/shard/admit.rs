@@ -50,6 +50,11 @@ const READ_AHEAD: usize = 32;
 /// Memory that empty batches keep when they go back to their router.
 const KEEP_BYTES: usize = 256 << 10;
 
+/// The longest record of a command that a log takes whose batches hold so many bytes.
+pub const fn command_bytes_max(log_payload_bytes_max: usize) -> usize {
+    log_payload_bytes_max - 2 * BATCH_OVERHEAD_BYTES
+}
+
 impl Shard {
     /// Admits every request of a batch, in order, and gives the batch back.
     pub(super) fn admit_batch(&mut self, router: u8, mut batch: Box<RequestBatch>, effects: &mut Effects) {
@@ -193,6 +198,11 @@ impl Shard {
         effects: &mut Effects,
     ) -> bool {
         let Asked { router, head, bytes, record } = asked;
+        if record.has(flag::FSYNC) && self.config.floor == Floor::Off {
+            let text = "without a log (wal.sync = \"off\") nothing can be synced; leave out \"durability\"";
+            self.refuse(router, head, Failure::UnsupportedInMode(text), effects);
+            return false;
+        }
         if let Some(failure) = self.refusal_of_write(record.op, bytes.len()) {
             self.refuse(router, head, failure, effects);
             return false;
@@ -413,7 +423,7 @@ impl Shard {
         if !self.has_log_room {
             return Some(Failure::DiskFull);
         }
-        let logged_bytes_max = self.config.log_payload_bytes_max - 2 * BATCH_OVERHEAD_BYTES;
+        let logged_bytes_max = command_bytes_max(self.config.log_payload_bytes_max);
         if bytes > logged_bytes_max {
             return Some(Failure::TooLarge(logged_bytes_max as u64));
         }

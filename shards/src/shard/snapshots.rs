@@ -103,9 +103,8 @@ impl Shard {
     pub(super) fn admit_snapshot(&mut self, router: u8, head: &RequestHead, effects: &mut Effects) {
         let waiter = Waiter::client(router, head, false);
         if self.config.floor == Floor::Off {
-            let text = "without a log (wal.sync = \"off\") nothing is kept on disk, so there is no snapshot"
-                .to_owned();
-            return reply(effects, router, head.token, &Outcome::Failed(Failure::BadRequest(text)));
+            let text = "without a log (wal.sync = \"off\") nothing is kept on disk, so there is no snapshot";
+            return reply(effects, router, head.token, &Outcome::Failed(Failure::UnsupportedInMode(text)));
         }
         if self.snapshots.run.is_none() && self.snapshots.kept_index == self.applied {
             return reply(effects, router, head.token, &Outcome::Ok);

@@ -137,7 +137,9 @@ use FieldKind::{
 
 const KEY: Field = must("key", Key, "the key");
 const CLIENT: Field = may("client", Text(CLIENT_BYTES_MAX), "the client's own id, together with seq");
-const SEQ: Field = may("seq", Integer(0, u64::MAX), "the client's rising number: a retry applies once");
+/// The largest `seq`. The number above it is the floor of a client that has every answer.
+pub const SEQ_MAX: u64 = u64::MAX - 1;
+const SEQ: Field = may("seq", Integer(0, SEQ_MAX), "the client's rising number: a retry applies once");
 const ACKED: Field = may("acked", Integer(0, u64::MAX), "the lowest seq still unanswered");
 const DURABILITY: Field =
     may("durability", Choice(&["fsync", "memory"]), "fsync waits for the sync, memory need not");
@@ -310,7 +312,7 @@ pub const COMMANDS: &[CommandSpec] = &[
             QUERY,
             TOP_K,
             OFFSET,
-            may("model", Text(PATH_BYTES_MAX), "embedding (default), tfidf, or the field of a vector index"),
+            may("model", Text(PATH_BYTES_MAX), "embedding (default) or tfidf"),
             may("alpha", Number(0.0, 1.0), "the weight of similarity, 0.2 by default"),
             may("fusion", Choice(&["convex", "rrf"]), "how scores are joined, convex by default"),
             FILTER,

@@ -11,6 +11,7 @@
 //! | [`json`] | scanning, unescaping and escaping JSON without building a tree |
 //! | [`request`] | one line in, one [`request::Request`] or [`request::Refusal`] out |
 //! | [`reply`] | appending one reply line to a buffer |
+//! | [`slot`] | which part of the key space a key belongs to |
 
 pub mod code;
 pub mod commands;
@@ -18,3 +19,4 @@ pub mod json;
 pub mod limits;
 pub mod reply;
 pub mod request;
+pub mod slot;

@@ -9,7 +9,7 @@ use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 use serde_json::{Map, Value};
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
-use strand_client::{Client, Error, ErrorCode, Hit, IndexKind, IndexQuery, SearchOptions};
+use strand_client::{Client, Code, Error, Hit, IndexKind, IndexQuery, SearchOptions};
 
 /// The stage: a client, and where the output goes.
 pub(super) struct Show<'a> {
@@ -266,8 +266,8 @@ impl<'a> Show<'a> {
 
 /// Whether an error says that this server has no such model or feature.
 fn is_absent(error: &Error) -> bool {
-    let codes = [ErrorCode::NoSuchIndex, ErrorCode::UnsupportedInMode, ErrorCode::UnknownCommand];
-    error.code().is_some_and(|code| codes.contains(code))
+    let codes = [Code::NoSuchIndex, Code::UnsupportedInMode, Code::UnknownCommand];
+    codes.into_iter().any(|code| error.is(code))
 }
 
 /// The values, each as its words and its text, for the snippets.

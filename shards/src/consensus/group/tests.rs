@@ -175,7 +175,9 @@ fn entries_beyond_one_batch_become_several_and_count_with_the_last() {
     // Two fit a batch, the large one takes one of its own.
     let sizes = [30, 40, 50, 1000, 10];
     let first = group.propose(vec![0; sizes[0]]).unwrap();
-    sizes[1..].iter().for_each(|size| drop(group.propose(vec![0; *size]).unwrap()));
+    for size in &sizes[1..] {
+        group.propose(vec![0; *size]).unwrap();
+    }
     let out = collect(&mut group);
     let held: Vec<Vec<usize>> = out
         .appends

@@ -8,7 +8,7 @@ use super::refusal::{Problem, Refusal};
 use super::{Command, Request, admin, batch, data, search};
 use crate::code::Code;
 use crate::commands::{self, COMMANDS, CommandSpec, FIELDS_MAX};
-use crate::json::{self, Members};
+use crate::json::{self, Fault, FaultKind, Members};
 use crate::limits::{BATCH_ENVELOPE_DEPTH, Limits};
 use smallvec::SmallVec;
 use std::borrow::Cow;
@@ -34,18 +34,22 @@ pub(super) fn parse<'a>(line: &'a [u8], limits: &Limits) -> Result<Request<'a>, 
     }
 }
 
-/// Cuts the line into members, and gives the id out as soon as it is read.
+/// Cuts the line into members, and gives the id out as soon as it is read. A line that is no JSON has no id: what it
+/// seems to say of one is not to be believed. A line that is only nested too deep keeps the id that came before.
 fn split<'a>(line: &'a [u8], limits: &Limits, id: &mut Option<&'a [u8]>) -> Result<MemberList<'a>, Problem> {
     let mut members = MemberList::new();
     let mut problem = None;
     let mut walk = Members::new(line, limits.value_depth_max());
     while let Some(name) = walk.name() {
-        let name = name.map_err(|fault| Problem::json(fault, 0, limits))?;
-        let name =
-            name.decode().map_err(|_| Problem::bad("a field's name holds a lone surrogate".to_owned()))?;
+        let name = name.map_err(|fault| unreadable(fault, limits, id))?;
+        let Ok(name) = name.decode() else {
+            problem = Some(Problem::bad("a field's name holds a lone surrogate".to_owned()));
+            walk.value().map_err(|fault| unreadable(fault, limits, id))?;
+            continue;
+        };
         let envelope = if name == "items" { BATCH_ENVELOPE_DEPTH } else { 0 };
         walk.set_depth_max(limits.value_depth_max() + envelope);
-        let value = walk.value().map_err(|fault| Problem::json(fault, 0, limits))?;
+        let value = walk.value().map_err(|fault| unreadable(fault, limits, id))?;
         if members.len() == MEMBERS_MAX {
             return Err(Problem::bad(format!("a request has at most {MEMBERS_MAX} fields")));
         }
@@ -63,6 +67,14 @@ fn split<'a>(line: &'a [u8], limits: &Limits, id: &mut Option<&'a [u8]>) -> Resu
         members.push(Member { name, value });
     }
     problem.map_or(Ok(members), Err)
+}
+
+/// Why the line cannot be read on, and what becomes of the id.
+fn unreadable(fault: Fault, limits: &Limits, id: &mut Option<&[u8]>) -> Problem {
+    if fault.kind != FaultKind::TooDeep {
+        *id = None;
+    }
+    Problem::json(fault, 0, limits)
 }
 
 fn check_id(token: &[u8], limits: &Limits) -> Result<(), Problem> {

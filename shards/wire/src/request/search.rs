@@ -206,8 +206,8 @@ pub(super) fn semantic<'a>(fields: &Fields<'a, '_>) -> Result<SemanticSearch<'a>
         _ => return Err(Problem::bad("SEMANTIC_SEARCH needs either \"query\" or \"vector\"".to_owned())),
     };
     let model = model(fields, Model::Tfidf)?;
-    if let (SemanticQuery::Vector(_), Model::Tfidf) = (&query, &model) {
-        let message = "with \"vector\" give the vector index's field, or embedding, in \"model\"";
+    if let (SemanticQuery::Vector(_), Model::Tfidf | Model::Embedding) = (&query, &model) {
+        let message = "with \"vector\" give the field of a vector index in \"model\"";
         return Err(Problem::bad(message.to_owned()));
     }
     Ok(SemanticSearch {
@@ -331,11 +331,13 @@ fn vector(fields: &Fields<'_, '_>) -> Result<Option<Vec<f32>>, Problem> {
         }
         let component = number(element).map(|number| number as f32).filter(|number| number.is_finite());
         vector.push(component.ok_or_else(|| {
-            Problem::bad(format!(
-                "vector[{}] must be a number that fits 32 bits, not {}",
-                vector.len(),
-                kind_of(element)
-            ))
+            let at = vector.len();
+            match kind_of(element) {
+                "a number" | "an integer" => {
+                    Problem::bad(format!("vector[{at}] is beyond what a 32-bit float holds"))
+                }
+                kind => Problem::bad(format!("vector[{at}] must be a number, not {kind}")),
+            }
         })?);
     }
     if vector.is_empty() { Err(expected(token)) } else { Ok(Some(vector)) }

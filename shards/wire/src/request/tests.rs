@@ -20,7 +20,7 @@ const CORPUS: &[&str] = &[
     r#"{"command":"DELETE","key":"k","if":{"present":true},"client":"c","seq":2,"acked":2,"durability":"memory"}"#,
     r#"{"command":"EXISTS","key":"k","consistency":"linearizable"}"#,
     r#"{"command":"INCR","key":"k"}"#,
-    r#"{"command":"INCR","key":"k","amount":-5,"client":"c","seq":18446744073709551615,"acked":0,"durability":"fsync"}"#,
+    r#"{"command":"INCR","key":"k","amount":-5,"client":"c","seq":18446744073709551614,"acked":0,"durability":"fsync"}"#,
     r#"{"command":"BULK_SET","items":{"a":1,"b":[{}],"a":2}}"#,
     r#"{"command":"BULK_SET","items":[["a",1],["\u0061","x"]],"client":"c","seq":1,"debug":false}"#,
     r#"{"command":"BULK_SET","items":[{"key":"a","value":1},{"value":{"key":1},"key":"b"}],"acked":1,"client":"c","seq":1}"#,
@@ -333,7 +333,11 @@ fn limits_hold_at_their_edges() {
 #[test]
 fn refusals_carry_the_id_where_it_was_read() {
     let id = |line| refusal(line).id.map(|id| std::str::from_utf8(id).unwrap());
-    assert_eq!(id(r#"{"id":7,"command":"SET","key":"#), Some("7"));
+    assert_eq!(id(r#"{"id":7,"command":"SET","key":"#), None, "what is no JSON has no id");
+    assert_eq!(id(r#"{"id":7,"command":"PING"} x"#), None);
+    assert_eq!(id(r#"{"\ud800":1,"command":"PING","id":3}"#), Some("3"));
+    let deep = format!(r#"{{"id":7,"command":"SET","key":"k","value":{}"#, "[".repeat(65));
+    assert_eq!(id(&deep), Some("7"), "of what is nested too deep the rest is not read");
     assert_eq!(id(r#"{"command":"SET","key":,"id":7}"#), None);
     assert_eq!(id(r#"{"command":"FOO","id":"\u0061"}"#), Some(r#""\u0061""#));
     assert_eq!(id(r#"{"command":"PING","x":1,"x":2,"id":-5}"#), Some("-5"));
