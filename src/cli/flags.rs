@@ -59,7 +59,7 @@ pub struct ConfigurationFlags {
     /// Prefer this node as leader at first start
     #[arg(long)]
     primary: bool,
-    /// Any setting, such as wal.segment_mib=32; may be repeated (`strand config --documented` lists them)
+    /// Any setting, such as wal.segment_mib=128; may be repeated (`strand config --documented` lists them)
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
 }

@@ -6,7 +6,7 @@
 
 use super::data::{Consistency, Delete, Durability, Get, Incr, KeyRead, Session, Set};
 use super::{Command, Request};
-use crate::commands::{CLIENT_BYTES_MAX, EXACT_INTEGER_MAX};
+use crate::commands::{CLIENT_BYTES_MAX, EXACT_INTEGER_MAX, SEQ_MAX};
 use crate::json::{self, FaultKind, Scanner};
 use crate::limits::Limits;
 use std::borrow::Cow;
@@ -88,7 +88,10 @@ fn read_member<'a>(
             let client = scanner.string().ok()?.plain()?;
             put(&mut seen.client, client).filter(|()| (1..=CLIENT_BYTES_MAX).contains(&client.len()))
         }
-        b"seq" => put(&mut seen.seq, json::unsigned(scanner.value(0).ok()?)?),
+        b"seq" => {
+            let seq = json::unsigned(scanner.value(0).ok()?)?;
+            put(&mut seen.seq, seq).filter(|()| seq <= SEQ_MAX)
+        }
         b"acked" => put(&mut seen.acked, json::unsigned(scanner.value(0).ok()?)?),
         _ => read_option(name, scanner, seen, limits),
     }

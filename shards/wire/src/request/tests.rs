@@ -331,6 +331,13 @@ fn limits_hold_at_their_edges() {
 }
 
 #[test]
+fn the_last_number_that_can_be_remembered_is_the_largest_seq() {
+    let set = |seq: u64| format!(r#"{{"command":"SET","key":"k","value":1,"client":"c","seq":{seq}}}"#);
+    assert!(parse(set(u64::MAX - 1).as_bytes(), &limits()).is_ok());
+    check_refused(&set(u64::MAX), Code::BadRequest, "from 0 to 18446744073709551614");
+}
+
+#[test]
 fn refusals_carry_the_id_where_it_was_read() {
     let id = |line| refusal(line).id.map(|id| std::str::from_utf8(id).unwrap());
     assert_eq!(id(r#"{"id":7,"command":"SET","key":"#), None, "what is no JSON has no id");
