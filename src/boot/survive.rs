@@ -118,8 +118,8 @@ pub fn survey(tuning: &Tuning) -> Result<Plan, Fatal> {
         read_replica(tuning, indexes, &directory, membership, number).map(|image| image.remains())
     };
     let groups = (0..directory.meta().shards).map(read).collect();
-    let kept_as = (1..).map(|number| beside(&path, &format!("{BEFORE}{number}")));
-    let kept_as = kept_as.into_iter().find(|path| !path.exists()).expect("some number is free");
+    let mut names = (1..).map(|number| beside(&path, &format!("{BEFORE}{number}")));
+    let kept_as = names.find(|path| !path.exists()).expect("some number is free");
     let (node_id, cluster) = (known.id.clone(), meta.cluster);
     Ok(Plan { path, kept_as, node: me, node_id, cluster, others, groups, directory, file, indexes })
 }
