@@ -128,7 +128,7 @@ pub fn survey(tuning: &Tuning) -> Result<Plan, Fatal> {
 ///
 /// # Errors
 /// When something cannot be read or written; the old directory is then as it was.
-pub fn perform(plan: Plan, tuning: &Tuning) -> Result<Recovered, Fatal> {
+pub fn perform(plan: &Plan, tuning: &Tuning) -> Result<Recovered, Fatal> {
     let making = beside(&plan.path, MAKING);
     let io = |path: &Path| {
         let path = path.to_path_buf();
@@ -193,7 +193,7 @@ pub fn perform(plan: Plan, tuning: &Tuning) -> Result<Recovered, Fatal> {
     };
     cluster_file::write(&making, &file).map_err(|error| file_failed(&making, error))?;
     let recovered = Recovered { cluster, applied, meta_version };
-    write_log(&plan, &making, &recovered).map_err(io(&making))?;
+    write_log(plan, &making, &recovered).map_err(io(&making))?;
     fs::rename(&plan.path, &plan.kept_as).map_err(io(&plan.path))?;
     put_in_place(&making, &plan.path)?;
     Ok(recovered)
