@@ -273,7 +273,7 @@ impl Server {
                 match recover::driver(&tuning, indexes, &directory, seat, segments, files)? {
                     Made::Driver(mut driver) => driver.start().map(|()| Stage::Serving(driver)),
                     Made::SetAside(seat, files) => {
-                        first_files = Some(files);
+                        first_files = Some(*files);
                         Ok(Stage::Vacant(seat))
                     }
                 }

@@ -36,7 +36,7 @@ pub(super) enum Made {
     /// It can be driven.
     Driver(Box<Driver>),
     /// Its files are damaged and were set aside: the seat waits for another replica.
-    SetAside(Box<Seat>, SnapshotFiles),
+    SetAside(Box<Seat>, Box<SnapshotFiles>),
 }
 
 /// Recovers a shard and makes its driver. The seat of a cluster's shard must have a replica by the meta state.
@@ -53,7 +53,7 @@ pub(super) fn driver(
     if let Some(appointment) = &appointment {
         if replica_dir::is_lost(&path, appointment.replica) {
             seat.lost = appointment.replica;
-            return Ok(Made::SetAside(seat, files));
+            return Ok(Made::SetAside(seat, Box::new(files)));
         }
         if !path.exists() {
             let detail = format!("its directory {} is gone", path.display());
@@ -119,7 +119,7 @@ fn set_aside(
         peers.was_set_aside(name);
     }
     seat.lost = replica;
-    Ok(Made::SetAside(seat, files))
+    Ok(Made::SetAside(seat, Box::new(files)))
 }
 
 /// Recovers a shard and opens its log.

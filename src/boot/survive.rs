@@ -118,8 +118,8 @@ pub fn survey(tuning: &Tuning) -> Result<Plan, Fatal> {
         read_replica(tuning, indexes, &directory, membership, number).map(|image| image.remains())
     };
     let groups = (0..directory.meta().shards).map(read).collect();
-    let kept_as = (1..).map(|number| beside(&path, &format!("{BEFORE}{number}")));
-    let kept_as = kept_as.into_iter().find(|path| !path.exists()).expect("some number is free");
+    let mut names = (1..).map(|number| beside(&path, &format!("{BEFORE}{number}")));
+    let kept_as = names.find(|path| !path.exists()).expect("some number is free");
     let (node_id, cluster) = (known.id.clone(), meta.cluster);
     Ok(Plan { path, kept_as, node: me, node_id, cluster, others, groups, directory, file, indexes })
 }
@@ -128,7 +128,7 @@ pub fn survey(tuning: &Tuning) -> Result<Plan, Fatal> {
 ///
 /// # Errors
 /// When something cannot be read or written; the old directory is then as it was.
-pub fn perform(plan: Plan, tuning: &Tuning) -> Result<Recovered, Fatal> {
+pub fn perform(plan: &Plan, tuning: &Tuning) -> Result<Recovered, Fatal> {
     let making = beside(&plan.path, MAKING);
     let io = |path: &Path| {
         let path = path.to_path_buf();
@@ -193,7 +193,7 @@ pub fn perform(plan: Plan, tuning: &Tuning) -> Result<Recovered, Fatal> {
     };
     cluster_file::write(&making, &file).map_err(|error| file_failed(&making, error))?;
     let recovered = Recovered { cluster, applied, meta_version };
-    write_log(&plan, &making, &recovered).map_err(io(&making))?;
+    write_log(plan, &making, &recovered).map_err(io(&making))?;
     fs::rename(&plan.path, &plan.kept_as).map_err(io(&plan.path))?;
     put_in_place(&making, &plan.path)?;
     Ok(recovered)

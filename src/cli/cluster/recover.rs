@@ -51,18 +51,18 @@ pub(super) fn run(arguments: &Arguments, json: bool) -> Result<(), Fatal> {
     if !arguments.yes && !confirmed(&plan.node_id)? {
         return Err(Fatal::Failed("Nothing was changed.".to_owned()));
     }
-    let (path, kept_as, node_id) = (plan.path.clone(), plan.kept_as.clone(), plan.node_id.clone());
-    let recovered = survive::perform(plan, &tuning)?;
+    let recovered = survive::perform(&plan, &tuning)?;
     if json {
-        return super::super::print(&format!("{}\n", done_json(&recovered, &kept_as.display().to_string())));
+        let kept_as = plan.kept_as.display().to_string();
+        return super::super::print(&format!("{}\n", done_json(&recovered, &kept_as)));
     }
-    let Recovered { cluster, .. } = recovered;
+    let (Recovered { cluster, .. }, node_id) = (recovered, &plan.node_id);
     super::super::print(&format!(
         "Done. Cluster {cluster:032x} is node {node_id} alone; what was before is kept in {}.\nStart it: strand serve --id {node_id} \
          --data-dir {} (with the ports that it had). Then start empty nodes with --peers that name it, and add them: strand cluster \
          add ID.\n",
-        kept_as.display(),
-        path.display()
+        plan.kept_as.display(),
+        plan.path.display()
     ))
 }
 
