@@ -518,23 +518,16 @@ impl Host for Hosting<'_> {
 }
 
 impl Driver {
-    /// One turn of the thread: of the shard, and of the clients around it if it serves any; whether it slept where there
-    /// was nothing to do.
+    /// One turn of the thread: of the shard, and of the clients around it if it serves any, which then has slept where
+    /// there was nothing to do. What the shard's turns came to, and whether clients were served.
     fn turn_thread(&mut self) -> Result<(Turn, bool), Fatal> {
         let Some(mut clients) = self.seat.clients.take() else { return Ok((self.turn()?, false)) };
-        let is_served = clients.are_served(self.seat.beside());
-        let outcome = match is_served {
-            Ok(true) => {
-                let sleep_ms_max = self.seat.settings.tick_ms;
-                let mut hosting = Hosting { driver: self, outcome: Ok(Turn::Idle) };
-                let turned = clients.turn(&mut hosting, sleep_ms_max);
-                turned.and(hosting.outcome).map(|turn| (turn, true))
-            }
-            Ok(false) => self.turn().map(|turn| (turn, false)),
-            Err(reason) => Err(reason),
-        };
+        let (beside, sleep_ms_max) = (self.seat.beside(), self.seat.settings.tick_ms);
+        let mut hosting = Hosting { driver: self, outcome: Ok(Turn::Idle) };
+        let served = clients.turn(&mut hosting, beside, sleep_ms_max);
+        let outcome = hosting.outcome;
         self.seat.clients = Some(clients);
-        outcome
+        Ok((outcome?, served?))
     }
 }
 
@@ -549,7 +542,7 @@ fn drive(mut driver: Driver, stop: &impl Fn() -> bool) -> Result<Option<(Box<Sea
             asked_at_us.get_or_insert_with(|| driver.seat.clock.elapsed_us());
             driver.sync_soon();
         }
-        let (turn, has_slept) = driver.turn_thread()?;
+        let (turn, serves) = driver.turn_thread()?;
         // Before the next turn of a thread that is busy: the building of an index is not waited for.
         if driver.may_end(asked_at_us) {
             break;
@@ -560,7 +553,7 @@ fn drive(mut driver: Driver, stop: &impl Fn() -> bool) -> Result<Option<(Box<Sea
         if !stop() && driver.may_go() {
             return driver.leave().map(Some);
         }
-        if has_slept || spin(&mut driver) {
+        if serves || spin(&mut driver) {
             continue;
         }
         bell.prepare_park();

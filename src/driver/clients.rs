@@ -38,17 +38,39 @@ impl Clients {
         Self { shard, gate, stage: Stage::Waiting(open), end: Some(end) }
     }
 
-    /// Whether the service is to be turned. It opens on the way when the gate has; `beside` is a descriptor that must end
-    /// its sleep too.
+    /// One turn of the thread: of the service with its host inside, or of the host alone while no clients are served, which
+    /// then does not sleep; whether they were. `beside` is a descriptor that must end a sleep too.
     ///
     /// # Errors
-    /// When the service cannot be opened.
-    pub(super) fn are_served(&mut self, beside: Option<RawFd>) -> Result<bool, Fatal> {
-        match &self.stage {
-            Stage::Serving(_) => return Ok(true),
-            Stage::Ended => return Ok(false),
-            Stage::Waiting(_) if !self.gate.load(Ordering::Acquire) => return Ok(false),
-            Stage::Waiting(_) => {}
+    /// When the service cannot be opened, or its ring fails.
+    pub(super) fn turn(
+        &mut self,
+        host: &mut impl Host,
+        beside: Option<RawFd>,
+        sleep_ms_max: u64,
+    ) -> Result<bool, Fatal> {
+        self.open_when_due(beside)?;
+        let Stage::Serving(service) = &mut self.stage else {
+            host.turn();
+            return Ok(false);
+        };
+        let goes_on = service.turn(host, sleep_ms_max).map_err(|source| self.failed(&source))?;
+        if !goes_on {
+            // The ring lets go of its doorbell here: from now on the thread waits for it elsewhere.
+            self.stage = Stage::Ended;
+            self.end = None;
+        }
+        Ok(true)
+    }
+
+    /// Whether the gate has opened and nobody has looked yet: asked again after the park was announced.
+    pub(super) fn want_to_open(&self) -> bool {
+        matches!(self.stage, Stage::Waiting(_)) && self.gate.load(Ordering::Acquire)
+    }
+
+    fn open_when_due(&mut self, beside: Option<RawFd>) -> Result<(), Fatal> {
+        if !self.want_to_open() {
+            return Ok(());
         }
         let Stage::Waiting(open) = std::mem::replace(&mut self.stage, Stage::Ended) else {
             unreachable!("it was waiting a moment ago");
@@ -58,26 +80,6 @@ impl Clients {
             service.wait_beside(fd);
         }
         self.stage = Stage::Serving(Box::new(service));
-        Ok(true)
-    }
-
-    /// Whether the gate has opened and nobody has looked yet: asked again after the park was announced.
-    pub(super) fn want_to_open(&self) -> bool {
-        matches!(self.stage, Stage::Waiting(_)) && self.gate.load(Ordering::Acquire)
-    }
-
-    /// One turn of the service and its host, as [`Service::turn`].
-    ///
-    /// # Errors
-    /// When the service's ring fails.
-    pub(super) fn turn(&mut self, host: &mut impl Host, sleep_ms_max: u64) -> Result<(), Fatal> {
-        let Stage::Serving(service) = &mut self.stage else { return Ok(()) };
-        let goes_on = service.turn(host, sleep_ms_max).map_err(|source| self.failed(&source))?;
-        if !goes_on {
-            // The ring lets go of its doorbell here: from now on the thread waits for it elsewhere.
-            self.stage = Stage::Ended;
-            self.end = None;
-        }
         Ok(())
     }
 

@@ -59,7 +59,7 @@ pub(super) fn wait_for_replica(mut seat: Box<Seat>, stop: &impl Fn() -> bool) ->
     tracing::info!(shard = seat.number, "this node has no replica of the group: requests are sent elsewhere");
     let mut next_word = Millis(0);
     loop {
-        let (busy, has_slept) = seat.turn_thread(&mut events)?;
+        let (busy, serves) = seat.turn_thread(&mut events)?;
         let appointed =
             seat.peers.as_ref().and_then(PeerSide::appointment).map(|appointment| appointment.replica);
         if appointed.is_some_and(|replica| replica != seat.lost) {
@@ -74,7 +74,7 @@ pub(super) fn wait_for_replica(mut seat: Box<Seat>, stop: &impl Fn() -> bool) ->
         if stop() {
             return Ok(Vacated::Stopped);
         }
-        if busy || has_slept {
+        if busy || serves {
             continue;
         }
         seat.bell.prepare_park();
@@ -108,22 +108,15 @@ impl Seat {
         self.peers.as_ref().map(|peers| peers.fd().as_raw_fd())
     }
 
-    /// One turn of the thread, as the driver's: whether anything was done, and whether it slept.
+    /// One turn of the thread, as the driver's: whether anything was done, and whether clients were served.
     fn turn_thread(&mut self, events: &mut Vec<Event>) -> Result<(bool, bool), Fatal> {
         let Some(mut clients) = self.clients.take() else { return Ok((self.turn(events), false)) };
-        let is_served = clients.are_served(self.beside());
-        let outcome = match is_served {
-            Ok(true) => {
-                let sleep_ms_max = self.settings.tick_ms;
-                let mut hosting = Hosting { seat: self, events, busy: false };
-                let turned = clients.turn(&mut hosting, sleep_ms_max);
-                turned.map(|()| (hosting.busy, true))
-            }
-            Ok(false) => Ok((self.turn(events), false)),
-            Err(reason) => Err(reason),
-        };
+        let (beside, sleep_ms_max) = (self.beside(), self.settings.tick_ms);
+        let mut hosting = Hosting { seat: self, events, busy: false };
+        let served = clients.turn(&mut hosting, beside, sleep_ms_max);
+        let busy = hosting.busy;
         self.clients = Some(clients);
-        outcome
+        Ok((busy, served?))
     }
 
     /// Sleeps until something happens or the time is over.

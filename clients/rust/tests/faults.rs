@@ -195,7 +195,10 @@ fn the_map_of_hello_leads_to_the_leader_at_once() {
 
 /// Tells a client of two shards, each at the port of a server of its own.
 fn tell_of_shards(common: &FakeServer, shards: [&FakeServer; 2]) {
-    let port = |server: &FakeServer| server.address.rsplit_once(':').unwrap().1.parse::<u16>().unwrap();
+    let port = |server: &FakeServer| {
+        let (_, port) = server.address.rsplit_once(':').expect("HOST:PORT");
+        port.parse::<u16>().expect("a port")
+    };
     let map = json!({
         "node": "a",
         "slots": [{"first": 0, "last": 2047, "group": 0, "port": port(shards[0])},
