@@ -205,8 +205,10 @@ pub(crate) fn search(
 fn window_end(terms: &mut [Term<'_>], base: u32, threshold: i64) -> u32 {
     let mut end = base.saturating_add(WINDOW);
     if threshold > i64::MIN && terms.len() <= CUTTING_TERMS_MAX {
-        for term in terms.iter_mut().filter(|term| term.cursor.document() < end) {
-            end = end.min(term.cursor.block_end(base).max(base.saturating_add(WINDOW_MIN)));
+        for term in terms.iter_mut() {
+            if term.cursor.document() < end {
+                end = end.min(term.cursor.block_end(base).max(base.saturating_add(WINDOW_MIN)));
+            }
         }
     }
     end
