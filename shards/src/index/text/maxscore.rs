@@ -427,8 +427,8 @@ fn offer_sums(
 ) {
     let Sums { touched, scores, scored, .. } = sums;
     let is_open = offering.top.threshold() == i64::MIN && others.is_empty();
-    for word in 0..touched.len() {
-        let mut bits = std::mem::take(&mut touched[word]);
+    for (word, bits) in touched.iter_mut().enumerate() {
+        let mut bits = std::mem::take(bits);
         while bits != 0 {
             let at = word * 64 + bits.trailing_zeros() as usize;
             bits &= bits - 1;
