@@ -88,7 +88,7 @@ fn pairs(server: &Server, writer: u64, left: &AtomicU64) -> (u64, u64) {
             documents[at].serial = None;
         } else {
             let mut items = Vec::new();
-            for place in (at..at + count).map(|place| place % documents.len()) {
+            for place in (at..at + count).map(|place| place % KEYS as usize) {
                 serial += WRITERS;
                 items.push((documents[place].key.clone(), value(&mut random, writer, serial)));
                 documents[place].serial = Some(serial);
