@@ -51,12 +51,11 @@ fn value(random: &mut Random, writer: u64, serial: u64) -> Value {
 /// Searches that find the document of a serial number, and no other.
 fn search(random: &mut Random, writer: u64, serial: u64) -> Value {
     let word = own_word(writer, serial);
-    let prefix = &word[..word.len() - 1];
     match random.below(8) {
         0 => json!({"command": "SEARCH", "query": word}),
         1 => json!({"command": "SEARCH", "query": format!("\"{word} boat\"")}),
         2 => json!({"command": "SEARCH", "query": format!("+{word} boat doctor"), "with_values": true}),
-        3 => json!({"command": "SEARCH", "query": format!("{prefix}*")}),
+        3 => json!({"command": "SEARCH", "query": format!("{word}*")}),
         4 => {
             json!({"command": "SEARCH", "query": word, "filter": {"field": "n", "value": serial}, "highlight": true})
         }
@@ -89,7 +88,7 @@ fn pairs(server: &Server, writer: u64, left: &AtomicU64) -> (u64, u64) {
             documents[at].serial = None;
         } else {
             let mut items = Vec::new();
-            for place in (at..at + count).map(|place| place % documents.len()) {
+            for place in (at..at + count).map(|place| place % KEYS as usize) {
                 serial += WRITERS;
                 items.push((documents[place].key.clone(), value(&mut random, writer, serial)));
                 documents[place].serial = Some(serial);

@@ -205,8 +205,10 @@ pub(crate) fn search(
 fn window_end(terms: &mut [Term<'_>], base: u32, threshold: i64) -> u32 {
     let mut end = base.saturating_add(WINDOW);
     if threshold > i64::MIN && terms.len() <= CUTTING_TERMS_MAX {
-        for term in terms.iter_mut().filter(|term| term.cursor.document() < end) {
-            end = end.min(term.cursor.block_end(base).max(base.saturating_add(WINDOW_MIN)));
+        for term in terms.iter_mut() {
+            if term.cursor.document() < end {
+                end = end.min(term.cursor.block_end(base).max(base.saturating_add(WINDOW_MIN)));
+            }
         }
     }
     end
@@ -425,8 +427,8 @@ fn offer_sums(
 ) {
     let Sums { touched, scores, scored, .. } = sums;
     let is_open = offering.top.threshold() == i64::MIN && others.is_empty();
-    for word in 0..touched.len() {
-        let mut bits = std::mem::take(&mut touched[word]);
+    for (word, bits) in touched.iter_mut().enumerate() {
+        let mut bits = std::mem::take(bits);
         while bits != 0 {
             let at = word * 64 + bits.trailing_zeros() as usize;
             bits &= bits - 1;
