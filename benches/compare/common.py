@@ -252,6 +252,8 @@ def taken(*remarks):
     """The lines above a table: when, where, of what, and by which command."""
     commit = output_of("git", "rev-parse", "--short", "HEAD")
     command = " ".join(shlex.quote(word) for word in [os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
+    if os.nice(0) != 0:
+        remarks = [f"At niceness {os.nice(0)}, beside other programs.", *remarks]
     told = [f"Taken on {time.strftime('%Y-%m-%d')}, {machine()}, commit {commit}.", *remarks]
     return [" ".join(told), "", f"    {command}", ""]
 

@@ -187,7 +187,8 @@ class Cell:
             " / ".join(f"{self.median(server, 'cpu_ns'):,.0f}" for server in ("strand", "redis")),
             " / ".join(f"{self.median(server, 'p99_us'):,.0f}" for server in ("strand", "redis")),
         ]
-        return [*head, *cells, ", ".join([f"{len(self.rounds)} rounds", *remarks])]
+        stolen = max(self.median(server, "stolen_percent") for server in ("strand", "redis"))
+        return [*head, *cells, ", ".join([f"{len(self.rounds)} rounds", f"{stolen:.0f}% of the CPU taken", *remarks])]
 
 
 HEADER = [
