@@ -6,6 +6,7 @@ mod support;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use strand_torture::cluster::{Cluster, Plan};
 use strand_torture::disk::mount::Disk;
@@ -30,11 +31,19 @@ fn plan(directory: &TemporaryDirectory, nodes: usize, has_disks: bool) -> Plan {
     }
 }
 
-/// The first of as many free ports in a row as any test here takes.
+/// Ports of one test: three nodes take two each, and so do the servers that visit cut points.
+const PORTS: u16 = 8;
+
+/// The first of as many free ports in a row as a test takes. Tests beside it get others.
 fn free_ports() -> u16 {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let is_free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
-    let found = (0..100).map(|_| free_port()).find(|first| (*first..first + 8).all(is_free));
-    found.expect("some ports in a row are free")
+    let found = (0..1000).map(|_| free_port()).find(|first| (*first..first + PORTS).all(is_free));
+    let first = found.expect("some ports in a row are free");
+    // The search goes on behind these.
+    while free_port() <= first + PORTS {}
+    first
 }
 
 /// Whether a disk can be mounted here; says so where not.

@@ -97,7 +97,7 @@ impl Fault {
             // Seconds back or forth.
             Class::Clock => rng.between(1, 7200),
             // Bytes that still fit.
-            Class::FullDisk => rng.below(3 << 20),
+            Class::FullDisk => rng.below(64 << 10),
             _ => rng.word(),
         };
         Self { class, node, amount }
@@ -108,6 +108,8 @@ impl Fault {
         Duration::from_millis(match self.class {
             Class::Pause => rng.between(1000, 30_000),
             Class::Isolate => rng.between(9000, 14_000),
+            // Long enough that logs want segments that cannot be made.
+            Class::FullDisk => rng.between(10_000, 25_000),
             _ => rng.between(2000, 10_000),
         })
     }

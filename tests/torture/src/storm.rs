@@ -6,6 +6,7 @@
 use crate::check::{self, Action, Event, Kind, Operation};
 use crate::client::{self, Client, Connection, Outcome};
 use crate::cluster::{Cluster, Replica};
+use crate::disk::mount::Disk;
 use crate::fault::{self, ALL, Class, Fault};
 use crate::load::{self, Load, name};
 use crate::report::{self, Report};
@@ -66,8 +67,10 @@ pub struct Done {
     pub refusals: Vec<Duration>,
     /// Comparisons of all replicas.
     pub comparisons: u64,
-    /// Requests that disks refused: without any, full and broken disks did nothing.
-    pub disk_refusals: u64,
+    /// Requests that disks answered with EIO: without any, broken disks did nothing.
+    pub disk_failed: u64,
+    /// Requests that disks answered with ENOSPC: without any, full disks did nothing.
+    pub disk_full: u64,
 }
 
 impl Done {
@@ -77,7 +80,7 @@ impl Done {
             self.faults.iter().map(|(class, count)| format!("{class:?} {count}")).collect();
         format!(
             "{} rounds, {} operations judged ({} of unknown outcome, {} objects given up), {} requests, {} retries, \
-             {} too late\n    led again after healing: {}; refusals of a minority: {}; replicas compared {} times; {} requests refused by disks\n    faults: {}",
+             {} too late\n    led again after healing: {}; refusals of a minority: {}; replicas compared {} times; disks answered EIO {} times, ENOSPC {} times\n    faults: {}",
             self.rounds,
             self.operations,
             self.unknown,
@@ -88,7 +91,8 @@ impl Done {
             report::summary(&self.recoveries),
             report::summary(&self.refusals),
             self.comparisons,
-            self.disk_refusals,
+            self.disk_failed,
+            self.disk_full,
             faults.join(", ")
         )
     }
@@ -127,7 +131,10 @@ pub fn run(cluster: &mut Cluster, storm: &Storm, report: &Report) -> Result<Done
     done.requests = figures.requests;
     done.retries = figures.retries;
     done.seq_expired = figures.seq_expired;
-    done.disk_refusals = cluster.disks.iter().map(|disk| disk.counts().refused.load(Ordering::Relaxed)).sum();
+    for count in cluster.disks.iter().map(Disk::counts) {
+        done.disk_failed += count.failed.load(Ordering::Relaxed);
+        done.disk_full += count.full.load(Ordering::Relaxed);
+    }
     let may_expire = done.faults.contains_key(&Class::Clock);
     if done.seq_expired > 0 && !may_expire {
         return Err(format!("{} retries came too late though no clock was wrong", done.seq_expired));

@@ -71,8 +71,10 @@ pub struct Counts {
     pub writes: AtomicU64,
     /// Syncs that were answered well.
     pub syncs: AtomicU64,
-    /// Requests answered with EIO or ENOSPC.
-    pub refused: AtomicU64,
+    /// Requests answered with EIO.
+    pub failed: AtomicU64,
+    /// Requests answered with ENOSPC.
+    pub full: AtomicU64,
 }
 
 /// What the harness and the kernel's threads share.
@@ -200,9 +202,11 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        if let Some(session) = self.session.take() {
-            // A mount that stays busy is the keeper's to remove.
-            drop(session.umount_and_join());
+        let Some(session) = self.session.take() else { return };
+        // The kernel closes the files of a killed process a little after its end, and a mount in use stays.
+        drop(self.wait_until_closed());
+        if session.umount_and_join().is_err() {
+            drop(std::process::Command::new("umount").arg("-l").arg(&self.path).status());
         }
     }
 }
@@ -236,7 +240,8 @@ impl Shared {
     }
 
     fn refuse(&self, errno: Errno) -> Errno {
-        self.counts.refused.fetch_add(1, Ordering::Relaxed);
+        let count = if errno == Errno::ENOSPC { &self.counts.full } else { &self.counts.failed };
+        count.fetch_add(1, Ordering::Relaxed);
         errno
     }
 
