@@ -14,7 +14,7 @@ BINARY := $(or $(CARGO_TARGET_DIR),target)/release/strand
 # Runs a part of the tests under its name and says how long it took.
 timed = @start=$$SECONDS; echo "==> $(1)"; $(2); echo "<== $(1): $$((SECONDS - start)) s"
 
-.PHONY: help run cluster test torture torture-tests audit check demo doctor clean
+.PHONY: help run cluster test torture torture-tests audit sim sim-mutants fuzz check demo doctor clean
 .PHONY: bench bench-check bench-compare bench-etcd bench-memory bench-shards bench-snapshots bench-tantivy
 .PHONY: part-format part-lint part-house part-rust part-python
 
@@ -58,10 +58,13 @@ audit: ## Licences, bans, sources and advisories of every dependency (cargo-deny
 	  else echo "The advisory database cannot be reached: advisories were not checked."; fi
 
 sim: ## Simulate: SEED=7, or SEEDS=1..1000 (also FAULTS= REQUESTS= CLIENTS= WORK= SHARDS= NODES= THREADS=); docs/SIMULATION.md
-	@$(CARGO) run --locked --quiet --profile sim -p strand-sim -- $(foreach name,SEED SEEDS FAULTS REQUESTS CLIENTS WORK SHARDS NODES LYING THREADS,$(if $($(name)),$(name)=$($(name))))
+	@$(CARGO) run --locked --quiet --profile sim -p strand-sim -- $(foreach name,SEED SEEDS FAULTS REQUESTS CLIENTS WORK SHARDS NODES META OLD LYING THREADS,$(if $($(name)),$(name)=$($(name))))
 
 sim-mutants: ## Switch known defects on, one after another, and count the seeds until each is found (MUTANTS=TombstoneLost, SEEDS=1..500)
 	@$(CARGO) run --locked --quiet --profile sim -p strand-sim --features mutants -- MUTANTS=$(or $(MUTANTS),all) $(if $(SEEDS),SEEDS=$(SEEDS))
+
+fuzz: ## Fuzz everything that reads foreign bytes: TARGET=requests (all), EXECUTIONS=1000000 each, SEED=, THREADS=; findings stay in tests/fuzz/kept
+	@$(CARGO) run --locked --quiet --profile sim -p strand-fuzz -- $(foreach name,TARGET EXECUTIONS SEED THREADS,$(if $($(name)),$(name)=$($(name))))
 
 check: part-format part-lint part-house ## Format, lints and house rules: quick enough for every commit
 

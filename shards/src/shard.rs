@@ -506,6 +506,7 @@ impl Shard {
             self.batches.pop_front();
         }
         self.open_gate(effects);
+        self.cut_what_is_durable(effects);
     }
 
     fn tick(&mut self, effects: &mut Effects) -> Result<(), ShardFault> {

@@ -30,7 +30,6 @@
 
 use super::{LogIdentity, SegmentEpoch, SegmentId};
 use crate::ids::{GroupId, Sequence};
-use crate::mutants::{Mutant, is_on};
 
 /// Batches start on multiples of this, so no block ever holds bytes of two batches.
 pub const BLOCK_BYTES: usize = 4096;
@@ -189,7 +188,7 @@ impl BatchHeader {
             return Err(if blank { HeaderError::Blank } else { HeaderError::Magic });
         }
         let crc = u32::from_le_bytes(get(bytes, HEADER_CRC));
-        if crc32c::crc32c(&bytes[..HEADER_CRC]) != crc && !is_on(Mutant::HeaderCrcSkipped) {
+        if crc32c::crc32c(&bytes[..HEADER_CRC]) != crc {
             return Err(HeaderError::Crc);
         }
         let format = u16::from_le_bytes(get(bytes, FORMAT_AT));

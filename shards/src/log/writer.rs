@@ -252,6 +252,8 @@ impl LogWriter {
         assert!(offset + bytes as u64 <= self.shape.segment_bytes, "a batch never spans segments");
         let frame = &mut frame[..bytes];
         let payload_crc = fill(payload, frame);
+        let too_high = kind == BatchKind::Entries && is_on(Mutant::DurableUptoTooHigh);
+        let durable_upto = if too_high { Sequence(sequence.0 - 1) } else { durable_upto };
         let header = BatchHeader {
             kind,
             payload_bytes,

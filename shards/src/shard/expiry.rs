@@ -53,7 +53,8 @@ impl Shard {
             .keys
             .iter()
             .map(Vec::as_slice)
-            .filter(|key| !self.locks.is_held(key) && !self.pending.may_have(hash_of(key)))
+            .filter(|key| !self.locks.is_held(key))
+            .filter(|key| !self.pending.may_have(hash_of(key)) || is_on(Mutant::ExpiredBlindly))
             .collect();
         if !keys.is_empty() {
             self.propose_expiry(&keys);

@@ -576,7 +576,14 @@ mod tests {
         let mut payload = PayloadBuffer::new();
         let mut take = |kind, sequence, payload: &[u8]| {
             let sequence = Sequence(sequence);
-            builder.batch(&ReplayedBatch { kind, group, sequence, payload, segment: SegmentId(1), offset: 0 });
+            builder.batch(&ReplayedBatch {
+                kind,
+                group,
+                sequence,
+                payload,
+                segment: SegmentId(1),
+                offset: 0,
+            });
         };
         let entries = vec![Entry { term: 1, index: 1, ..Entry::default() }];
         let hard_state = HardState { term: 1, vote: 1, commit: 1, ..HardState::default() };
@@ -585,10 +592,15 @@ mod tests {
         take(BatchKind::Entries, 1, &payload);
         let hard_state = HardStateV1 { term: 2, vote: 3, commit: 2 };
         let configuration = ConfigurationV1 { voters: &[LONE_REPLICA], ..ConfigurationV1::default() };
-        StartV1 { groups: &[GroupStartV1 { group: 0, epoch: 1, hard_state, configuration }] }.encode(&mut payload);
+        StartV1 { groups: &[GroupStartV1 { group: 0, epoch: 1, hard_state, configuration }] }
+            .encode(&mut payload);
         take(BatchKind::SegmentStart, 1, &payload);
         let image = builder.finish(Sequence(1)).unwrap();
         let found = &image.group.hard_state;
-        assert_eq!((found.term, found.vote, found.commit), (2, 3, 1), "a promise is kept, a commit needs its entry");
+        assert_eq!(
+            (found.term, found.vote, found.commit),
+            (2, 3, 1),
+            "a promise is kept, a commit needs its entry"
+        );
     }
 }

@@ -46,6 +46,8 @@ pub(super) struct Snapshots {
     /// The last one was found wanting: the next is written at once, without faults.
     is_urgent: bool,
     without_faults: bool,
+    /// A snapshot stands for the log up to here, which is not durable yet.
+    cut_owed: Option<Sequence>,
     /// When the last one began.
     begun_at: Millis,
     pub(super) counters: SnapshotCounters,
@@ -316,7 +318,8 @@ impl Shard {
         {
             upto = self.history.pop_front().map(|(_, sequence)| sequence);
         }
-        effects.cut = upto.or(effects.cut);
+        self.snapshots.cut_owed = upto.or(self.snapshots.cut_owed);
+        self.cut_what_is_durable(effects);
         self.group.offer_snapshot(run.offer.clone());
         let snapshots = &mut self.snapshots;
         snapshots.kept_index = run.index;
@@ -327,6 +330,14 @@ impl Shard {
         snapshots.counters.last_digest = run.digest;
         for waiter in self.snapshots.waiters.drain(..).filter(|waiter| !waiter.is_silent) {
             reply(effects, waiter.router, waiter.token, &Outcome::Ok);
+        }
+    }
+
+    /// Cuts the log off behind a snapshot as soon as what is cut is durable: where the log syncs behind what is applied, a
+    /// snapshot can stand before the log holds what is in it.
+    pub(super) fn cut_what_is_durable(&mut self, effects: &mut Effects) {
+        if self.snapshots.cut_owed.is_some_and(|upto| upto <= self.durable) {
+            effects.cut = self.snapshots.cut_owed.take();
         }
     }
 

@@ -17,6 +17,7 @@ use crate::txn::Kind;
 use crate::txn::message::{GroupMessage, Start};
 use std::collections::BTreeMap;
 
+mod floors;
 mod slices;
 
 /// One shard with its disk.
@@ -394,22 +395,6 @@ fn a_crash_keeps_what_is_durable() {
     world.crash(0);
     world.settle();
     assert_eq!(world.get(0, "a"), "\"result\":1");
-}
-
-#[test]
-fn weaker_floors_answer_at_once_and_fsync_waits() {
-    let mut world = World::new(1, Floor::Interval);
-    let token = world.send(0, &set("a", "1"));
-    assert_eq!(world.strands[0].replies[&token], (ReplyKind::Ok, String::new()));
-    let token = world.send(0, &Record { flags: flag::FSYNC, ..set("a", "2") });
-    assert_eq!(world.reply(0, token), None);
-    assert_eq!(world.get(0, "a"), "\"result\":2", "applied all the same");
-    world.sync(0);
-    assert!(world.reply(0, token).is_some());
-
-    let mut cache = World::new(1, Floor::Off);
-    let token = cache.send(0, &Record { flags: flag::FSYNC, ..set("a", "2") });
-    assert_eq!((cache.strands[0].replies[&token].0, cache.strands[0].log.len()), (ReplyKind::Error, 0));
 }
 
 #[test]

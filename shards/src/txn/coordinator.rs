@@ -123,12 +123,14 @@ impl Coordinator {
         actions: &mut Vec<Action>,
     ) {
         for (opened, record) in records {
+            if record.status == Status::Pending && is_on(Mutant::PendingNotAborted) {
+                continue;
+            }
             let parts = record.participants.iter().map(|group| (*group, Vec::new())).collect();
             let plan = Plan { kind: record.kind, debug: false, parts, deadline: now };
             let drive = Drive::new(plan, now);
             self.drives.insert(opened, drive);
             match &record.status {
-                Status::Pending if is_on(Mutant::PendingNotAborted) => {}
                 Status::Pending => self.abort(opened, actions),
                 Status::Aborted => self.decided(opened, false, now, actions),
                 Status::Committed(prepares) => {
@@ -202,6 +204,7 @@ impl Coordinator {
             }
             Some(record) => match &record.status {
                 Status::Pending if self.drives.contains_key(&txn.opened) => {}
+                Status::Pending if is_on(Mutant::PendingNotAborted) => {}
                 Status::Pending => self.abort(txn.opened, actions),
                 Status::Aborted => {
                     actions

@@ -109,14 +109,14 @@ impl World {
                     let mut events = std::mem::take(&mut self.events[number]);
                     let mut effects = Effects::default();
                     self.shards[number].step(self.now, &mut events, &mut effects).expect("a sound shard");
+                    moved |= !is_tick || !effects.is_empty();
                     self.take(number, effects);
-                    moved = true;
                 }
-                if self.shards[number].has_work() {
+                if self.shards[number].has_work() || is_tick {
                     let mut effects = Effects::default();
                     self.shards[number].work(self.now, 1000, &mut effects).expect("a sound shard");
+                    moved |= !effects.is_empty() || self.shards[number].has_work();
                     self.take(number, effects);
-                    moved = true;
                 }
             }
             if !moved && self.router.outstanding() == 0 {

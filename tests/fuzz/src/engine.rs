@@ -139,13 +139,7 @@ impl<'m> Worker<'m> {
         worker
     }
 
-    fn go(
-        &mut self,
-        share: u64,
-        done: &AtomicU64,
-        is_over: &AtomicBool,
-        progress: &(dyn Fn(u64) + Sync),
-    ) {
+    fn go(&mut self, share: u64, done: &AtomicU64, is_over: &AtomicBool, progress: &(dyn Fn(u64) + Sync)) {
         const STEP: u64 = 4096;
         let mut told = 0;
         while self.outcome.executions < share && !is_over.load(Ordering::Relaxed) {

@@ -31,8 +31,17 @@ fn run(name: &'static str) {
         panic!("{name}: {}: {:?}", finding.text, finding.input);
     }
     assert!(outcome.executions >= executions(), "{name}: {outcome:?}");
-    assert!(outcome.behaviours >= 8, "{name} behaves in {} ways only: nothing is reached", outcome.behaviours);
-    println!("{name}: {} executions, {} behaviours, {:?}", outcome.executions, outcome.behaviours, begun.elapsed());
+    assert!(
+        outcome.behaviours >= 8,
+        "{name} behaves in {} ways only: nothing is reached",
+        outcome.behaviours
+    );
+    println!(
+        "{name}: {} executions, {} behaviours, {:?}",
+        outcome.executions,
+        outcome.behaviours,
+        begun.elapsed()
+    );
 }
 
 #[test]
@@ -96,5 +105,8 @@ fn what_is_planted_is_found_and_made_small() {
     let outcome = engine::fuzz(|| Box::new(Planted), &[], 1, 200_000, 2, |_| ());
     let finding = outcome.findings.first().expect("the planted defect is found");
     assert!(finding.text.contains("planted"), "{finding:?}");
-    assert!(finding.input.len() <= 16 && finding.input.windows(5).any(|window| window == b"magic"), "{finding:?}");
+    assert!(
+        finding.input.len() <= 16 && finding.input.windows(5).any(|window| window == b"magic"),
+        "{finding:?}"
+    );
 }

@@ -58,13 +58,21 @@ pub enum Fault {
     Bridge,
     /// A link takes nothing for a while and then delivers all.
     Clog,
-    /// A replica is moved to a machine without one, or a voter is added or removed.
+    /// The operator adds or removes a node, or wishes another one to lead.
     Membership,
+    /// A machine loses its disk and comes back as another node.
+    LostDisk,
+    /// What is on a disk was written by a later version; the good copy comes back when the process refuses it by name.
+    LaterFormat,
+    /// A file cannot be read.
+    ReadError,
+    /// A machine dies just when it has told whom it votes for, and is back at once; requests for votes are late.
+    VoterDies,
 }
 
 impl Fault {
     /// Every class.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 31] = [
         Self::Kill,
         Self::KillBetweenEffects,
         Self::PowerCut,
@@ -92,11 +100,18 @@ impl Fault {
         Self::Bridge,
         Self::Clog,
         Self::Membership,
+        Self::LostDisk,
+        Self::LaterFormat,
+        Self::ReadError,
+        Self::VoterDies,
     ];
+
+    /// So many of the first classes are drawn as they were before there were others, so that kept seeds keep their plans.
+    pub const OLD: usize = 26;
 
     /// Whether it needs several machines.
     pub fn needs_cluster(self) -> bool {
-        self >= Self::Loss
+        self >= Self::Loss && !matches!(self, Self::LaterFormat | Self::ReadError)
     }
 
     /// The class of a name as [`fmt::Display`] writes it.
@@ -146,8 +161,14 @@ impl FaultSet {
 }
 
 /// How often each class was injected.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FaultCounts([u64; 27]);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FaultCounts([u64; Fault::ALL.len()]);
+
+impl Default for FaultCounts {
+    fn default() -> Self {
+        Self([0; Fault::ALL.len()])
+    }
+}
 
 impl FaultCounts {
     /// Counts one more.

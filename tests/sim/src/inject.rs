@@ -6,6 +6,7 @@ use crate::strand::directory;
 use crate::world::{Happening, World};
 use shards::ids::GroupId;
 use shards::log::header::{BLOCK_BYTES, BatchHeader, BatchKind};
+use shards::storage::manifest::MANIFEST_FILE;
 
 impl World {
     /// Injects one fault.
@@ -19,6 +20,16 @@ impl World {
         self.trace.note(&[5, number as u64, self.clock.get(), fault as u64]);
         let is_up = self.machines[number].is_up;
         match fault {
+            Fault::Membership if self.plan.has_meta => {
+                if self.begin_wish() {
+                    self.report.faults.add(fault);
+                }
+            }
+            Fault::LostDisk if is_up && self.plan.has_meta => {
+                if self.lose_a_disk(number) {
+                    self.report.faults.add(fault);
+                }
+            }
             Fault::Kill if is_up => {
                 self.report.faults.add(fault);
                 self.kill(number);
@@ -43,7 +54,7 @@ impl World {
                 let operations = self.rng.below(120);
                 self.machines[number].disk.cut_after(operations);
             }
-            Fault::BitRot | Fault::Misdirected if is_up => {
+            Fault::BitRot | Fault::Misdirected | Fault::LaterFormat if is_up => {
                 if self.rng.chance(500) {
                     self.power_off(number);
                 } else {
@@ -57,6 +68,12 @@ impl World {
                 self.report.faults.add(fault);
                 let until = self.now() + self.rng.below(2_000_000);
                 self.machines[number].paused_until_us = until;
+                if !self.plan.is_old && self.rng.chance(500) {
+                    // What its peers sent meanwhile waits behind what its clients sent.
+                    let deaf_until = until + self.rng.below(400_000);
+                    let machines = self.machines.len();
+                    self.net.deafen(number, machines, deaf_until);
+                }
             }
             Fault::ClockJump => {
                 self.report.faults.add(fault);
@@ -84,6 +101,7 @@ impl World {
             | Fault::ShortWrite
             | Fault::SyncError
             | Fault::FileError
+            | Fault::ReadError
             | Fault::DiskFull
             | Fault::DiskStall => {
                 self.switch(number, fault, true);
@@ -119,6 +137,7 @@ impl World {
             Fault::ShortWrite => faults.short_write = rate(300),
             Fault::SyncError => faults.sync_error = rate(60),
             Fault::FileError => faults.file_error = rate(100),
+            Fault::ReadError => faults.read_error = rate(60),
             Fault::DiskFull => faults.is_full = is_on,
             Fault::DiskStall => faults.stall_us = rate(400_000),
             _ => {}
@@ -152,11 +171,10 @@ impl World {
         }
         machine.is_up = false;
         machine.is_listening = false;
-        for strand in machine.strands.drain(..) {
-            let counters = strand.shard.snapshot_counters();
-            self.report.snapshots += counters.kept;
-            for _ in 0..counters.refused {
-                self.report.faults.add(Fault::LostRecord);
+        let strands: Vec<_> = machine.strands.iter_mut().filter_map(Option::take).collect();
+        for strand in strands {
+            if let Err(text) = self.count_snapshots(&strand) {
+                self.complaint.get_or_insert(text);
             }
         }
         self.hang_up(number);
@@ -172,11 +190,11 @@ impl World {
     /// The server is asked to stop: it drains, seals and closes. Clients that still wait lose their connections.
     fn stop_in_order(&mut self, number: usize) {
         let machine = &mut self.machines[number];
-        if !machine.strands.iter().all(crate::strand::Strand::is_quiet) || machine.router.outstanding() > 0 {
+        if !machine.running().all(crate::strand::Strand::is_quiet) || machine.router.outstanding() > 0 {
             return;
         }
         self.report.faults.add(Fault::Stop);
-        let strands = std::mem::take(&mut self.machines[number].strands);
+        let strands: Vec<_> = self.machines[number].strands.iter_mut().filter_map(Option::take).collect();
         for strand in strands {
             // A failure while closing is one of the disk's faults; what is durable stays so.
             let _ = strand.close();
@@ -199,6 +217,7 @@ impl World {
         }
         let found = match fault {
             Fault::BitRot => self.flip(number, &files),
+            Fault::LaterFormat => self.make_later(number, &files),
             _ => self.misdirect(number, &files),
         };
         let Some(damage) = found else { return };
@@ -220,10 +239,33 @@ impl World {
             let good = disk.peek(&file, offset, 1);
             if good[0] != 0 || self.rng.chance(50) {
                 let bad = vec![good[0] ^ 1 << self.rng.below(8)];
-                return Some(Damage { file, offset, good, bad });
+                return Some(Damage { file, offset, good, bad, is_later_format: false });
             }
         }
         None
+    }
+
+    /// Writes the number of a later format into the head of a file, with the checksum that it would have.
+    fn make_later(&mut self, number: usize, files: &[(String, usize)]) -> Option<Damage> {
+        let (file, _) = self.rng.pick(files).clone();
+        // Where the number stands, how many bytes the checksum covers, which stands behind them: the byte maps of manifest,
+        // snapshot and segment.
+        let (format_at, covered) = match file.rsplit('/').next()? {
+            name if name.ends_with(".seg") => (8, 124),
+            name if name.starts_with("snap-") && !name.ends_with(".tmp") => (8, 576),
+            MANIFEST_FILE => (8, BLOCK_BYTES - 4),
+            _ => return None,
+        };
+        let disk = &self.machines[number].disk;
+        let good = disk.peek(&file, 0, covered + 4);
+        if good.len() < covered + 4 || good[..8].iter().all(|byte| *byte == 0) || good[format_at] != 1 {
+            return None;
+        }
+        let mut bad = good.clone();
+        bad[format_at] = 2;
+        let crc = crc32c::crc32c(&bad[..covered]);
+        bad[covered..].copy_from_slice(&crc.to_le_bytes());
+        Some(Damage { file, offset: 0, good, bad, is_later_format: true })
     }
 
     /// Puts a sector of one place over a batch that is known to have been durable.
@@ -249,6 +291,6 @@ impl World {
         let (from, from_offset, _) = self.rng.pick(&batches).clone();
         let good = disk.peek(&file, offset, 512);
         let bad = disk.peek(&from, from_offset, 512);
-        (good != bad).then_some(Damage { file, offset, good, bad })
+        (good != bad).then_some(Damage { file, offset, good, bad, is_later_format: false })
     }
 }

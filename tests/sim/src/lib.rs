@@ -4,12 +4,14 @@
 //! code run unchanged; the driver's loop, the router and the disk are mirrored here, on virtual time. Nothing in this
 //! crate reads a clock, a file or a random number, apart from the command line in `main.rs`. See docs/SIMULATION.md.
 
+mod asking;
 pub mod check;
 pub mod client;
 pub mod disk;
 pub mod fault;
 mod inject;
 pub mod machine;
+mod members;
 pub mod net;
 pub mod plan;
 mod replicas;

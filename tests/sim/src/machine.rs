@@ -5,11 +5,14 @@ use crate::fault::Fault;
 use crate::plan::Plan;
 use crate::rng::Rng;
 use crate::router::Router;
-use crate::strand::{Fuse, Moment, Out, Stop, Strand};
+use crate::strand::{Fuse, Moment, Out, Seat, Stop, Strand, replica_of};
 use crate::world::BEGINNING_US;
-use shards::ids::{GroupId, Millis};
+use shards::ids::{GroupId, Millis, NodeNumber, ReplicaId};
+use shards::meta::Meta;
+use shards::shard::image::Founding;
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// A place that was damaged, and how it was before.
 pub struct Damage {
@@ -21,6 +24,8 @@ pub struct Damage {
     pub good: Vec<u8>,
     /// What stands there since.
     pub bad: Vec<u8>,
+    /// It is what a later version would have written, and must be refused as such.
+    pub is_later_format: bool,
 }
 
 /// See the module's head.
@@ -33,8 +38,18 @@ pub struct Machine {
     pub is_up: bool,
     /// Whether it takes requests.
     pub is_listening: bool,
-    /// Its shards, while it is up.
-    pub strands: Vec<Strand>,
+    /// Its replicas by shard, while it is up; a node of a cluster with a meta state has not one of each.
+    pub strands: Vec<Option<Strand>>,
+    /// Which node of the cluster it is, if it is one.
+    pub node: Option<NodeNumber>,
+    /// Drawn for each new disk.
+    pub incarnation: u128,
+    /// The meta state that it knows, and the one that the cluster was founded with.
+    pub meta: Option<Arc<Meta>>,
+    /// See `meta`.
+    pub first_meta: Option<Arc<Meta>>,
+    /// Whose files stand in each shard's directory.
+    pub seats: Vec<Option<ReplicaId>>,
     /// Its router.
     pub router: Router,
     /// When it dies between two effects.
@@ -66,7 +81,12 @@ impl Machine {
             life: 0,
             is_up: false,
             is_listening: false,
-            strands: Vec::new(),
+            strands: (0..plan.shards).map(|_| None).collect(),
+            node: Some(NodeNumber(number as u16 + 1)),
+            incarnation: number as u128 + 1,
+            meta: None,
+            first_meta: None,
+            seats: vec![Some(replica_of(number)); plan.shards as usize],
             router: Router::new(plan.shards, number, 0),
             fuse: Fuse::default(),
             paused_until_us: 0,
@@ -103,7 +123,12 @@ impl Machine {
     }
 
     /// Starts a process: every shard comes back from the disk.
-    pub fn boot(&mut self, plan: &Plan, clock: &Rc<Cell<u64>>, is_healed: bool) -> Result<Vec<Out>, Stop> {
+    pub fn boot(
+        &mut self,
+        plan: &Plan,
+        clock: &Rc<Cell<u64>>,
+        is_healed: bool,
+    ) -> Result<Vec<(usize, Out)>, Stop> {
         assert!(!self.is_up, "a machine runs one process");
         self.life += 1;
         self.fuse = Fuse::default();
@@ -119,12 +144,87 @@ impl Machine {
         self.is_up = true;
         let mut outs = Vec::new();
         for number in 0..self.shards {
-            let group = GroupId(number);
-            let (strand, out) = Strand::recover(plan, self.number, group, &self.disk, clock, now, is_healed)?;
-            self.strands.push(strand);
-            outs.push(out);
+            if let Some(out) = self.seat_replica(plan, number, clock, now, is_healed)? {
+                outs.push((number as usize, out));
+            }
+        }
+        if self.damage.iter().any(|damage| damage.is_later_format && self.is_in_place(damage)) {
+            return Err(Stop::Corrupt(
+                "files of a later version are read as if they were of this one".to_owned(),
+            ));
         }
         Ok(outs)
+    }
+
+    /// Starts this node's replica of a group, if it is to have one: from its files, or as a new one.
+    pub fn seat_replica(
+        &mut self,
+        plan: &Plan,
+        number: u32,
+        clock: &Rc<Cell<u64>>,
+        now: Moment,
+        is_healed: bool,
+    ) -> Result<Option<Out>, Stop> {
+        let (group, place) = (GroupId(number), number as usize);
+        let Some(seat) = self.appointed(plan, group) else { return Ok(None) };
+        assert!(self.strands[place].is_none(), "a group has one replica on a node");
+        if self.seats[place] != Some(seat.replica) {
+            self.disk.in_peace(|disk| {
+                disk.erase(&crate::strand::directory(group).to_string_lossy());
+                crate::strand::make_directory(disk, group);
+            });
+            self.seats[place] = Some(seat.replica);
+        }
+        let (mut strand, out) = Strand::recover(plan, &seat, group, &self.disk, clock, now, is_healed)?;
+        if let Some(meta) = &self.meta {
+            strand.events.push(shards::event::Event::Meta(Arc::clone(meta)));
+        }
+        self.strands[place] = Some(strand);
+        Ok(Some(out))
+    }
+
+    /// The replica that this node should have of a group.
+    pub fn appointed(&self, plan: &Plan, group: GroupId) -> Option<Seat> {
+        let Some(meta) = &self.meta else {
+            let founding = if plan.nodes == 1 {
+                Founding::Alone
+            } else {
+                let voters = (0..plan.nodes as usize).map(replica_of).collect();
+                Founding::Voter { replica: replica_of(self.number), voters }
+            };
+            let is_preferred = self.number == group.0 as usize % plan.nodes as usize;
+            return Some(Seat { replica: replica_of(self.number), founding, is_preferred });
+        };
+        let replica = meta.replica_on(group, self.node?)?;
+        let first = &self.first_meta.as_ref()?.groups[group.0 as usize].replicas;
+        let founding = if first.contains(&replica) {
+            Founding::Voter { replica, voters: first.clone() }
+        } else {
+            Founding::Empty { replica }
+        };
+        let is_preferred = meta.groups[group.0 as usize].preferred == replica;
+        Some(Seat { replica, founding, is_preferred })
+    }
+
+    /// The replicas that run.
+    pub fn running(&self) -> impl Iterator<Item = &Strand> {
+        self.strands.iter().flatten()
+    }
+
+    /// The disk is gone, and with it everything that the machine was.
+    pub fn lose_disk(&mut self, incarnation: u128) {
+        assert!(!self.is_up, "a disk is lost while nobody runs on it");
+        self.disk.in_peace(|disk| disk.erase_all());
+        self.damage.clear();
+        self.seats.fill(None);
+        (self.node, self.meta, self.incarnation) = (None, None, incarnation);
+    }
+
+    fn is_in_place(&self, damage: &Damage) -> bool {
+        let Damage { file, offset, bad, .. } = damage;
+        let is_there =
+            self.disk.durable_files(crate::strand::parent(file)).iter().any(|(name, _)| name == file);
+        is_there && self.disk.peek(file, *offset, bad.len()) == *bad
     }
 
     /// The newest snapshot of a group on its disk.
@@ -142,11 +242,9 @@ impl Machine {
     /// Puts good copies back where damage stands; false when there was none.
     pub fn repair(&mut self) -> bool {
         let mut mended = false;
-        for Damage { file, offset, good, bad } in self.damage.drain(..) {
-            let is_there =
-                self.disk.durable_files(crate::strand::parent(&file)).iter().any(|(name, _)| *name == file);
-            if is_there && self.disk.peek(&file, offset, bad.len()) == bad {
-                self.disk.damage(&file, offset, &good);
+        for damage in std::mem::take(&mut self.damage) {
+            if self.is_in_place(&damage) {
+                self.disk.damage(&damage.file, damage.offset, &damage.good);
                 mended = true;
             }
         }
@@ -158,29 +256,28 @@ impl Machine {
         self.disk.set_faults(|faults| *faults = crate::disk::DiskFaults { lies, ..Default::default() });
         self.fuse = Fuse::default();
         self.paused_until_us = 0;
-        for strand in &self.strands {
-            strand.lift_quota();
-        }
+        self.running().for_each(Strand::lift_quota);
     }
 
     /// Whether it serves and nothing is under way.
     pub fn is_quiet(&self) -> bool {
-        self.is_up
-            && self.is_listening
-            && self.router.outstanding() == 0
-            && self.router.gathers() == 0
-            && self.strands.iter().all(Strand::is_quiet)
+        self.node.is_none()
+            || (self.is_up
+                && self.is_listening
+                && self.router.outstanding() == 0
+                && self.router.gathers() == 0
+                && self.running().all(Strand::is_quiet))
     }
 
     /// What it is at, for complaints.
     pub fn describe(&self) -> String {
         let quiet: Vec<(bool, bool, u64)> = self
-            .strands
-            .iter()
+            .running()
             .map(|strand| (strand.is_quiet(), strand.shard.is_ready(), strand.shard.applied_index()))
             .collect();
         format!(
-            "up {} listening {} outstanding {} gathers {} shards quiet {quiet:?}",
+            "node {:?} up {} listening {} outstanding {} gathers {} shards quiet {quiet:?}",
+            self.node,
             self.is_up,
             self.is_listening,
             self.router.outstanding(),

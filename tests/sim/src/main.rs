@@ -1,6 +1,6 @@
 //! The simulator's command line: one seed, a range of seeds, the kept seeds, the mutants; prints how to bring a failure back.
 //!
-//! `SEED=7`, `SEEDS=1..1000`, `FAULTS=kill,power-cut`, `REQUESTS=50`, `CLIENTS=2`, `WORK=1`, `SHARDS=1`, `NODES=3`, `LYING=1`,
+//! `SEED=7`, `SEEDS=1..1000`, `FAULTS=kill,power-cut`, `REQUESTS=50`, `CLIENTS=2`, `WORK=1`, `SHARDS=1`, `NODES=3`, `META=0`, `OLD=1`, `LYING=1`,
 //! `THREADS=2`, `MUTANTS=all`: as words of the command line. Exit code 1 says that a plan failed.
 
 use std::io::{IsTerminal as _, Write as _};
@@ -24,6 +24,8 @@ struct Wishes {
     shards: Option<u32>,
     nodes: Option<u32>,
     lying: bool,
+    old: bool,
+    meta: Option<bool>,
     threads: usize,
     #[cfg_attr(not(feature = "mutants"), allow(dead_code, reason = "read where mutants are compiled in"))]
     mutants: Option<String>,
@@ -63,6 +65,8 @@ impl Wishes {
                 "WORK" => wishes.work = Some(small()?),
                 "SHARDS" => wishes.shards = Some(small()?.max(1)),
                 "NODES" => wishes.nodes = Some(small()?.max(1)),
+                "OLD" => wishes.old = text != "0",
+                "META" => wishes.meta = Some(text != "0"),
                 "LYING" => wishes.lying = text != "0",
                 "THREADS" => wishes.threads = (number()? as usize).max(1),
                 "MUTANTS" => wishes.mutants = Some(text.to_owned()),
@@ -73,13 +77,18 @@ impl Wishes {
     }
 
     fn plan(&self, seed: u64) -> Plan {
-        let mut plan = Plan::draw(seed);
+        let mut plan = if self.old { Plan::draw_old(seed) } else { Plan::draw(seed) };
+        if let Some(nodes) = self.nodes {
+            plan = plan.with_nodes(nodes);
+        }
+        if let Some(has_meta) = self.meta {
+            plan = plan.with_meta(has_meta);
+        }
         plan.faults = self.faults.unwrap_or(plan.faults);
         plan.requests = self.requests.unwrap_or(plan.requests);
         plan.clients = self.clients.unwrap_or(plan.clients);
         plan.work = self.work.unwrap_or(plan.work);
         plan.shards = self.shards.unwrap_or(plan.shards);
-        plan.nodes = self.nodes.unwrap_or(plan.nodes);
         plan.lying_disk = self.lying;
         plan
     }

@@ -15,6 +15,8 @@ pub struct Net {
     pub double: u64,
     /// Messages that are late and may be overtaken, of a thousand.
     pub late: u64,
+    /// Some messages are late by seconds.
+    pub is_heavy: bool,
     /// Who does not reach whom.
     blocked: BTreeSet<(usize, usize)>,
     /// Links that deliver nothing before a time.
@@ -26,6 +28,11 @@ pub struct Net {
 }
 
 impl Net {
+    /// Links that lose nothing yet.
+    pub fn new(is_heavy: bool) -> Self {
+        Self { is_heavy, ..Self::default() }
+    }
+
     /// When a message arrives, if it does; twice, if it may be doubled and is.
     pub fn send(&mut self, rng: &mut Rng, now: u64, from: usize, to: usize, may_double: bool) -> Vec<u64> {
         if from == to {
@@ -48,7 +55,8 @@ impl Net {
             let mut at = now + 80 + rng.below(200);
             if self.late > 0 && rng.chance(self.late) {
                 self.counts.add(Fault::Delay);
-                at += rng.below(150_000);
+                at +=
+                    if self.is_heavy && rng.chance(150) { rng.below(3_000_000) } else { rng.below(150_000) };
             } else {
                 let free_at = self.clogged.get(&(from, to)).copied().unwrap_or(0);
                 let last = self.last.entry((from, to)).or_default();
@@ -84,6 +92,13 @@ impl Net {
         }
         if fault == Fault::Clog {
             self.clogged.insert((one, other), now + rng.below(2_000_000));
+        }
+    }
+
+    /// A machine hears nothing before this time, and then everything.
+    pub fn deafen(&mut self, machine: usize, machines: usize, until: u64) {
+        for from in (0..machines).filter(|from| *from != machine) {
+            self.clogged.insert((from, machine), until);
         }
     }
 

@@ -48,25 +48,73 @@ pub struct Plan {
     pub entry_commands: u32,
     /// Syncs do nothing: a canary, never part of a plan that is drawn.
     pub lying_disk: bool,
+    /// Nothing is drawn that kept seeds from before did not have.
+    pub is_old: bool,
+    /// The cluster has a meta state: its planner places replicas, nodes come and go.
+    pub has_meta: bool,
+    /// Machines beside `nodes` that are no nodes at first.
+    pub spares: u32,
+    /// Copies of each group.
+    pub copies: u32,
+    /// The log is synced every so often, and writes are acknowledged before: one machine, and only whole batches are
+    /// promised. 0 is never.
+    pub interval_ms: u64,
+    /// How long a turn with more to do takes, in microseconds.
+    pub turn_us: u64,
+    /// Units of one call of background work.
+    pub work_units: usize,
 }
 
 impl Plan {
     /// The plan of a seed.
     pub fn draw(seed: u64) -> Self {
+        let mut plan = Self::draw_old(seed);
+        plan.is_old = false;
+        let mut rng = Rng::new(seed ^ 0x6d65_7461);
+        let is_calm = plan.faults == FaultSet::default();
+        for fault in [Fault::LaterFormat, Fault::ReadError] {
+            if rng.chance(300) && !is_calm {
+                plan.faults = plan.faults.with(fault);
+            }
+        }
+        if plan.nodes > 1 && rng.chance(600) && !is_calm {
+            plan.faults = plan.faults.with(Fault::VoterDies);
+        }
+        plan.turn_us = *rng.pick(&[5, 5, 60, 300]);
+        plan.work_units = *rng.pick(&[256, 256, 16, 2]);
+        let is_alone = plan.nodes == 1;
+        if is_alone && rng.chance(150) {
+            plan.interval_ms = *rng.pick(&[5, 50, 400]);
+            plan.work = crate::work::FORGIVING;
+            plan.shards = plan.shards.max(2);
+        }
+        plan.has_meta = !is_alone && rng.chance(550);
+        if plan.has_meta {
+            plan.spares = rng.below(2) as u32;
+            plan.copies = 3;
+            for fault in [Fault::Membership, Fault::LostDisk] {
+                if rng.chance(650) && !is_calm {
+                    plan.faults = plan.faults.with(fault);
+                }
+            }
+        }
+        plan
+    }
+
+    /// The plan of a seed as it was drawn before there were meta states.
+    pub fn draw_old(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
         let mut faults = FaultSet::default();
         // One plan in ten has no faults: then nothing at all may be refused or slow.
         let is_calm = rng.chance(100);
-        for fault in Fault::ALL {
+        for fault in Fault::ALL.into_iter().take(Fault::OLD + 1) {
             let is_on = rng.chance(400);
             if is_on && !is_calm && !fault.needs_cluster() {
                 faults = faults.with(fault);
             }
         }
         let nodes = *rng.pick(&[1, 1, 3, 3, 5]);
-        for fault in
-            Fault::ALL.into_iter().filter(|fault| fault.needs_cluster() && *fault != Fault::Membership)
-        {
+        for fault in Fault::ALL.into_iter().take(Fault::OLD).filter(|fault| fault.needs_cluster()) {
             if nodes > 1 && !is_calm && rng.chance(400) {
                 faults = faults.with(fault);
             }
@@ -99,13 +147,46 @@ impl Plan {
             gather_commands: *rng.pick(&[1, 4, 64]),
             entry_commands: *rng.pick(&[3, 64, 1024]),
             lying_disk: false,
+            is_old: true,
+            has_meta: false,
+            spares: 0,
+            copies: nodes,
+            interval_ms: 0,
+            turn_us: 5,
+            work_units: 256,
         }
+    }
+
+    /// With so many machines; the copies of a group are never more than these.
+    #[must_use]
+    pub fn with_nodes(mut self, nodes: u32) -> Self {
+        self.nodes = nodes;
+        self.copies = if self.has_meta { self.copies.min(nodes) } else { nodes };
+        self.has_meta &= nodes > 1;
+        if nodes > 1 {
+            self.interval_ms = 0;
+        }
+        self
+    }
+
+    /// With or without a meta state.
+    #[must_use]
+    pub fn with_meta(mut self, has_meta: bool) -> Self {
+        self.has_meta = has_meta && self.nodes > 1;
+        self.copies = if self.has_meta { self.nodes.min(3) } else { self.nodes };
+        if !self.has_meta {
+            self.spares = 0;
+        }
+        self
     }
 
     /// The flags that bring this plan back, beside its seed.
     pub fn flags(&self) -> String {
-        let drawn = Self::draw(self.seed);
-        let mut flags = format!("SEED={}", self.seed);
+        let drawn = if self.is_old { Self::draw_old(self.seed) } else { Self::draw(self.seed) };
+        let mut flags = format!("SEED={}{}", self.seed, if self.is_old { " OLD=1" } else { "" });
+        if self.has_meta != drawn.has_meta {
+            flags += &format!(" META={}", u8::from(self.has_meta));
+        }
         if self.faults != drawn.faults {
             let names: Vec<String> = self.faults.iter().map(|fault| fault.to_string()).collect();
             flags += &format!(" FAULTS={}", if names.is_empty() { "none".into() } else { names.join(",") });

@@ -5,6 +5,9 @@ use crate::strand::Strand;
 use crate::world::World;
 use std::collections::BTreeMap;
 
+/// So many of the newest configurations of a group count as in force: a replica may be behind by a change or two.
+const CONFIGURATIONS: usize = 4;
+
 /// What has been seen of all groups.
 #[derive(Default)]
 pub(crate) struct Replicas {
@@ -14,20 +17,63 @@ pub(crate) struct Replicas {
     committed: BTreeMap<(u32, u64), (u64, u64)>,
     /// Which machines hold an entry durably, a bit each, by group, index and term.
     holders: BTreeMap<(u32, u64, u64), u32>,
+    is_changing: bool,
+    /// The configurations of each group that were seen, the newest last: voters and outgoing voters.
+    configurations: BTreeMap<u32, Vec<(Vec<u64>, Vec<u64>)>>,
+    /// Which machine each replica lives or lived on.
+    machines: BTreeMap<u64, usize>,
     /// How far each replica was looked at: durable and committed, by machine and group.
     looked: BTreeMap<(usize, u32), (u64, u64)>,
 }
 
 impl Replicas {
+    /// Nothing was seen yet; `is_changing` says that members come and go.
+    pub(crate) fn new(is_changing: bool) -> Self {
+        Self { is_changing, ..Self::default() }
+    }
+
     /// A replica starts anew from its disk.
     pub(crate) fn restarted(&mut self, machine: usize) {
         self.looked.retain(|(other, _), _| *other != machine);
     }
 
-    fn look(&mut self, machine: usize, group: u32, strand: &Strand, quorum: u32) -> Result<(), String> {
+    /// What a machine held of a group, or of all, is gone.
+    pub(crate) fn forget(&mut self, machine: usize, group: Option<u32>) {
+        let concerns = |of: u32| group.is_none_or(|group| group == of);
+        self.looked.retain(|(other, of), _| *other != machine || !concerns(*of));
+        for ((of, ..), holders) in &mut self.holders {
+            if concerns(*of) {
+                *holders &= !(1 << machine);
+            }
+        }
+    }
+
+    /// Whether so many machines are a majority of some configuration that was in force lately.
+    fn is_quorum(&self, group: u32, holders: u32) -> bool {
+        let holds =
+            |voter: &&u64| self.machines.get(*voter).is_some_and(|machine| holders & 1 << machine != 0);
+        let is_majority =
+            |voters: &Vec<u64>| voters.is_empty() || voters.iter().filter(holds).count() > voters.len() / 2;
+        self.configurations[&group]
+            .iter()
+            .rev()
+            .take(CONFIGURATIONS)
+            .any(|(voters, outgoing)| !voters.is_empty() && is_majority(voters) && is_majority(outgoing))
+    }
+
+    fn look(&mut self, machine: usize, group: u32, strand: &Strand) -> Result<(), String> {
         let raft = strand.shard.group();
+        self.machines.insert(raft.replica().0, machine);
+        let conf_state = raft.conf_state();
+        let seen = self.configurations.entry(group).or_default();
+        let is_new = !seen.iter().rev().take(CONFIGURATIONS).any(|(voters, outgoing)| {
+            *voters == conf_state.voters && *outgoing == conf_state.voters_outgoing
+        });
+        if is_new && !conf_state.voters.is_empty() {
+            seen.push((conf_state.voters.clone(), conf_state.voters_outgoing.clone()));
+        }
         if raft.is_leader() {
-            let me = machine as u64 + 1;
+            let me = raft.replica().0;
             let leader = *self.leaders.entry((group, raft.term())).or_insert(me);
             if leader != me {
                 return Err(format!(
@@ -45,12 +91,17 @@ impl Replicas {
             return Ok(());
         }
         for (index, entry) in strand.entries.range(commit_from + 1..=commit) {
+            let is_first = !self.committed.contains_key(&(group, *index));
             let known = *self.committed.entry((group, *index)).or_insert(*entry);
             if known != *entry {
                 return Err(format!("group {group} has two entries at {index}: {known:?} and {entry:?}"));
             }
+            // Where members go, those who held it may be gone.
+            if !is_first && self.is_changing {
+                continue;
+            }
             let holders = self.holders.get(&(group, *index, entry.0)).copied().unwrap_or_default();
-            if holders.count_ones() < quorum {
+            if !self.is_quorum(group, holders) {
                 return Err(format!(
                     "entry {index} of group {group} counts as committed on machine {machine}, and is durable on machines \
                      {holders:b} only"
@@ -82,14 +133,17 @@ impl Replicas {
 impl World {
     /// What must hold after every turn.
     pub(crate) fn inspect(&mut self, number: usize, shard: usize) -> Result<(), String> {
-        let strand = &self.machines[number].strands[shard];
+        let Some(strand) = &self.machines[number].strands[shard] else { return Ok(()) };
         let group = shard as u32;
         let (true_durable, reported) = (strand.truly_durable(), strand.reported_durable());
         if true_durable < reported && !self.plan.lying_disk {
             return Err(format!("the log says that batch {} is durable; {} is", reported.0, true_durable.0));
         }
-        let quorum = self.plan.nodes / 2 + 1;
-        self.replicas.look(number, group, strand, quorum)?;
+        if self.plan.interval_ms > 0 {
+            // What was applied may be forgotten with the power, and be another entry afterwards.
+            return Ok(());
+        }
+        self.replicas.look(number, group, strand)?;
         let applied = strand.shard.applied_index();
         if applied.is_multiple_of(3) && applied > 0 && !strand.shard.is_applying() {
             let digest = strand.shard.state().keys.digest();

@@ -16,10 +16,11 @@ use shards::gather::search::{Ask as SearchAsk, Scoring, Search};
 use shards::gather::snapshot::Snapshot;
 use shards::gather::topology::Topology;
 use shards::gather::{Call, Gather, Step};
-use shards::ids::{GroupId, KeyHash, Millis, Token, hash_of};
+use shards::ids::{GroupId, KeyHash, Millis, ReplicaId, Token, hash_of};
 use shards::index::analyze::AnalyzerKind;
 use shards::index::set::{IndexDefinition, IndexKind};
 use shards::index::vector::Metric;
+use shards::meta::MetaChange;
 use shards::txn::Kind;
 use std::collections::BTreeMap;
 use strand_wire::limits::Limits;
@@ -29,6 +30,9 @@ use strand_wire::request::{self, Command};
 const CALL_BIT: u64 = 1 << 63;
 /// As the server's router: shards judge a call so much later than the router judges its gather.
 const CALL_GRACE_MS: u64 = 250;
+
+/// How long a change of the cluster may take.
+const META_TIMEOUT_MS: u64 = 2_000;
 
 /// Names a request of a client in the whole simulation.
 pub type AskId = u64;
@@ -175,6 +179,15 @@ impl Router {
         }
     }
 
+    /// Asks group 0 for a change of the cluster, as ADD_NODE and REMOVE_NODE do. Who asks does not wait for the answer.
+    pub fn change_meta(&mut self, now: Millis, ask: AskId, change: &MetaChange) {
+        let mut value = Vec::new();
+        change.encode(&mut value);
+        let deadline = Millis(now.0 + META_TIMEOUT_MS);
+        let record = Record::plain(Op::MetaChange, &[], &value);
+        self.push(GroupId(0), Token(ask), KeyHash(0), deadline, |out| record.encode(out));
+    }
+
     fn many(
         &mut self,
         ask: AskId,
@@ -256,7 +269,7 @@ impl Router {
     }
 
     /// Takes a shard's replies. Tells which leaders were named: group, term, machine.
-    pub fn replies(&mut self, batch: &ReplyBatch) -> Vec<(GroupId, u64, Option<usize>)> {
+    pub fn replies(&mut self, batch: &ReplyBatch) -> Vec<(GroupId, u64, ReplicaId)> {
         let mut named = Vec::new();
         for head in &batch.heads {
             // What was given up is answered to nobody.
@@ -267,7 +280,7 @@ impl Router {
             }
             if head.kind == ReplyKind::NotLeader {
                 let refused = NotLeader::decode(&body).expect("the engine's own bytes");
-                named.push((sent.group, refused.term, crate::strand::machine_of(refused.leader)));
+                named.push((sent.group, refused.term, refused.leader));
                 let (hash, deadline) = (refused.hash, refused.deadline);
                 self.refused.push((sent.group, head.token, hash, deadline, refused.record.to_vec()));
                 continue;

@@ -6,6 +6,7 @@
 use crate::disk::{DeviceHandle, SimDevice, SimDisk, SimSupply, SnapshotJobs};
 use crate::fault::Fault;
 use crate::plan::Plan;
+use crate::world::CLUSTER;
 use raft::prelude::Message as RaftMessage;
 use shards::batch::{ReplyBatch, RequestBatch};
 use shards::consensus::group::Append;
@@ -13,8 +14,10 @@ use shards::effect::{Effects, Role, SnapshotFetch};
 use shards::event::{DiskFigures, Event};
 use shards::ids::{GroupId, Millis, NodeNumber, ReplicaId, Sequence, even_slots};
 use shards::index::set::IndexSettings;
+use shards::log::manifest::ManifestError;
 use shards::log::payload::PayloadBuffer;
 use shards::log::{LogIdentity, LogShape, ReplayError};
+use shards::meta::Meta;
 use shards::shard::image::{
     Founding, ImageIdentity, SnapshotImage, SnapshotIntake, encode_append, encode_start,
 };
@@ -25,20 +28,22 @@ use shards::storage::manifest::{MANIFEST_FILE, create_manifest};
 use shards::storage::recovery::RecoveryError;
 use shards::storage::shard::{ShardPlace, recover_shard};
 use shards::storage::snapshots::{SnapshotWriter, Verifier};
-use shards::storage::wal::{Append as LogAppend, BUFFERS_MIN, Full, Reaped, Wal, WalFailure, WalOptions};
+use shards::storage::wal::{
+    Append as LogAppend, BUFFERS_MIN, Full, Reaped, SyncPolicy, Wal, WalFailure, WalOptions,
+};
 use shards::txn::message::GroupMessage;
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// The cluster of every simulation.
-const CLUSTER: u128 = 0x51_0000;
 /// As the server's driver has it.
 const TICK_MS: u64 = 20;
-const WORK_UNITS: usize = 256;
 const WORK_CALLS_MAX: usize = 8;
+/// As the server's driver has it: a replica that is no more wanted and hears of no leader goes after this time.
+const DISMISSED_AFTER_MS: u64 = 30_000;
 
 /// Why a process ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,10 +52,23 @@ pub enum Stop {
     Named(String),
     /// What was acknowledged is damaged; the process refuses to go on.
     Corrupt(String),
+    /// What is there was written by a later version.
+    LaterFormat(String),
     /// The power went.
     Cut,
     /// It was killed between two effects.
     Killed,
+}
+
+/// Which replica of a group a node has, and how that began.
+#[derive(Clone, Debug)]
+pub struct Seat {
+    /// The replica.
+    pub replica: ReplicaId,
+    /// How it began.
+    pub founding: Founding,
+    /// It should lead.
+    pub is_preferred: bool,
 }
 
 /// Kills the process after so many more effects.
@@ -83,6 +101,8 @@ pub struct Out {
     pub role: Option<Role>,
     /// A snapshot that is wanted from another machine.
     pub fetch: Option<SnapshotFetch>,
+    /// The meta state, when it changed.
+    pub meta: Option<Arc<Meta>>,
 }
 
 /// See the module's head.
@@ -113,6 +133,9 @@ pub struct Strand {
     payload: PayloadBuffer,
     next_tick: Millis,
     has_more_work: bool,
+    work_units: usize,
+    /// Since when nobody wants this replica and no leader is heard.
+    unwanted_since: Option<Millis>,
 }
 
 /// Time as a process sees it.
@@ -144,27 +167,14 @@ pub fn replica_of(machine: usize) -> ReplicaId {
     ReplicaId::new(0, NodeNumber(machine as u16 + 1))
 }
 
-/// The machine of a replica.
-pub fn machine_of(replica: ReplicaId) -> Option<usize> {
-    usize::from(replica.node().0).checked_sub(1)
-}
-
-fn founding(plan: &Plan, machine: usize) -> Founding {
-    if plan.nodes == 1 {
-        return Founding::Alone;
-    }
-    let voters = (0..plan.nodes as usize).map(replica_of).collect();
-    Founding::Voter { replica: replica_of(machine), voters }
-}
-
-fn config(plan: &Plan, group: GroupId, machine: usize) -> ShardConfig {
+fn config(plan: &Plan, group: GroupId, is_preferred: bool) -> ShardConfig {
     ShardConfig {
-        is_preferred: machine == group.0 as usize % plan.nodes as usize,
+        is_preferred,
         retained_bytes_max: plan.retained_bytes as usize,
         log_payload_bytes_max: LogShape::new(log_identity(group), plan.segment_bytes).payload_bytes_max(),
         cluster: CLUSTER,
         slots: even_slots(group, plan.shards),
-        floor: Floor::Always,
+        floor: if plan.interval_ms > 0 { Floor::Interval } else { Floor::Always },
         commits_in_flight_max: plan.commits_in_flight as usize,
         gather_commands_min: plan.gather_commands as usize,
         entry_commands_max: plan.entry_commands as usize,
@@ -180,21 +190,21 @@ impl Strand {
     /// Brings a shard back from its disk.
     pub fn recover(
         plan: &Plan,
-        machine: usize,
+        seat: &Seat,
         group: GroupId,
         disk: &SimDisk,
         clock: &Rc<Cell<u64>>,
         now: Moment,
         is_healed: bool,
     ) -> Result<(Self, Out), Stop> {
-        let recovered = Self::recover_from(plan, machine, group, disk, clock, now, is_healed);
+        let recovered = Self::recover_from(plan, seat, group, disk, clock, now, is_healed);
         // Whatever a machine without power said meanwhile was never said.
         if disk.is_cut() { Err(Stop::Cut) } else { recovered }
     }
 
     fn recover_from(
         plan: &Plan,
-        machine: usize,
+        seat: &Seat,
         group: GroupId,
         disk: &SimDisk,
         clock: &Rc<Cell<u64>>,
@@ -202,14 +212,13 @@ impl Strand {
         is_healed: bool,
     ) -> Result<(Self, Out), Stop> {
         let path = directory(group);
-        let founding = founding(plan, machine);
         let place = ShardPlace {
             directory: &path,
             shape: LogShape::new(log_identity(group), plan.segment_bytes),
             group,
             sessions: SessionLimits::default(),
             indexes: IndexSettings::default(),
-            founding: &founding,
+            founding: &seat.founding,
         };
         let recovered = recover_shard(disk, &place).map_err(|error| recovery_failed(&error))?;
         let (log, image) = (&recovered.log, recovered.image);
@@ -218,11 +227,15 @@ impl Strand {
             image.group.entries.last().map_or(image.group.snapshot_index, |entry| entry.index);
         let entries = image.group.entries.iter();
         let entries = entries.map(|entry| (entry.index, (entry.term, xxh3_64(&entry.data)))).collect();
-        let shard = Shard::restore(config(plan, group, machine), image, now.wall)
+        let shard = Shard::restore(config(plan, group, seat.is_preferred), image, now.wall)
             .map_err(|fault| Stop::Corrupt(fault.to_string()))?;
         let options = WalOptions {
             buffers: (plan.buffers as usize).max(BUFFERS_MIN),
             buffer_bytes: 16 << 10,
+            sync: match plan.interval_ms {
+                0 => SyncPolicy::Always,
+                ms => SyncPolicy::Interval { every_ns: ms * 1_000_000 },
+            },
             ..WalOptions::default()
         };
         let device =
@@ -257,6 +270,8 @@ impl Strand {
             payload: PayloadBuffer::new(),
             next_tick: Millis(0),
             has_more_work: true,
+            work_units: plan.work_units,
+            unwanted_since: None,
         };
         let started = strand.shard.start(now.wall, &mut strand.effects);
         started.map_err(|fault| Stop::Corrupt(fault.to_string()))?;
@@ -302,7 +317,7 @@ impl Strand {
         self.has_more_work |= self.shard.has_work() || self.shard.is_applying();
         if self.has_more_work || is_tick {
             for _ in 0..WORK_CALLS_MAX {
-                let worked = self.shard.work(now.wall, WORK_UNITS, &mut self.effects);
+                let worked = self.shard.work(now.wall, self.work_units, &mut self.effects);
                 let left = worked.map_err(|fault| Stop::Corrupt(fault.to_string()))?;
                 self.has_more_work = left == Left::More;
                 self.perform(now, fuse, out)?;
@@ -345,6 +360,24 @@ impl Strand {
     /// Its log may have as many segments as it wants from now on.
     pub fn lift_quota(&self) {
         self.supply.lift_quota();
+    }
+
+    /// Whether the replica is no more wanted and the group goes on without it, as the server's driver judges it;
+    /// `appointed` is the replica that this node should have.
+    pub fn may_go(&mut self, now: Moment, appointed: Option<ReplicaId>) -> bool {
+        if appointed == Some(self.shard.group().replica()) {
+            self.unwanted_since = None;
+            return false;
+        }
+        if self.shard.hears_a_leader() {
+            self.unwanted_since = None;
+        }
+        let since = *self.unwanted_since.get_or_insert(now.wall);
+        let is_forgotten = now.wall.0 >= since.0 + DISMISSED_AFTER_MS;
+        (appointed.is_some() || self.shard.is_dismissed() || is_forgotten)
+            && self.is_quiet()
+            && self.files.is_idle()
+            && self.supply.is_idle()
     }
 
     /// Seals and closes the log, as at the end in good order.
@@ -420,7 +453,7 @@ impl Strand {
         }
         out.role = self.effects.role.take().or(out.role);
         out.fetch = self.effects.fetch.take().or(out.fetch);
-        self.effects.meta = None;
+        out.meta = self.effects.meta.take().or(out.meta.take());
         for effect in self.effects.snapshot.drain(..) {
             fuse.burn()?;
             self.files.perform(effect);
@@ -482,8 +515,18 @@ fn recovery_failed(error: &RecoveryError) -> Stop {
     let text = error.to_string();
     match error {
         RecoveryError::Io(..) | RecoveryError::Replay(ReplayError::Read(..), _) => Stop::Named(text),
+        RecoveryError::Replay(ReplayError::NewerFormat(..), _)
+        | RecoveryError::Manifest(_, ManifestError::NewerFormat(_)) => Stop::LaterFormat(text),
+        RecoveryError::Snapshot(..) | RecoveryError::Mismatch(..) if is_of_later_format(&text) => {
+            Stop::LaterFormat(text)
+        }
         _ => Stop::Corrupt(text),
     }
+}
+
+/// A snapshot tells its version in words.
+fn is_of_later_format(text: &str) -> bool {
+    text.contains("version")
 }
 
 /// The directory of a file.

@@ -147,7 +147,10 @@ pub fn shrink(plan: &Plan, text: &str, mut tries: usize) -> (Plan, String) {
             smaller.push(Plan { shards: plan.shards - 1, ..plan.clone() });
         }
         if plan.nodes > 3 {
-            smaller.push(Plan { nodes: 3, ..plan.clone() });
+            smaller.push(plan.clone().with_nodes(3));
+        }
+        if plan.has_meta {
+            smaller.push(plan.clone().with_meta(false));
         }
         let mut found = None;
         for candidate in smaller {

@@ -1,8 +1,10 @@
 //! What leaves a shard, and what arrives at a machine: between its own threads, and over the links to others.
 
-use crate::strand::{Out, machine_of, take_snapshot};
+use crate::fault::Fault;
+use crate::strand::{Out, take_snapshot};
 use crate::world::{Happening, Packet, World};
-use shards::batch::ReplyBatch;
+use raft::prelude::MessageType;
+use shards::batch::{NotLeader, ReplyBatch, RequestBatch};
 use shards::effect::SnapshotFetch;
 use shards::event::Event;
 use shards::ids::{GroupId, ReplicaId};
@@ -15,6 +17,9 @@ impl World {
         for (router, batch) in out.replies {
             self.trace.note_bytes(&batch.bytes);
             let to = usize::from(router);
+            if !self.machines[to].is_up {
+                continue;
+            }
             if to == number {
                 let after = self.rng.below(10);
                 self.schedule(after, Happening::Replies(number, life, batch));
@@ -30,18 +35,45 @@ impl World {
                 self.send(number, to, &Packet::Message(message), true);
             }
         }
+        let mut dies = false;
         for message in out.raft {
-            if let Some(to) = machine_of(ReplicaId(message.to)) {
+            if let Some(to) = self.machine_of(ReplicaId(message.to).node()) {
+                let kind = message.get_msg_type();
+                let is_vote = kind == MessageType::MsgRequestVoteResponse && !message.reject;
                 let packet = Packet::Raft(GroupId(shard as u32), Box::new(message));
-                self.send(number, to, &packet, true);
+                if self.plan.faults.has(Fault::VoterDies) && !self.is_healed {
+                    let is_asking =
+                        matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
+                    let late = if is_asking { self.rng.below(90_000) } else { 0 };
+                    self.send_late(number, to, &packet, true, late);
+                    dies |= is_vote && self.rng.chance(300);
+                } else {
+                    self.send(number, to, &packet, true);
+                }
             }
         }
         if let Some(role) = out.role {
-            self.learn(number, shard, role.term, machine_of(role.leader));
+            let leader = self.machine_of(role.leader.node());
+            self.learn(number, shard, role.term, leader);
         }
         if let Some(fetch) = out.fetch {
             let after = 5_000 + self.rng.below(100_000);
             self.schedule(after, Happening::Fetched(number, life, GroupId(shard as u32), fetch));
+        }
+        if let Some(meta) = out.meta
+            && self.plan.has_meta
+        {
+            self.learn_meta(number, &meta);
+        }
+        if dies && self.machines[number].is_up {
+            self.report.faults.add(Fault::VoterDies);
+            if self.rng.chance(600) {
+                self.power_off(number);
+            } else {
+                self.kill(number);
+            }
+            let after = 500 + self.rng.below(4_000);
+            self.schedule(after, Happening::Boot(number, self.machines[number].life));
         }
     }
 
@@ -55,9 +87,13 @@ impl World {
 
     /// Sends something to a machine.
     pub(crate) fn send(&mut self, from: usize, to: usize, packet: &Packet, may_double: bool) {
+        self.send_late(from, to, packet, may_double, 0);
+    }
+
+    fn send_late(&mut self, from: usize, to: usize, packet: &Packet, may_double: bool, late_us: u64) {
         let now = self.now();
         for at in self.net.send(&mut self.rng, now, from, to, may_double) {
-            self.schedule(at - now, Happening::Packet(from, to, packet.clone()));
+            self.schedule(at - now + late_us, Happening::Packet(from, to, packet.clone()));
         }
     }
 
@@ -72,25 +108,58 @@ impl World {
         }
         match packet {
             Packet::Raft(group, message) => {
-                let shard = group.0 as usize;
-                self.machines[to].strands[shard].events.push(Event::Raft(message));
-                self.wake(to, shard, 2);
+                let is_known = self.machines[to]
+                    .meta
+                    .as_ref()
+                    .is_none_or(|meta| meta.node(ReplicaId(message.from).node()).is_some());
+                if is_known {
+                    self.tell(to, group.0 as usize, Event::Raft(message));
+                }
             }
             Packet::Message(message) => {
-                let shard = message.to.0 as usize;
-                self.machines[to].strands[shard].events.push(Event::Message(message));
-                self.wake(to, shard, 2);
+                self.tell(to, message.to.0 as usize, Event::Message(message));
             }
             Packet::Requests(life, batch) => {
                 // What an earlier process asked for is not asked any more, and nobody would hear the answer.
                 let Some(batch) = batch.take().filter(|_| self.machines[from].life == life) else { return };
                 let shard = batch.group.0 as usize;
-                self.machines[to].strands[shard].inbox.push_back((from as u8, batch));
+                let Some(strand) = &mut self.machines[to].strands[shard] else {
+                    return self.refuse(to, from, &batch);
+                };
+                strand.inbox.push_back((from as u8, batch));
                 let after = 1 + self.rng.below(5);
                 self.wake(to, shard, after);
             }
             Packet::Replies(life, batch) => self.take_replies(to, life, &batch),
+            Packet::Gossip(meta, views) => {
+                self.learn_meta(to, &meta);
+                for (shard, (term, leader)) in views.into_iter().enumerate() {
+                    self.learn(to, shard, term, leader);
+                }
+            }
         }
+    }
+
+    fn tell(&mut self, number: usize, shard: usize, event: Event) {
+        if let Some(strand) = &mut self.machines[number].strands[shard] {
+            strand.events.push(event);
+            self.wake(number, shard, 2);
+        }
+    }
+
+    /// A node without a replica of a group refuses every request for it, as the server's vacant shards do.
+    fn refuse(&mut self, number: usize, from: usize, batch: &RequestBatch) {
+        let mut replies = ReplyBatch::default();
+        for head in &batch.heads {
+            let (hash, deadline, record) = (head.hash, head.deadline, batch.record(head));
+            let refused = NotLeader { leader: ReplicaId(0), term: 0, hash, deadline, record };
+            replies.push_not_leader(head.token, &refused);
+        }
+        let life = self.machines[from].life;
+        if from == number {
+            return self.schedule(5, Happening::Replies(number, life, replies));
+        }
+        self.send(number, from, &Packet::Replies(life, Rc::new(replies)), false);
     }
 
     /// A router takes replies.
@@ -102,6 +171,7 @@ impl World {
         let mut is_news = false;
         for (group, term, leader) in named {
             let before = self.machines[number].views[group.0 as usize].1;
+            let leader = self.machine_of(leader.node());
             self.learn(number, group.0 as usize, term, leader);
             is_news |= self.machines[number].views[group.0 as usize].1 != before;
         }
@@ -119,7 +189,15 @@ impl World {
         group: GroupId,
         fetch: SnapshotFetch,
     ) -> Result<(), String> {
-        let source = usize::from(fetch.node.0) - 1;
+        let source = self.machine_of(fetch.node).filter(|source| self.machines[*source].is_up);
+        let Some(source) = source else {
+            let image = Err("its node is not there".to_owned());
+            self.tell(number, group.0 as usize, Event::SnapshotFetched { index: fetch.index, image });
+            return Ok(());
+        };
+        if self.machines[number].strands[group.0 as usize].is_none() {
+            return Ok(());
+        }
         let found = (self.machines[source].is_up && self.net.reaches(source, number))
             .then(|| self.machines[source].newest_snapshot(group))
             .flatten()
@@ -132,8 +210,7 @@ impl World {
         if machine.disk.is_cut() {
             return self.stopped(number, crate::strand::Stop::Cut);
         }
-        machine.strands[group.0 as usize].events.push(event);
-        self.wake(number, group.0 as usize, 5);
+        self.tell(number, group.0 as usize, event);
         Ok(())
     }
 }

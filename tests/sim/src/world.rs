@@ -7,6 +7,7 @@ use crate::client::{Client, Pending};
 use crate::disk::SimDisk;
 use crate::fault::{Fault, FaultCounts};
 use crate::machine::Machine;
+use crate::members::Operator;
 use crate::net::Net;
 use crate::plan::Plan;
 use crate::replicas::Replicas;
@@ -15,15 +16,17 @@ use crate::router::{Answer, AskId};
 use crate::scheduled::Scheduled;
 use crate::strand::{Out, Stop, class_of};
 use crate::trace::Trace;
-use crate::work::{self, Outcome, Workload};
+use crate::work::{self, Workload};
 use raft::prelude::Message as RaftMessage;
 use shards::batch::{ReplyBatch, RequestBatch};
 use shards::effect::SnapshotFetch;
 use shards::ids::GroupId;
+use shards::meta::Meta;
 use shards::txn::message::GroupMessage;
 use std::cell::Cell;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// What happens next.
 pub enum Happening {
@@ -53,6 +56,10 @@ pub enum Happening {
     Calm(usize, Fault),
     /// A machine starts.
     Boot(usize, u32),
+    /// A replica that a node was given starts there.
+    Seat(usize, u32, usize),
+    /// Nodes tell one another what they know, and the operator looks.
+    Round,
 }
 
 /// What travels between machines.
@@ -66,7 +73,12 @@ pub enum Packet {
     Requests(u32, Rc<Cell<Option<Box<RequestBatch>>>>),
     /// Replies to the process of this life.
     Replies(u32, Rc<ReplyBatch>),
+    /// A meta state, and who leads each group as the sender knows it.
+    Gossip(Arc<Meta>, Vec<(u64, Option<usize>)>),
 }
+
+/// The cluster of every simulation.
+pub const CLUSTER: u128 = 0x51_0000;
 
 /// Virtual time at which a simulation begins: some moment of 2026, in microseconds.
 pub const BEGINNING_US: u64 = 1_770_000_000_000_000;
@@ -79,6 +91,8 @@ const QUIET_US: u64 = 90_000_000;
 const ROUTER_SLEEP_US: u64 = 50_000;
 /// So many requests in a thousand are followed by a pause; the others by the next one almost at once.
 pub const PAUSES_PER_MILLE: u64 = 300;
+/// What a disk was to answer with an error when the faults ended may arrive so much later.
+const LATE_FAULTS_US: u64 = 5_000_000;
 const EVENTS_MAX: u64 = 6_000_000;
 
 /// What a run came to.
@@ -116,18 +130,24 @@ pub struct World {
     pub(crate) report: Report,
     pub(crate) trace: Trace,
     pub(crate) is_healed: bool,
+    /// Since when.
+    healed_us: u64,
     queue: BinaryHeap<Scheduled>,
     next_order: u64,
-    works: Vec<Box<dyn Workload>>,
-    next_ask: AskId,
+    pub(crate) works: Vec<Box<dyn Workload>>,
+    pub(crate) next_ask: AskId,
     tick: u64,
-    asked: u32,
+    pub(crate) asked: u32,
     /// State digests by group and log index.
     pub(crate) digests: BTreeMap<(u32, u64), u64>,
     /// The links between machines.
     pub(crate) net: Net,
     /// What must hold among replicas.
     pub(crate) replicas: Replicas,
+    /// Who wants nodes to come and go.
+    pub(crate) operator: Operator,
+    /// What was found wrong where nothing could be returned.
+    pub(crate) complaint: Option<String>,
 }
 
 /// Runs a plan.
@@ -150,7 +170,7 @@ impl World {
     fn new(plan: &Plan) -> Self {
         let mut rng = Rng::new(plan.seed ^ 0x5eed_0000);
         let clock = Rc::new(Cell::new(BEGINNING_US));
-        let machines = (0..plan.nodes)
+        let machines = (0..plan.nodes + plan.spares)
             .map(|number| {
                 let disk = SimDisk::new(rng.fork(100 + u64::from(number)));
                 let machine = Machine::new(plan, number as usize, disk, &mut rng);
@@ -160,9 +180,13 @@ impl World {
             .collect();
         let clock_error_ms = machine_clock_error_ms(plan);
         let chosen: Vec<usize> = (0..work::COUNT).filter(|number| plan.work & 1 << number != 0).collect();
-        let with_faults = plan.faults.has(Fault::LostRecord);
+        let promise = work::Promise {
+            with_faults: plan.faults.has(Fault::LostRecord),
+            with_local: !plan.is_old,
+            forgets: plan.interval_ms > 0,
+        };
         let works =
-            chosen.iter().map(|number| work::make(*number, plan.keys, clock_error_ms, with_faults)).collect();
+            chosen.iter().map(|number| work::make(*number, plan.keys, clock_error_ms, promise)).collect();
         let clients = (0..plan.clients as usize)
             .map(|number| Client::new(number % chosen.len(), rng.fork(number as u64)))
             .collect();
@@ -175,6 +199,7 @@ impl World {
             report: Report::default(),
             trace: Trace::default(),
             is_healed: false,
+            healed_us: 0,
             queue: BinaryHeap::new(),
             next_order: 0,
             works,
@@ -182,8 +207,10 @@ impl World {
             tick: 0,
             asked: 0,
             digests: BTreeMap::new(),
-            net: Net::default(),
-            replicas: Replicas::default(),
+            net: Net::new(!plan.is_old),
+            replicas: Replicas::new(plan.has_meta),
+            operator: Operator::default(),
+            complaint: None,
         }
     }
 
@@ -212,11 +239,17 @@ impl World {
                 return Err(format!("more than {EVENTS_MAX} happenings: something spins"));
             }
             self.happen(next.happening)?;
+            if let Some(text) = self.complaint.take() {
+                return Err(text);
+            }
         }
         Ok(true)
     }
 
     fn live(&mut self) -> Result<(), String> {
+        if self.plan.has_meta {
+            self.found();
+        }
         for number in 0..self.machines.len() {
             self.schedule(0, Happening::Boot(number, 0));
         }
@@ -232,6 +265,13 @@ impl World {
         let is_over = |world: &Self| world.asked >= requests && world.clients.iter().all(Client::is_idle);
         if !self.run_until(HEALED_US, is_over)? {
             return Err(format!("healed, and after {HEALED_US} us not all is answered: {}", self.describe()));
+        }
+        if self.plan.has_meta && !self.run_until(HEALED_US, Self::is_arranged)? {
+            let wish = &self.operator.wish;
+            return Err(format!(
+                "healed, and after {HEALED_US} us the members are not as wished ({wish:?}): {}",
+                self.describe()
+            ));
         }
         self.settle()?;
         if self.rng.chance(600) {
@@ -307,12 +347,12 @@ impl World {
     fn happen(&mut self, happening: Happening) -> Result<(), String> {
         match happening {
             Happening::Turn(machine, life, shard) => {
-                if self.machines[machine].is_alive(life) {
-                    let strand = &mut self.machines[machine].strands[shard];
-                    if strand.wake_at.is_some_and(|at| at <= self.clock.get()) {
-                        strand.wake_at = None;
-                        return self.turn(machine, shard);
-                    }
+                if self.machines[machine].is_alive(life)
+                    && let Some(strand) = &mut self.machines[machine].strands[shard]
+                    && strand.wake_at.is_some_and(|at| at <= self.clock.get())
+                {
+                    strand.wake_at = None;
+                    return self.turn(machine, shard);
                 }
             }
             Happening::Route(machine, life) => {
@@ -361,10 +401,17 @@ impl World {
             }
             Happening::Calm(machine, fault) => self.calm(machine, fault),
             Happening::Boot(machine, life) => {
-                if self.machines[machine].life == life && !self.machines[machine].is_up {
+                let place = &self.machines[machine];
+                if place.life == life && !place.is_up && place.node.is_some() {
                     return self.boot(machine);
                 }
             }
+            Happening::Seat(machine, life, shard) => {
+                if self.machines[machine].is_alive(life) {
+                    return self.seat(machine, shard);
+                }
+            }
+            Happening::Round => self.round(),
         }
         Ok(())
     }
@@ -378,7 +425,7 @@ impl World {
     fn wake_at(&mut self, machine: usize, shard: usize, at: u64) {
         let at = at.max(self.machines[machine].paused_until_us);
         let life = self.machines[machine].life;
-        let strand = &mut self.machines[machine].strands[shard];
+        let Some(strand) = &mut self.machines[machine].strands[shard] else { return };
         if strand.wake_at.is_none_or(|earlier| at < earlier) {
             strand.wake_at = Some(at);
             let after = at - self.now();
@@ -391,25 +438,31 @@ impl World {
         let machine = &mut self.machines[number];
         let moment = machine.moment(now_us);
         let mut out = Out::default();
-        let strand = &mut machine.strands[shard];
+        let strand = machine.strands[shard].as_mut().expect("only a replica has turns");
         let turned = strand.turn(moment, &machine.disk, &mut machine.fuse, &mut out);
         let applied = strand.shard.group().commit_index();
         self.trace.note(&[2, number as u64, shard as u64, now_us, applied, out.messages.len() as u64]);
-        self.replicas.note_durable(number, shard as u32, &self.machines[number].strands[shard]);
+        let strand = self.machines[number].strands[shard].as_ref().expect("it is still there");
+        self.replicas.note_durable(number, shard as u32, strand);
         self.send_out(number, shard, out);
         match turned {
             Ok(is_busy) => {
-                self.inspect(number, shard)?;
+                // What left the shard may have brought the end of its own machine.
                 let machine = &self.machines[number];
-                let due = machine.strands[shard].due(moment, now_us);
-                let at = if is_busy { now_us + 5 } else { due.max(now_us + 1) };
-                let serves =
-                    !machine.is_listening && machine.strands.iter().all(|strand| strand.shard.is_ready());
+                let Some(strand) = &machine.strands[shard] else { return Ok(()) };
+                let due = strand.due(moment, now_us);
+                let at = if is_busy { now_us + self.plan.turn_us } else { due.max(now_us + 1) };
+                let serves = !machine.is_listening && machine.running().all(|strand| strand.shard.is_ready());
                 self.machines[number].is_listening |= serves;
+                self.inspect(number, shard)?;
                 self.wake_at(number, shard, at);
+                if self.plan.has_meta {
+                    return self.dismiss(number, shard);
+                }
                 Ok(())
             }
-            Err(stop) => self.stopped(number, stop),
+            Err(stop) if self.machines[number].is_up => self.stopped(number, stop),
+            Err(_) => Ok(()),
         }
     }
 
@@ -424,10 +477,17 @@ impl World {
             Stop::Killed => self.kill(number),
             Stop::Named(text) => {
                 // A process may stop by name only when something was done to it.
-                if self.is_healed {
+                if self.is_healed && self.now() > self.healed_us + LATE_FAULTS_US {
                     return Err(format!("stopped without a fault: {text}"));
                 }
                 self.kill(number);
+            }
+            Stop::LaterFormat(text) => {
+                self.kill(number);
+                let is_later = self.machines[number].damage.iter().any(|damage| damage.is_later_format);
+                if !self.machines[number].repair() || !is_later {
+                    return Err(format!("files of this version are refused as later ones: {text}"));
+                }
             }
             Stop::Corrupt(text) => {
                 self.kill(number);
@@ -446,7 +506,7 @@ impl World {
         self.trace.note(&[4, number as u64, self.clock.get(), u64::from(booted.is_ok())]);
         match booted {
             Ok(outs) => {
-                for (shard, out) in outs.into_iter().enumerate() {
+                for (shard, out) in outs {
                     self.send_out(number, shard, out);
                     self.wake(number, shard, 1);
                 }
@@ -478,109 +538,10 @@ impl World {
         }
     }
 
-    fn client_of(&self, ask: AskId) -> Option<usize> {
-        self.clients.iter().position(|client| client.pending.as_ref().is_some_and(|p| p.ask == Some(ask)))
-    }
-
-    /// A client asks, or asks again.
-    fn go_on(&mut self, number: usize) {
-        if self.clients[number].pending.is_none() {
-            if self.asked >= self.plan.requests {
-                return;
-            }
-            self.asked += 1;
-            let tick = self.next_tick();
-            let now = self.now();
-            let client = &mut self.clients[number];
-            let ask = self.works[client.work].ask(number, &mut client.rng);
-            client.pending = Some(Pending::new(ask, tick, now));
-        }
-        let machine = self.rng.place(self.machines.len());
-        self.next_ask += 1;
-        let ask = self.next_ask;
-        let (is_up, life) = {
-            let machine = &self.machines[machine];
-            (machine.is_up && machine.is_listening, machine.life)
-        };
-        let client = &mut self.clients[number];
-        let pending = client.pending.as_mut().expect("there is something to ask");
-        if !is_up {
-            // Nobody listens: nothing was asked.
-            let after = 2_000 + client.rng.below(20_000);
-            return self.schedule(after, Happening::Next(number));
-        }
-        pending.ask = Some(ask);
-        pending.machine = machine;
-        let line = pending.line.clone();
-        let after = 20 + client.rng.below(100);
-        self.schedule(after, Happening::Line(machine, life, ask, line));
-        if self.plan.faults.has(Fault::Hangup) && !self.is_healed && self.rng.chance(15) {
-            self.report.faults.add(Fault::Hangup);
-            let after = self.rng.below(2_000);
-            self.schedule(after, Happening::Hear(number, ask, None));
-        }
-    }
-
-    /// A client hears how its request ended.
-    fn hear(&mut self, number: usize, ask: AskId, answer: Option<&Answer>) -> Result<(), String> {
-        let Some(client) = self.clients.get_mut(number) else { return Ok(()) };
-        let Some(pending) = client.pending.as_mut().filter(|pending| pending.ask == Some(ask)) else {
-            return Ok(());
-        };
-        pending.ask = None;
-        let is_last = client.is_last;
-        let forgets = self.plan.faults.has(Fault::ClockJump) || self.plan.faults.has(Fault::ClockSkew);
-        let outcome = pending.judge(answer, forgets)?;
-        let Some(outcome) = outcome else {
-            // Not over: the same again, after a pause.
-            let after = 1_000 + client.rng.below(50_000);
-            self.schedule(after, Happening::Next(number));
-            return Ok(());
-        };
-        let pending = client.pending.take().expect("just seen");
-        let is_burst = !client.rng.chance(PAUSES_PER_MILLE);
-        let pause = client.rng.around(if is_burst { 200 } else { self.plan.pause_us });
-        self.report.answered += 1;
-        match &outcome {
-            Outcome::Done(_) => self.report.succeeded += 1,
-            Outcome::Unknown => self.report.unknown += 1,
-            Outcome::Refused(reply) => {
-                if is_last {
-                    return Err(format!("refused in the quiet at the end: {} -> {reply}", pending.line));
-                }
-            }
-        }
-        let span = pending.span(self.next_tick(), self.now());
-        let work = &mut self.works[self.clients[number].work];
-        let name = work.name();
-        let ended = work.end(number, pending.tag, span, &outcome);
-        ended.map_err(|text| format!("{name}: {text}; asked {}", pending.line))?;
-        if !is_last {
-            self.schedule(pause, Happening::Next(number));
-        }
-        Ok(())
-    }
-
-    /// Everyone whose connection went to this machine hears that it is gone.
-    pub(crate) fn hang_up(&mut self, machine: usize) {
-        let lost: Vec<(usize, AskId)> = self
-            .clients
-            .iter()
-            .enumerate()
-            .filter_map(|(number, client)| {
-                let pending = client.pending.as_ref().filter(|pending| pending.machine == machine)?;
-                pending.ask.map(|ask| (number, ask))
-            })
-            .collect();
-        for (number, ask) in lost {
-            let after = 100 + self.rng.below(1000);
-            self.schedule(after, Happening::Hear(number, ask, None));
-        }
-    }
-
     /// The faults end; everything that is down comes back.
     fn heal(&mut self) {
         self.is_healed = true;
+        self.healed_us = self.now();
         self.net.heal();
         for number in 0..self.machines.len() {
             self.machines[number].heal(self.plan.lying_disk);

@@ -38,9 +38,44 @@ impl Target for Config {
 
     fn words(&self) -> Vec<Vec<u8>> {
         let mut words = words_of(&[
-            "[server]\n", "[wal]\n", " = ", "true", "false", "\"\"", "''", "\"\"\"", "[]", "{}", "[[a]]", "1_000", "0x10",
-            "1e3", "nan", "inf", "-1", "1979-05-27", "interval:0", "interval:", "always", "off", "STRAND_", "__", "0-3",
-            "0-", "3-0", "auto", "#", "\\u0000", "\n", "=", "node2:6380:7380", "@", "[::1]", ":", ",", "65536",
+            "[server]\n",
+            "[wal]\n",
+            " = ",
+            "true",
+            "false",
+            "\"\"",
+            "''",
+            "\"\"\"",
+            "[]",
+            "{}",
+            "[[a]]",
+            "1_000",
+            "0x10",
+            "1e3",
+            "nan",
+            "inf",
+            "-1",
+            "1979-05-27",
+            "interval:0",
+            "interval:",
+            "always",
+            "off",
+            "STRAND_",
+            "__",
+            "0-3",
+            "0-",
+            "3-0",
+            "auto",
+            "#",
+            "\\u0000",
+            "\n",
+            "=",
+            "node2:6380:7380",
+            "@",
+            "[::1]",
+            ":",
+            ",",
+            "65536",
         ]);
         words.extend(KNOBS.iter().map(|knob| format!("{} = ", knob.name).into_bytes()));
         words.extend(KNOBS.iter().map(|knob| format!("\0\0{}=", knob.key).into_bytes()));
@@ -66,7 +101,8 @@ impl Target for Config {
                 assert_eq!(configured.origins.len(), KNOBS.len(), "every value has an origin");
                 let written = reference::effective(&configured.tuning, None);
                 let again = Sources { file: Some(("again.toml".to_owned(), written)), ..Sources::default() };
-                let again = load(&again).unwrap_or_else(|problems| panic!("written and not read: {problems}"));
+                let again =
+                    load(&again).unwrap_or_else(|problems| panic!("written and not read: {problems}"));
                 assert_eq!(format!("{:?}", again.tuning), format!("{:?}", configured.tuning));
                 behaviour(&[1, class_of(sources.environment.len()), u64::from(peer.is_ok())])
             }

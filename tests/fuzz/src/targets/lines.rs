@@ -125,11 +125,7 @@ fn deliver(options: Options, pieces: &mut dyn Iterator<Item = &[u8]>) -> End {
     while desk.connections.pop_touched().is_some() {}
     let connection = &desk.connections.list[0];
     assert_eq!(desk.connections.input_bytes, connection.input.len(), "the budget counts what is held");
-    End {
-        lines: recorder.lines,
-        is_open: connection.life == Life::Open,
-        told_bytes: connection.out.len(),
-    }
+    End { lines: recorder.lines, is_open: connection.life == Life::Open, told_bytes: connection.out.len() }
 }
 
 /// What the rest of a turn does with held lines; whether there were any.

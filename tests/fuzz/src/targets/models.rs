@@ -31,7 +31,8 @@ fn semb() -> Vec<u8> {
 }
 
 const WORD_PIECES: &str = r###"{"normalizer":{"type":"BertNormalizer","clean_text":true,"handle_chinese_chars":true,"strip_accents":null,"lowercase":true},"pre_tokenizer":{"type":"BertPreTokenizer"},"model":{"type":"WordPiece","unk_token":"[UNK]","continuing_subword_prefix":"##","vocab":{"[UNK]":0,"river":1,"##s":2}}}"###;
-const UNIGRAM: &str = r#"{"model":{"type":"Unigram","unk_id":0,"vocab":[["<unk>",0.0],["▁river",-3.0],["s",-2.5]]}}"#;
+const UNIGRAM: &str =
+    r#"{"model":{"type":"Unigram","unk_id":0,"vocab":[["<unk>",0.0],["▁river",-3.0],["s",-2.5]]}}"#;
 
 /// A model2vec folder of three rows of two numbers.
 fn pair(tokenizer: &str, mapping: bool) -> Vec<u8> {
@@ -60,10 +61,40 @@ impl Target for Models {
 
     fn words(&self) -> Vec<Vec<u8>> {
         words_of(&[
-            "{\"dim\":2,\"vocab\":4}", "\"dim\":", "\"vocab\":", "SEMB", "\n", "##", "[UNK]", "F64", "F32", "F16", "BF16",
-            "I64", "I32", "I8", "[3,2]", "[0,24]", "[24,0]", "[18446744073709551615,2]", "\"mapping\":", "\"weights\":",
-            "\"embeddings\":", "__metadata__", "WordPiece", "Unigram", "null", "[]", "{}", "-1e308", "\u{2581}", "\\u0000",
-            "\"unk_id\":7", "\"lowercase\":false", "\"normalizer\":null", "\"added_tokens\":[]",
+            "{\"dim\":2,\"vocab\":4}",
+            "\"dim\":",
+            "\"vocab\":",
+            "SEMB",
+            "\n",
+            "##",
+            "[UNK]",
+            "F64",
+            "F32",
+            "F16",
+            "BF16",
+            "I64",
+            "I32",
+            "I8",
+            "[3,2]",
+            "[0,24]",
+            "[24,0]",
+            "[18446744073709551615,2]",
+            "\"mapping\":",
+            "\"weights\":",
+            "\"embeddings\":",
+            "__metadata__",
+            "WordPiece",
+            "Unigram",
+            "null",
+            "[]",
+            "{}",
+            "-1e308",
+            "\u{2581}",
+            "\\u0000",
+            "\"unk_id\":7",
+            "\"lowercase\":false",
+            "\"normalizer\":null",
+            "\"added_tokens\":[]",
         ])
     }
 

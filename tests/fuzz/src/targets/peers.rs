@@ -86,7 +86,9 @@ impl Peers {
                 };
                 self.twice(payload, read, write).map(|message| {
                     assert!(message.from.0 < GROUPS && message.to.0 < GROUPS);
-                    let body = xxhash_rust::xxh3::xxh3_64(format!("{:?}", std::mem::discriminant(&message.body)).as_bytes());
+                    let body = xxhash_rust::xxh3::xxh3_64(
+                        format!("{:?}", std::mem::discriminant(&message.body)).as_bytes(),
+                    );
                     [body, 0]
                 })
             }
@@ -127,8 +129,7 @@ impl Peers {
 
     /// Frames out of a stream that comes in pieces; the payloads.
     fn frames(stream: &[u8], piece: usize) -> Result<Vec<(Kind, Vec<u8>)>, String> {
-        let expected =
-            Expected { cluster: Some(CLUSTER), session: SESSION, payload_bytes_max: 1 << 20 };
+        let expected = Expected { cluster: Some(CLUSTER), session: SESSION, payload_bytes_max: 1 << 20 };
         let mut reader = FrameReader::new(expected);
         let mut found = Vec::new();
         for mut rest in stream.chunks(piece.max(1)) {
@@ -208,11 +209,13 @@ impl Target for Peers {
         let mut out = PayloadBuffer::new();
         for purpose in [Purpose::Raft(GroupId(1)), Purpose::Control, Purpose::Founding] {
             let to = NodeNumber(2);
-            Hello { protocols: (1, 1), cluster: CLUSTER, card: card(), to, purpose, nonce: 6 }.encode(&mut out);
+            Hello { protocols: (1, 1), cluster: CLUSTER, card: card(), to, purpose, nonce: 6 }
+                .encode(&mut out);
             payloads.push((0, out.to_vec()));
         }
         for refusal in [None, Some(Refusal { code: RefusalCode::NotMe, text: "no".to_owned() })] {
-            Welcome { protocol: 1, cluster: CLUSTER, card: card(), session: 5, echo: 6, refusal }.encode(&mut out);
+            Welcome { protocol: 1, cluster: CLUSTER, card: card(), session: 5, echo: 6, refusal }
+                .encode(&mut out);
             payloads.push((1, out.to_vec()));
         }
         for message in raft_messages() {
@@ -252,7 +255,13 @@ impl Target for Peers {
 
     fn words(&self) -> Vec<Vec<u8>> {
         let mut words = words_of(&["STRF", "node1", "h"]);
-        words.extend([vec![0; 8], vec![0xff; 4], vec![0xfe, 0xff, 0xff, 0xff], vec![0xff; 8], vec![1, 0, 0, 0]]);
+        words.extend([
+            vec![0; 8],
+            vec![0xff; 4],
+            vec![0xfe, 0xff, 0xff, 0xff],
+            vec![0xff; 8],
+            vec![1, 0, 0, 0],
+        ]);
         words
     }
 

@@ -118,7 +118,9 @@ fn is_request(members: &Members<'_>, limits: &Limits) -> Option<&'static Command
     for (name, value) in &members.0 {
         let sound = match (name.as_str(), spec.field(name)) {
             (_, Some((_, field))) => is_sound(field.kind, value.get(), limits)?,
-            ("id", None) => (value.get().starts_with('"') || is_integer(value.get())) && value.get().len() <= 256,
+            ("id", None) => {
+                (value.get().starts_with('"') || is_integer(value.get())) && value.get().len() <= 256
+            }
             ("timeout_ms", None) => value.get().parse().is_ok_and(|ms: u32| (1..=3_600_000).contains(&ms)),
             ("command", None) => true,
             _ => false,
@@ -149,7 +151,9 @@ fn is_sound(kind: FieldKind, token: &str, limits: &Limits) -> Option<bool> {
         FieldKind::Choice(names) => text().is_some_and(|text| names.contains(&text.as_str())),
         FieldKind::Keys => {
             let keys: Option<Vec<String>> = serde_json::from_str(token).ok();
-            keys.is_some_and(|keys| keys.iter().all(|key| !key.is_empty() && key.len() <= limits.key_bytes_max))
+            keys.is_some_and(|keys| {
+                keys.iter().all(|key| !key.is_empty() && key.len() <= limits.key_bytes_max)
+            })
         }
         FieldKind::Items => match serde_json::from_str::<Members<'_>>(token) {
             Ok(items) => items.0.iter().all(|(key, _)| !key.is_empty() && key.len() <= limits.key_bytes_max),
@@ -161,8 +165,22 @@ fn is_sound(kind: FieldKind, token: &str, limits: &Limits) -> Option<bool> {
 
 /// Commands whose fields need nothing of one another beyond what [`is_request`] looks at.
 const PLAIN: &[&str] = &[
-    "PING", "GET", "SET", "DELETE", "EXISTS", "INCR", "BULK_SET", "BULK_GET", "BULK_DELETE", "EXPIRE", "TTL", "PERSIST",
-    "DELETE_PREFIX", "LIST_INDEXES", "INFO", "SNAPSHOT",
+    "PING",
+    "GET",
+    "SET",
+    "DELETE",
+    "EXISTS",
+    "INCR",
+    "BULK_SET",
+    "BULK_GET",
+    "BULK_DELETE",
+    "EXPIRE",
+    "TTL",
+    "PERSIST",
+    "DELETE_PREFIX",
+    "LIST_INDEXES",
+    "INFO",
+    "SNAPSHOT",
 ];
 
 /// Compares a request with the members it was read from.
@@ -209,7 +227,11 @@ fn compare(request: &Request<'_>, members: &Members<'_>) {
             if let Ok(items) = serde_json::from_str::<Members<'_>>(members.get("items").unwrap_or_default()) {
                 for (key, value) in &bulk.items {
                     let last = items.0.iter().rev().find(|(name, _)| name == key);
-                    assert_eq!(last.map(|(_, raw)| raw.get().as_bytes()), Some(*value), "the last value wins");
+                    assert_eq!(
+                        last.map(|(_, raw)| raw.get().as_bytes()),
+                        Some(*value),
+                        "the last value wins"
+                    );
                 }
                 assert!(items.0.iter().all(|(name, _)| bulk.items.iter().any(|(key, _)| key == name)));
             }
@@ -233,7 +255,8 @@ fn round(command: &Command<'_>) {
     if let Some(record) = encode::one_key(command) {
         let mut bytes = Vec::new();
         record.encode(&mut bytes);
-        let read = Record::decode(&bytes).unwrap_or_else(|malformed| panic!("our own record: {}", malformed.0));
+        let read =
+            Record::decode(&bytes).unwrap_or_else(|malformed| panic!("our own record: {}", malformed.0));
         // The flags of what came along tell how to read the rest; they are there once it is written.
         let plain = |record: &Record<'_>| format!("{:?}", Record { flags: 0, ..*record });
         assert_eq!(plain(&read), plain(&record), "a record there and back");
@@ -257,13 +280,17 @@ impl Requests {
                 compare(request, &members);
                 round(&request.command);
                 let shape = format!("{:?}", std::mem::discriminant(&request.command));
-                let given = members.0.iter().fold(0, |sum, (name, _)| sum ^ xxhash_rust::xxh3::xxh3_64(name.as_bytes()));
+                let given = members
+                    .0
+                    .iter()
+                    .fold(0, |sum, (name, _)| sum ^ xxhash_rust::xxh3::xxh3_64(name.as_bytes()));
                 behaviour(&[1, xxhash_rust::xxh3::xxh3_64(shape.as_bytes()), given])
             }
             Err(refusal) => {
                 let mut reply = Vec::new();
                 refusal.write(&mut reply);
-                let reply: serde_json::Value = serde_json::from_slice(&reply).expect("a refusal is a line of JSON");
+                let reply: serde_json::Value =
+                    serde_json::from_slice(&reply).expect("a refusal is a line of JSON");
                 assert_eq!(reply["status"], "error");
                 if let Some(id) = refusal.id {
                     let id: Result<serde_json::Value, _> = serde_json::from_slice(id);
@@ -338,10 +365,47 @@ impl Target for Requests {
 
     fn words(&self) -> Vec<Vec<u8>> {
         let mut words = words_of(&[
-            "{", "}", "[", "]", ",", ":", "\"", "\\", "\\u0041", "\\ud800", "\\udc00", "\\ud83d\\ude00", "\\n", "null", "true",
-            "false", "0", "-0", "1e5", "1.5", "-1", "18446744073709551616", "9223372036854775808", "\"\"", "{}", "[]", "\t",
-            "\u{feff}", "\u{e9}", "\u{1f600}", "\"if\":{\"present\":true}", "\"if\":{\"value\":1}", ",\"key\":\"a\"",
-            "\"id\":\"x\",", "\"id\":1,", "\"command\":\"GET\"", "[[[[", "]]]]", "{\"a\":", "[1,2]", "\"a\":1,",
+            "{",
+            "}",
+            "[",
+            "]",
+            ",",
+            ":",
+            "\"",
+            "\\",
+            "\\u0041",
+            "\\ud800",
+            "\\udc00",
+            "\\ud83d\\ude00",
+            "\\n",
+            "null",
+            "true",
+            "false",
+            "0",
+            "-0",
+            "1e5",
+            "1.5",
+            "-1",
+            "18446744073709551616",
+            "9223372036854775808",
+            "\"\"",
+            "{}",
+            "[]",
+            "\t",
+            "\u{feff}",
+            "\u{e9}",
+            "\u{1f600}",
+            "\"if\":{\"present\":true}",
+            "\"if\":{\"value\":1}",
+            ",\"key\":\"a\"",
+            "\"id\":\"x\",",
+            "\"id\":1,",
+            "\"command\":\"GET\"",
+            "[[[[",
+            "]]]]",
+            "{\"a\":",
+            "[1,2]",
+            "\"a\":1,",
         ]);
         for spec in commands::COMMANDS {
             words.push(format!("\"{}\"", spec.name).into_bytes());

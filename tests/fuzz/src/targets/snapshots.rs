@@ -5,8 +5,8 @@ use super::{Target, words_of};
 use crate::drive::{CLUSTER, drive};
 use crate::engine::{behaviour, class_of};
 use shards::ids::GroupId;
-use shards::shard::image::{ImageBuilder, ImageError, ImageIdentity, SnapshotIntake};
 use shards::ids::Sequence;
+use shards::shard::image::{ImageBuilder, ImageError, ImageIdentity, SnapshotIntake};
 use shards::state::SessionLimits;
 use strand_sim::rng::Rng;
 use xxhash_rust::xxh3::xxh3_64;
@@ -44,7 +44,8 @@ pub(super) fn seal(file: &mut [u8]) {
     while file.len() >= at + HEAD_BYTES {
         let payload = at + HEAD_BYTES;
         // A payload ends where the next head begins, so that what grew or shrank is still a block.
-        let next = (payload..file.len().saturating_sub(3)).find(|place| file[*place..].starts_with(HEAD_MAGIC));
+        let next =
+            (payload..file.len().saturating_sub(3)).find(|place| file[*place..].starts_with(HEAD_MAGIC));
         let end = next.unwrap_or(file.len());
         let is_footer = file[at + 4] == 4;
         if is_footer && end - payload == 72 {
@@ -69,7 +70,8 @@ impl Target for Snapshots {
     }
 
     fn words(&self) -> Vec<Vec<u8>> {
-        let mut words = words_of(&["SBLK", "transactions", "catalogue", "cluster", "indexes", "members", "STRNDSNP"]);
+        let mut words =
+            words_of(&["SBLK", "transactions", "catalogue", "cluster", "indexes", "members", "STRNDSNP"]);
         words.extend([vec![0; 4], vec![0xff; 4], vec![0xff; 8], vec![1, 0, 0, 0]]);
         words
     }

@@ -145,10 +145,8 @@ impl WalBatches {
         // Real batches, and one of several blocks in the middle.
         let mut payloads: Vec<Vec<u8>> = driven.entries.into_iter().take(9).collect();
         payloads.insert(4, (0..6000_u32).map(|at| (at * 7 >> 2) as u8).collect());
-        let bases = vec![
-            base(shape, &payloads, &driven.start, false),
-            base(shape, &payloads, &driven.start, true),
-        ];
+        let bases =
+            vec![base(shape, &payloads, &driven.start, false), base(shape, &payloads, &driven.start, true)];
         let files = bases[0].files.clone();
         Self { shape, bases, files, chosen: 0, scratch: PayloadBuffer::new() }
     }
@@ -263,7 +261,8 @@ impl WalBatches {
             }
         }
         let Ok((mut header, _)) = BatchHeader::decode(stored) else { return };
-        header.payload_crc = crc32c::crc32c(&stored[HEADER_BYTES..header::covered_bytes(frame.payload.len())]);
+        header.payload_crc =
+            crc32c::crc32c(&stored[HEADER_BYTES..header::covered_bytes(frame.payload.len())]);
         let head = stored.first_chunk_mut::<HEADER_BYTES>().expect("a frame has a header");
         header.encode(head);
     }
@@ -363,16 +362,25 @@ impl Target for WalBatches {
                 if !done.is_forged {
                     for (sequence, payload) in &read {
                         let written = base.frames.iter().find(|frame| frame.sequence == Some(*sequence));
-                        assert!(written.is_some_and(|frame| frame.payload == *payload), "batch {sequence} is another");
+                        assert!(
+                            written.is_some_and(|frame| frame.payload == *payload),
+                            "batch {sequence} is another"
+                        );
                     }
                     let stated = self.stated(base);
                     assert!(last >= stated, "{stated} was durable, the log goes on after {last}");
-                    assert!(stated == 0 || read.first().is_some_and(|(first, _)| *first == 1), "the beginning is gone");
+                    assert!(
+                        stated == 0 || read.first().is_some_and(|(first, _)| *first == 1),
+                        "the beginning is gone"
+                    );
                 }
                 behaviour(&[1, last, u64::from(image.is_ok()), told, recovered.live.len() as u64])
             }
             Err(ReplayError::Corrupt(found)) => {
-                assert!(done.is_forged || done.other_files || self.files != base.files, "a sound log is refused: {found}");
+                assert!(
+                    done.is_forged || done.other_files || self.files != base.files,
+                    "a sound log is refused: {found}"
+                );
                 let reason = format!("{:?}", std::mem::discriminant(&found.reason));
                 let place = (found.segment.0 << 32) + found.offset;
                 behaviour(&[2, xxhash_rust::xxh3::xxh3_64(reason.as_bytes()), place, class_of(read.len())])

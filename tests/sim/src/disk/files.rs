@@ -67,6 +67,11 @@ impl SnapshotJobs {
         self.jobs.push_back((after + self.disk.latency_us(300), job));
     }
 
+    /// Whether nothing is to be done and no file is open.
+    pub fn is_idle(&self) -> bool {
+        self.jobs.is_empty() && self.writing.is_none()
+    }
+
     /// When a job is finished next.
     pub fn due(&self) -> Option<u64> {
         self.jobs.front().map(|(due, _)| *due)

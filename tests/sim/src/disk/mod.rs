@@ -7,6 +7,7 @@
 mod device;
 mod files;
 mod platter;
+mod seam;
 mod supply;
 
 pub use device::{DeviceHandle, SimDevice};

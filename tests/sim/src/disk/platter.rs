@@ -5,18 +5,16 @@
 
 use crate::fault::{Fault, FaultCounts};
 use crate::rng::Rng;
-use shards::storage::disk::{DirectoryEntry, Disk, DiskFile, Open};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
 use std::rc::Rc;
 
 /// What a device writes at once, whole or not at all.
 pub(super) const SECTOR_BYTES: usize = 512;
 
 /// A write that a power cut may undo.
-struct Pending {
+pub(super) struct Pending {
     id: u64,
     offset: usize,
     bytes: Rc<[u8]>,
@@ -25,14 +23,14 @@ struct Pending {
 }
 
 #[derive(Default)]
-struct Body {
-    live: Vec<u8>,
+pub(super) struct Body {
+    pub(super) live: Vec<u8>,
     durable: Vec<u8>,
     pending: Vec<Pending>,
 }
 
 #[derive(Clone)]
-enum NameChange {
+pub(super) enum NameChange {
     Put(String, u64),
     Move(String, String, u64),
     Remove(String, u64),
@@ -49,6 +47,8 @@ pub struct DiskFaults {
     pub sync_error: u64,
     /// Operations on whole files.
     pub file_error: u64,
+    /// Reads of files and directories.
+    pub read_error: u64,
     /// Nothing grows.
     pub is_full: bool,
     /// Everything takes so much longer, in microseconds at most.
@@ -61,13 +61,13 @@ pub(super) struct Platter {
     pub(super) rng: Rng,
     pub(super) faults: DiskFaults,
     pub(super) counts: FaultCounts,
-    files: BTreeMap<u64, Body>,
-    names: BTreeMap<String, u64>,
-    durable_names: BTreeMap<String, u64>,
-    name_changes: Vec<NameChange>,
+    pub(super) files: BTreeMap<u64, Body>,
+    pub(super) names: BTreeMap<String, u64>,
+    pub(super) durable_names: BTreeMap<String, u64>,
+    pub(super) name_changes: Vec<NameChange>,
     /// Writes that the device has and has not completed: whose file, where, what.
     in_flight: Vec<(u64, u64, usize, Rc<[u8]>)>,
-    next_id: u64,
+    pub(super) next_id: u64,
     /// The power goes after so many more operations.
     operations_left: Option<u64>,
     is_cut: bool,
@@ -79,21 +79,15 @@ pub struct SimDisk(pub(super) Rc<RefCell<Platter>>);
 
 /// An open file of it.
 pub struct SimFile {
-    disk: SimDisk,
-    id: u64,
+    pub(super) disk: SimDisk,
+    pub(super) id: u64,
 }
 
-fn failed(errno: i32) -> io::Error {
+pub(super) fn failed(errno: i32) -> io::Error {
     io::Error::from_raw_os_error(errno)
 }
 
-const EIO: i32 = 5;
-const ENOENT: i32 = 2;
-const ENOSPC: i32 = 28;
-
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
-}
+pub(super) const EIO: i32 = 5;
 
 impl Platter {
     /// One more operation begins; an error when the power is gone or goes now.
@@ -111,7 +105,7 @@ impl Platter {
     }
 
     /// As [`Platter::operate`], for an operation on whole files, which may fail.
-    fn operate_on_file(&mut self) -> io::Result<()> {
+    pub(super) fn operate_on_file(&mut self) -> io::Result<()> {
         self.operate()?;
         if self.faults.file_error > 0 && self.rng.chance(self.faults.file_error) {
             self.counts.add(Fault::FileError);
@@ -120,11 +114,21 @@ impl Platter {
         Ok(())
     }
 
-    fn body(&mut self, id: u64) -> &mut Body {
+    /// As [`Platter::operate_on_file`], for one that only reads.
+    pub(super) fn operate_reading(&mut self) -> io::Result<()> {
+        self.operate_on_file()?;
+        if self.faults.read_error > 0 && self.rng.chance(self.faults.read_error) {
+            self.counts.add(Fault::ReadError);
+            return Err(failed(EIO));
+        }
+        Ok(())
+    }
+
+    pub(super) fn body(&mut self, id: u64) -> &mut Body {
         self.files.get_mut(&id).expect("an open file has a body")
     }
 
-    fn write(&mut self, id: u64, offset: usize, bytes: Rc<[u8]>, is_seen: bool) -> u64 {
+    pub(super) fn write(&mut self, id: u64, offset: usize, bytes: Rc<[u8]>, is_seen: bool) -> u64 {
         self.next_id += 1;
         let write = self.next_id;
         let body = self.body(id);
@@ -138,7 +142,7 @@ impl Platter {
     }
 
     /// Makes the writes of a file durable that `covers` says.
-    fn make_durable(&mut self, id: u64, covers: impl Fn(&Pending) -> bool) {
+    pub(super) fn make_durable(&mut self, id: u64, covers: impl Fn(&Pending) -> bool) {
         let body = self.body(id);
         let pending = std::mem::take(&mut body.pending);
         for write in pending {
@@ -224,7 +228,7 @@ fn settle(rng: &mut Rng, mood: u64, durable: &mut Vec<u8>, write: &Pending) {
     }
 }
 
-fn apply_name(names: &mut BTreeMap<String, u64>, change: NameChange) {
+pub(super) fn apply_name(names: &mut BTreeMap<String, u64>, change: NameChange) {
     match change {
         NameChange::Put(name, id) => {
             names.insert(name, id);
@@ -310,6 +314,41 @@ impl SimDisk {
         let mut platter = self.0.borrow_mut();
         platter.is_cut = false;
         platter.operations_left = None;
+    }
+
+    /// Does something at which nothing goes wrong: what is not a subject of this simulation.
+    pub fn in_peace(&self, act: impl FnOnce(&Self)) {
+        let before = {
+            let mut platter = self.0.borrow_mut();
+            let kept = (platter.faults, platter.operations_left.take(), platter.is_cut);
+            platter.faults = DiskFaults { lies: kept.0.lies, ..DiskFaults::default() };
+            platter.is_cut = false;
+            kept
+        };
+        act(self);
+        let mut platter = self.0.borrow_mut();
+        (platter.faults, platter.operations_left, platter.is_cut) = before;
+    }
+
+    /// Removes every file of a directory, durably.
+    pub fn erase(&self, directory: &str) {
+        self.erase_where(|name| is_in(name, directory));
+    }
+
+    /// Removes everything, durably.
+    pub fn erase_all(&self) {
+        self.erase_where(|_| true);
+    }
+
+    fn erase_where(&self, goes: impl Fn(&str) -> bool) {
+        let mut platter = self.0.borrow_mut();
+        platter.names.retain(|name, _| !goes(name));
+        platter.durable_names.retain(|name, _| !goes(name));
+        platter.name_changes.retain(|change| match change {
+            NameChange::Put(name, _) | NameChange::Move(_, name, _) | NameChange::Remove(name, _) => {
+                !goes(name)
+            }
+        });
     }
 
     /// Names and durable contents of the files in a directory, to be damaged.
@@ -413,96 +452,8 @@ impl SimDisk {
     }
 }
 
-fn is_in(name: &str, directory: &str) -> bool {
+pub(super) fn is_in(name: &str, directory: &str) -> bool {
     name.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/') && !rest[1..].contains('/'))
-}
-
-impl Disk for SimDisk {
-    type File = SimFile;
-
-    fn open(&self, path: &Path, how: Open) -> io::Result<SimFile> {
-        let mut platter = self.0.borrow_mut();
-        platter.operate_on_file()?;
-        let name = text(path);
-        let found = platter.names.get(&name).copied();
-        let id = match (found, how.create) {
-            (Some(id), false) => id,
-            (None, false) => return Err(failed(ENOENT)),
-            (_, true) => {
-                if platter.faults.is_full {
-                    platter.counts.add(Fault::DiskFull);
-                    return Err(failed(ENOSPC));
-                }
-                // Emptying an existing file is a new file in its place: what a cut leaves of it is one or the other.
-                platter.next_id += 1;
-                let id = platter.next_id;
-                platter.files.insert(id, Body::default());
-                platter.names.insert(name.clone(), id);
-                platter.name_changes.push(NameChange::Put(name, id));
-                id
-            }
-        };
-        Ok(SimFile { disk: self.clone(), id })
-    }
-
-    fn list(&self, directory: &Path) -> io::Result<Vec<DirectoryEntry>> {
-        let mut platter = self.0.borrow_mut();
-        platter.operate_on_file()?;
-        let directory = text(directory);
-        let inside = platter.names.iter().filter(|(name, _)| is_in(name, &directory));
-        let mut found: Vec<DirectoryEntry> = inside
-            .map(|(name, id)| DirectoryEntry {
-                name: name[directory.len() + 1..].to_owned(),
-                bytes: platter.files[id].live.len() as u64,
-            })
-            .collect();
-        // Directories come in any order.
-        if found.len() > 1 {
-            let turn = platter.rng.place(found.len());
-            found.rotate_left(turn);
-        }
-        Ok(found)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut platter = self.0.borrow_mut();
-        platter.operate_on_file()?;
-        let (from, to) = (text(from), text(to));
-        let id = platter.names.remove(&from).ok_or_else(|| failed(ENOENT))?;
-        platter.names.insert(to.clone(), id);
-        platter.name_changes.push(NameChange::Move(from, to, id));
-        Ok(())
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        let mut platter = self.0.borrow_mut();
-        platter.operate_on_file()?;
-        let name = text(path);
-        let id = platter.names.remove(&name).ok_or_else(|| failed(ENOENT))?;
-        platter.name_changes.push(NameChange::Remove(name, id));
-        Ok(())
-    }
-
-    fn sync_directory(&self, directory: &Path) -> io::Result<()> {
-        let mut platter = self.0.borrow_mut();
-        platter.operate_on_file()?;
-        if platter.faults.lies {
-            return Ok(());
-        }
-        let directory = text(directory);
-        let changes = std::mem::take(&mut platter.name_changes);
-        for change in changes {
-            let name = match &change {
-                NameChange::Put(name, _) | NameChange::Move(_, name, _) | NameChange::Remove(name, _) => name,
-            };
-            if is_in(name, &directory) {
-                apply_name(&mut platter.durable_names, change);
-            } else {
-                platter.name_changes.push(change);
-            }
-        }
-        Ok(())
-    }
 }
 
 impl SimFile {
@@ -520,47 +471,5 @@ impl SimFile {
 impl std::fmt::Debug for SimFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SimFile").field("id", &self.id).finish_non_exhaustive()
-    }
-}
-
-impl DiskFile for SimFile {
-    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
-        let mut platter = self.disk.0.borrow_mut();
-        platter.operate_on_file()?;
-        let content = &platter.body(self.id).live;
-        let from = (offset as usize).min(content.len());
-        let length = into.len().min(content.len() - from);
-        into[..length].copy_from_slice(&content[from..from + length]);
-        Ok(length)
-    }
-
-    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let mut platter = self.disk.0.borrow_mut();
-        platter.operate_on_file()?;
-        if platter.faults.is_full && offset as usize + bytes.len() > platter.body(self.id).live.len() {
-            platter.counts.add(Fault::DiskFull);
-            return Err(failed(ENOSPC));
-        }
-        platter.write(self.id, offset as usize, bytes.into(), true);
-        Ok(())
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        let mut platter = self.disk.0.borrow_mut();
-        platter.operate_on_file()?;
-        if !platter.faults.lies {
-            platter.make_durable(self.id, |_| true);
-        }
-        Ok(())
-    }
-
-    fn bytes(&self) -> io::Result<u64> {
-        let mut platter = self.disk.0.borrow_mut();
-        platter.operate_on_file()?;
-        Ok(platter.body(self.id).live.len() as u64)
-    }
-
-    fn is_direct(&self) -> bool {
-        true
     }
 }

@@ -47,6 +47,12 @@ impl SimSupply {
         queue.jobs.front().map(|(due, _)| *due)
     }
 
+    /// Whether nothing was asked that is not taken.
+    pub fn is_idle(&self) -> bool {
+        let queue = self.0.borrow();
+        queue.jobs.is_empty() && queue.done.is_empty()
+    }
+
     /// There may be as many segments as are wanted from now on.
     pub fn lift_quota(&self) {
         self.0.borrow_mut().segments_max = None;

@@ -64,15 +64,29 @@ pub trait Workload {
     fn name(&self) -> &'static str;
 }
 
+/// What workloads may ask for and expect.
+#[derive(Clone, Copy, Debug)]
+pub struct Promise {
+    /// Some writes ask for the debug fault.
+    pub with_faults: bool,
+    /// Some reads are local.
+    pub with_local: bool,
+    /// What was acknowledged may be lost with the power.
+    pub forgets: bool,
+}
+
 /// Number of workloads.
 pub const COUNT: usize = 5;
 
+/// The workloads that hold where acknowledged writes may be forgotten: batches are whole, whatever else is lost.
+pub const FORGIVING: u32 = 1 << 2;
+
 /// The workload of a number below [`COUNT`].
-pub fn make(number: usize, keys: u32, clock_error_ms: u64, with_faults: bool) -> Box<dyn Workload> {
+pub fn make(number: usize, keys: u32, clock_error_ms: u64, promise: Promise) -> Box<dyn Workload> {
     match number {
-        0 => Box::new(registers::Registers::new(keys, with_faults)),
+        0 => Box::new(registers::Registers::new(keys, promise.with_faults, promise.with_local)),
         1 => Box::new(counters::Counters::new(keys)),
-        2 => Box::new(bulk::Bulk::new(keys)),
+        2 => Box::new(bulk::Bulk::new(keys, promise.forgets)),
         3 => Box::new(expiry::Expiry::new(clock_error_ms)),
         4 => Box::new(docs::Docs::new()),
         _ => panic!("there are {COUNT} workloads"),

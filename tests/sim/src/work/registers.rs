@@ -4,12 +4,14 @@ use super::{Ask, Outcome, Span, Workload, code, number_of, value_text};
 use crate::check::linear::{self, Action, Operation, Value, Verdict};
 use crate::rng::Rng;
 use serde_json::Value as Json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, Debug)]
 enum Doing {
     Set(u64),
     Get,
+    /// What some replica holds: any value that was on its way by then.
+    Local,
     Exists,
     Delete,
     Absent(u64),
@@ -21,6 +23,7 @@ enum Doing {
 pub(super) struct Registers {
     keys: u32,
     with_faults: bool,
+    with_local: bool,
     next_value: u64,
     next_tag: u64,
     seqs: BTreeMap<usize, u64>,
@@ -30,14 +33,17 @@ pub(super) struct Registers {
     seen: BTreeMap<(usize, u32), (u64, String)>,
     /// The version of every value seen with one.
     versions: BTreeMap<(u32, u64), String>,
+    /// Values that were sent to be written, by key.
+    sent: BTreeSet<(u32, u64)>,
     last: u32,
 }
 
 impl Registers {
-    pub(super) fn new(keys: u32, with_faults: bool) -> Self {
+    pub(super) fn new(keys: u32, with_faults: bool, with_local: bool) -> Self {
         Self {
             keys,
             with_faults,
+            with_local,
             next_value: 1,
             next_tag: 0,
             seqs: BTreeMap::new(),
@@ -45,6 +51,7 @@ impl Registers {
             histories: BTreeMap::new(),
             seen: BTreeMap::new(),
             versions: BTreeMap::new(),
+            sent: BTreeSet::new(),
             last: 0,
         }
     }
@@ -84,6 +91,10 @@ impl Registers {
                 may_repeat = true;
                 format!("{{\"command\":\"GET\",\"key\":\"{name}\"{version}}}")
             }
+            Doing::Local => {
+                may_repeat = true;
+                format!("{{\"command\":\"GET\",\"key\":\"{name}\",\"consistency\":\"local\"}}")
+            }
             Doing::Exists => {
                 may_repeat = true;
                 format!("{{\"command\":\"EXISTS\",\"key\":\"{name}\"}}")
@@ -95,6 +106,11 @@ impl Registers {
     fn start(&mut self, key: u32, doing: Doing, client: usize, rng: &mut Rng) -> Ask {
         let (line, may_repeat) = self.request(key, &doing, client, rng);
         self.next_tag += 1;
+        if let Doing::Set(value) | Doing::Absent(value) | Doing::Swap(_, value) | Doing::Version(_, value) =
+            doing
+        {
+            self.sent.insert((key, value));
+        }
         self.doing.insert(self.next_tag, (key, doing));
         Ask { line, tag: self.next_tag, may_repeat }
     }
@@ -117,6 +133,7 @@ impl Workload for Registers {
         let doing = match (rng.below(12), seen) {
             (0..4, _) => Doing::Set(self.value()),
             (4, _) => Doing::Delete,
+            (5, _) if self.with_local && rng.chance(500) => Doing::Local,
             (5, _) => Doing::Exists,
             (6, _) => Doing::Absent(self.value()),
             (7, Some((from, _))) => Doing::Swap(from, self.value()),
@@ -137,6 +154,15 @@ impl Workload for Registers {
                     self.seen.insert((client, key), (value, version));
                 }
                 Action::Read(value)
+            }
+            (Outcome::Done(reply), Doing::Local) => {
+                let value = number_of(&reply["result"]).map_err(|text| format!("reg{key}: {text}"))?;
+                return match value {
+                    Some(value) if !self.sent.contains(&(key, value)) => {
+                        Err(format!("reg{key}: a local read shows {value}, which nobody wrote there"))
+                    }
+                    _ => Ok(()),
+                };
             }
             (Outcome::Done(reply), Doing::Exists) => Action::Exists(reply["result"] == true),
             (Outcome::Done(reply), Doing::Delete) => Action::Delete(reply["result"] == true),
@@ -161,7 +187,7 @@ impl Workload for Registers {
                 Action::Swap(Some(*from), Some(*to), false)
             }
             (Outcome::Refused(_), _) => return Ok(()),
-            (Outcome::Unknown, Doing::Get | Doing::Exists) => return Ok(()),
+            (Outcome::Unknown, Doing::Get | Doing::Local | Doing::Exists) => return Ok(()),
             (Outcome::Unknown, Doing::Set(value)) => Action::Write(Some(*value)),
             (Outcome::Unknown, Doing::Delete) => Action::Delete(true),
             (Outcome::Unknown, Doing::Absent(value)) => Action::Swap(None, Some(*value), true),
