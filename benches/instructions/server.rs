@@ -6,7 +6,7 @@
 use crate::doorbell::Doorbell;
 use crate::front::{Front, FrontSettings, Listeners, Wait};
 use crate::links::{RouterLink, link};
-use crate::router::{Router, RouterSettings, ServerFacts, StopHandle};
+use crate::router::{Router, RouterBoard, RouterSettings, ServerFacts, StopHandle};
 use shards::consensus::group::{Append, Restored};
 use shards::effect::Effects;
 use shards::event::Event;
@@ -66,6 +66,8 @@ impl Server {
             address: "127.0.0.1:8000".to_owned(),
             started: NOW,
             extra: Mutex::new("\"profile\":\"count\"".to_owned()),
+            shard_ports: Vec::new(),
+            routers: RouterBoard::new(1),
             stop: StopHandle::new(vec![Arc::clone(&bell)]),
         };
         let topology = Topology::even(shards);
