@@ -51,7 +51,7 @@ fn latency_ms(phase: &Value, figure: &str) -> u64 {
 #[test]
 fn a_stall_is_charged_to_every_request_that_it_delayed() {
     let _timed = timed("a_stall_is_charged_to_every_request_that_it_delayed");
-    let server = Setup::small("bench-stall").set(&["wal.sync=\"off\""]).start();
+    let server = Setup::small("bench-stall").set(&["wal.sync=off"]).start();
     // Every connection may hold all that comes due during the stall.
     let open = stalled(&server, &["--rate", "2000", "--depth", "500"]);
     assert_eq!(open["unsent"], 0, "{open}");
@@ -71,7 +71,8 @@ fn a_stall_is_charged_to_every_request_that_it_delayed() {
 #[test]
 fn connections_are_spread_over_all_addresses() {
     let _timed = timed("connections_are_spread_over_all_addresses");
-    let servers = ["bench-spread-1", "bench-spread-2"].map(|name| Setup::small(name).start());
+    let servers =
+        ["bench-spread-1", "bench-spread-2"].map(|name| Setup::small(name).set(&["wal.sync=off"]).start());
     let addresses = servers.each_ref().map(|server| format!("127.0.0.1:{}", server.port())).join(",");
     let arguments =
         ["mixed", "--read-ratio", "0", "--keys", "1000", "--connections", "4", "--duration", "0.3"];
