@@ -343,7 +343,9 @@ impl Shard {
         self.release_scans(effects);
     }
 
-    /// Answers a read from the state as it is: writes of its keys that are still pending came after it.
+    /// Answers a read from the state as it is: writes of its keys that are still pending came after it. An intent on one of
+    /// them came before: a new leader parks reads before it has applied what earlier leaders left, and the outcome of a
+    /// PREPARE among that may be known to clients already.
     fn answer_parked_read(&mut self, parked: &Parked, effects: &mut Effects) {
         let Ok(record) = Record::decode(&parked.record) else {
             return self.admit_parked(parked, effects);
@@ -354,15 +356,23 @@ impl Shard {
         }
         if record.op == Op::ReadMany {
             let keys = || items::iter(record.value).map_while(Result::ok).map(|(key, _)| key);
-            if keys().any(|key| self.is_overdue(hash_of(key), key)) {
+            if keys().any(|key| self.is_overdue(hash_of(key), key) || self.txns.lock_of(key).is_some()) {
                 return self.admit_parked(parked, effects);
             }
             return self.answer_read_many(router, head, &parked.record, &record, effects);
         }
-        if self.is_overdue(head.hash, record.key) {
+        if self.is_overdue(head.hash, record.key) || self.txns.lock_of(record.key).is_some() {
             return self.admit_parked(parked, effects);
         }
         self.answer_read(router, head, &parked.record, head.hash, &record, effects);
+    }
+
+    /// This leader has applied what earlier ones left: scans that came before that wait for the intents in it too.
+    pub(super) fn renew_scan_locks(&mut self) {
+        let horizon = self.locks.horizon();
+        for (_, locks, _) in &mut self.scans {
+            *locks = horizon;
+        }
     }
 
     pub(super) fn release_scans(&mut self, effects: &mut Effects) {

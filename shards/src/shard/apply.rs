@@ -108,6 +108,7 @@ impl Shard {
         self.group.applied(entry.index);
         if !self.is_ready && entry.term == self.group.term() && self.group.is_leader() {
             self.is_ready = true;
+            self.renew_scan_locks();
             let mut actions = Vec::new();
             self.coordinator.take_over(self.txns.records(), self.now, &mut actions);
             self.perform(actions, effects);
