@@ -44,7 +44,8 @@ impl Log {
         let mut log = recover_log(&RealDisk, &directory, shape, &mut |_| ()).unwrap();
         let upto = log.recovered.last_sequence;
         begin_run(&RealDisk, &directory, &mut log.manifest, 0, upto, &log.recovered.live).unwrap();
-        let segments = SegmentPool::start(1, None).unwrap().handle(&directory, SEGMENT_BYTES, Arc::new(|| {}));
+        let segments =
+            SegmentPool::start(1, None).unwrap().handle(&directory, SEGMENT_BYTES, Arc::new(|| {}));
         let wal = open_wal(&log, WalOptions::default(), segments, None, None).unwrap();
         Self { wal: Some(wal), directory }
     }

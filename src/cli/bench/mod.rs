@@ -105,7 +105,8 @@ fn phases<D: Dialect>(dialect: D, arguments: &Arguments) -> Result<Vec<Outcome>,
     let material = material(arguments, texts, &mut random);
     let plan = plan::phases(arguments, documents, queries);
     let shared = Shared { issued: AtomicU64::new(0), keys: AtomicU64::new(arguments.keys) };
-    let shards = arguments.shard_aware.then(|| Shards::ask(addresses[0])).transpose().map_err(Fatal::Failed)?;
+    let shards =
+        arguments.shard_aware.then(|| Shards::ask(addresses[0])).transpose().map_err(Fatal::Failed)?;
     let mut outcomes = Vec::new();
     for phase in &plan {
         shared.issued.store(0, Ordering::Relaxed);

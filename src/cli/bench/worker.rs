@@ -119,9 +119,8 @@ impl<'p, D: Dialect> Worker<'p, D> {
         let mine = (place.thread..phase.connections).step_by(place.threads);
         let mut links = Vec::new();
         for number in mine {
-            let of_shard = |shards: &Shards| {
-                shards.addresses[Ways::shard_of_link(shards, place.thread, links.len())]
-            };
+            let of_shard =
+                |shards: &Shards| shards.addresses[Ways::shard_of_link(shards, place.thread, links.len())];
             let address = place.shards.map_or(place.addresses[number % place.addresses.len()], of_shard);
             let link = TcpStream::connect(address).and_then(|stream| Link::new(stream, dialect.greeting()));
             let link = link.map_err(|error| cannot_connect(address, links.len(), &error))?;

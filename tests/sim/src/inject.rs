@@ -21,12 +21,14 @@ impl World {
         let is_up = self.machines[number].is_up;
         match fault {
             Fault::Membership if self.plan.has_meta => {
-                if self.begin_wish() {
+                let has_begun = self.begin_wish();
+                if has_begun {
                     self.report.faults.add(fault);
                 }
             }
             Fault::LostDisk if is_up && self.plan.has_meta => {
-                if self.lose_a_disk(number) {
+                let is_lost = self.lose_a_disk(number);
+                if is_lost {
                     self.report.faults.add(fault);
                 }
             }

@@ -9,6 +9,9 @@ use std::collections::BTreeMap;
 const CONFIGURATIONS: usize = 4;
 
 /// What has been seen of all groups.
+/// Voters, and outgoing voters while a change is joint.
+type Configuration = (Vec<u64>, Vec<u64>);
+
 #[derive(Default)]
 pub(crate) struct Replicas {
     /// Who led in each term, by group and term.
@@ -19,7 +22,7 @@ pub(crate) struct Replicas {
     holders: BTreeMap<(u32, u64, u64), u32>,
     is_changing: bool,
     /// The configurations of each group that were seen, the newest last: voters and outgoing voters.
-    configurations: BTreeMap<u32, Vec<(Vec<u64>, Vec<u64>)>>,
+    configurations: BTreeMap<u32, Vec<Configuration>>,
     /// Which machine each replica lives or lived on.
     machines: BTreeMap<u64, usize>,
     /// How far each replica was looked at: durable and committed, by machine and group.
