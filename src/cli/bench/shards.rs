@@ -1,8 +1,9 @@
 //! Which connections a request on one key may take when the server's shards serve clients themselves (`--shard-aware`).
 //!
 //! The map comes from HELLO, once, before the load. Connections are shared out evenly among the shards' own ports, and a
-//! request goes out on the next connection of its key's shard. What is not about one key stays on the connection whose turn
-//! it is.
+//! request that replaces an answered one goes out on the same connection if its key is of that shard, or else together with
+//! the others of that moment on one connection of its key's shard, so that requests stay together as they do without shards.
+//! What is not about one key stays on the connection whose turn it is.
 
 use super::dialect::{Kind, Material};
 use serde_json::{Value, json};
@@ -71,7 +72,9 @@ fn hello(address: SocketAddr) -> std::io::Result<Value> {
 #[derive(Debug)]
 pub(super) struct Ways<'p> {
     shards: &'p Shards,
-    /// The worker's connections to each shard, with the one whose turn it is.
+    /// The shard of each of the worker's connections.
+    of_link: Vec<usize>,
+    /// The worker's connections to each shard, with the one that takes what others bring.
     links: Vec<(Vec<usize>, usize)>,
     key: Vec<u8>,
 }
@@ -79,11 +82,19 @@ pub(super) struct Ways<'p> {
 impl<'p> Ways<'p> {
     /// For a worker with so many connections, whose `nth` goes to [`Ways::shard_of_link`].
     pub(super) fn new(shards: &'p Shards, thread: usize, links: usize) -> Self {
-        let mut ways = Self { shards, links: vec![(Vec::new(), 0); shards.addresses.len()], key: Vec::new() };
-        for nth in 0..links {
-            ways.links[Self::shard_of_link(shards, thread, nth)].0.push(nth);
+        let of_link: Vec<usize> = (0..links).map(|nth| Self::shard_of_link(shards, thread, nth)).collect();
+        let mut links = vec![(Vec::new(), 0); shards.addresses.len()];
+        for (nth, shard) in of_link.iter().enumerate() {
+            links[*shard].0.push(nth);
         }
-        ways
+        Self { shards, of_link, links, key: Vec::new() }
+    }
+
+    /// Another moment: from now on what goes to a shard from others' connections takes its next one.
+    pub(super) fn turn_over(&mut self) {
+        for (links, next) in self.links.iter_mut().filter(|(links, _)| !links.is_empty()) {
+            *next = (*next + 1) % links.len();
+        }
     }
 
     /// The shard to which a worker's `nth` connection goes.
@@ -99,14 +110,13 @@ impl<'p> Ways<'p> {
         }
         self.key.clear();
         material.push_key(key, &mut self.key);
-        let shard = self.shards.of_slot[slot_of(&self.key).0.index()];
-        let (links, next) = &mut self.links[usize::from(shard)];
-        let Some(link) = links.get(*next) else {
-            // Fewer connections than shards: any shard answers for the others.
+        let shard = usize::from(self.shards.of_slot[slot_of(&self.key).0.index()]);
+        if self.of_link[turn] == shard {
             return turn;
-        };
-        *next = (*next + 1) % links.len();
-        *link
+        }
+        let (links, next) = &self.links[shard];
+        // With fewer connections than shards any shard answers for the others.
+        links.get(*next).copied().unwrap_or(turn)
     }
 }
 
@@ -116,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_take_their_shards_connections_in_turn() {
+    fn requests_take_their_shards_connections_and_their_own_first() {
         let addresses = ["127.0.0.1:1", "127.0.0.1:2"].map(|text| text.parse().unwrap()).to_vec();
         let of_slot = (0..SLOTS).map(|slot| u16::from(slot >= SLOTS / 2)).collect();
         let shards = Shards { addresses, of_slot };
@@ -127,8 +137,11 @@ mod tests {
             let mut bytes = Vec::new();
             material.push_key(key, &mut bytes);
             let shard = usize::from(slot_of(&bytes).0.index() >= SLOTS / 2);
-            let link = ways.choose(&material, Kind::Get, key, 0);
+            let turn = key as usize % 5;
+            ways.turn_over();
+            let link = ways.choose(&material, Kind::Get, key, turn);
             assert_eq!(Ways::shard_of_link(&shards, 1, link), shard);
+            assert!(link == turn || Ways::shard_of_link(&shards, 1, turn) != shard);
             counts[link] += 1;
         }
         assert!(counts.iter().all(|count| *count > 100), "{counts:?}");

@@ -328,6 +328,9 @@ impl<'p, D: Dialect> Worker<'p, D> {
             return Ok(now_ns);
         }
         self.tally.received_bytes += count as u64;
+        if let Some(ways) = &mut self.ways {
+            ways.turn_over();
+        }
         let Checked { replies, modify } = self.check(at, &buffer[..count], now_ns)?;
         self.under_way -= replies;
         // The write of a read-modify-write takes its read's place, and its latency is that of both.
