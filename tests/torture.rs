@@ -11,7 +11,7 @@ use std::time::Duration;
 use strand_torture::cluster::{Cluster, Plan};
 use strand_torture::disk::mount::Disk;
 use strand_torture::report::summary;
-use strand_torture::{cutpoints, powercut, rolling};
+use strand_torture::{cutpoints, founding, powercut, rolling};
 use support::directory::TemporaryDirectory;
 use support::server::free_port;
 use support::{from_environment, say, timed};
@@ -42,7 +42,9 @@ fn free_ports() -> u16 {
     let found = (0..1000).map(|_| free_port()).find(|first| (*first..first + PORTS).all(is_free));
     let first = found.expect("some ports in a row are free");
     // The search goes on behind these.
-    while free_port() <= first + PORTS {}
+    for _ in 0..PORTS {
+        free_port();
+    }
     first
 }
 
@@ -88,6 +90,9 @@ fn nothing_acknowledged_is_lost_when_the_power_goes() {
     let done = powercut::run(&mut cluster, &campaign, say).unwrap_or_else(|text| panic!("{text}"));
     say(&format!("{} cuts of all nodes, {} acknowledged writes", done.cuts, done.acked));
     drop(cluster);
+    let founded = founding::run(&plan(&directory, 3, true), 3, seed, || false);
+    let founded = founded.unwrap_or_else(|text| panic!("{text}"));
+    say(&format!("{} clusters founded over {} power cuts of nodes", founded.clusters, founded.cuts));
     let [honest, lying] = [false, true].map(|lies| {
         let campaign = cutpoints::Campaign {
             operations: 2000,

@@ -212,8 +212,24 @@ pub fn shard_path(path: &Path, shard: u32) -> PathBuf {
 /// # Errors
 /// When another server holds it, or the disk refuses.
 pub fn hold(path: &Path) -> Result<File, DataDirError> {
-    std::fs::create_dir_all(path).map_err(|error| DataDirError::Io(path.to_path_buf(), error))?;
+    make_durably(path).map_err(|error| DataDirError::Io(path.to_path_buf(), error))?;
     take_lock(path)
+}
+
+/// Makes the directory and those above it, and their names durable, as long as nothing says that this was done: what is told to
+/// other nodes and stored in here must not vanish with a name.
+fn make_durably(path: &Path) -> io::Result<()> {
+    let made: Vec<&Path> = path.ancestors().take_while(|above| !above.exists()).collect();
+    std::fs::create_dir_all(path)?;
+    if path.join(META).exists() {
+        return Ok(());
+    }
+    for name in std::iter::once(path).chain(made).filter(|name| !name.as_os_str().is_empty()) {
+        if let Some(parent) = name.canonicalize()?.parent() {
+            RealDisk.sync_directory(parent)?;
+        }
+    }
+    Ok(())
 }
 
 /// What the directory at `path` is, when it is one.

@@ -111,6 +111,9 @@ pub fn agreement(me: &str, mine: &Status, others: &[(String, Status)]) -> Agreem
     let names = |status: &Status| {
         status.seen.iter().map(|node| (node.id.clone(), node.incarnation)).collect::<Vec<_>>()
     };
+    let ids = |status: &Status| {
+        format!("[{}]", status.seen.iter().map(|node| node.id.as_str()).collect::<Vec<_>>().join(", "))
+    };
     let mut waiting = None;
     for (id, theirs) in others {
         let differs = |what: &str, here: String, there: String| {
@@ -130,13 +133,10 @@ pub fn agreement(me: &str, mine: &Status, others: &[(String, Status)]) -> Agreem
         }
         if theirs.missing > 0 {
             waiting = Some(id.clone());
+        } else if ids(theirs) == ids(mine) && names(theirs) != names(mine) {
+            // A node came back with a blank disk under another incarnation, and one of the two has not asked it since. It will.
+            waiting = Some(id.clone());
         } else if names(theirs) != names(mine) {
-            let ids = |status: &Status| {
-                format!(
-                    "[{}]",
-                    status.seen.iter().map(|node| node.id.as_str()).collect::<Vec<_>>().join(", ")
-                )
-            };
             let text = differs("the lists of nodes", ids(mine), ids(theirs));
             return with_hint(text, "every --peers lists all the other nodes");
         }
@@ -263,6 +263,16 @@ mod tests {
         assert_eq!(agreement("a", &all, &theirs), Agreement::Waiting(Some("c".into())));
     }
 
+    /// `a` lost its disk while they were waiting; `c` has not asked it since and tells its old incarnation. That is no reason
+    /// to end for good.
+    #[test]
+    fn an_old_view_of_a_node_that_came_back_blank_is_waited_out() {
+        let all = status(&["a", "b", "c"]);
+        let mut theirs = others(&all, &["b", "c"]);
+        theirs[1].1.seen[0].incarnation = 999;
+        assert_eq!(agreement("a", &all, &theirs), Agreement::Waiting(Some("c".into())));
+    }
+
     fn check_differs(change: impl Fn(&mut Status, &mut Vec<(String, Status)>), told: &str) {
         let mut all = status(&["a", "b", "c"]);
         let mut theirs = others(&all, &["b", "c"]);
@@ -276,7 +286,6 @@ mod tests {
         check_differs(|_, theirs| theirs[0].1.shards = 8, "4 at a, 8 at b");
         check_differs(|_, theirs| theirs[1].1.replicas = 5, "3 at a, 5 at c");
         check_differs(|_, theirs| theirs[1].1 = status(&["a", "c"]), "[a, b, c] at a, [a, c] at c");
-        check_differs(|_, theirs| theirs[1].1.seen[0].incarnation = 999, "lists of nodes");
         check_differs(|mine, _| mine.seen[2].id = "b".into(), "call themselves b");
         check_differs(|mine, _| mine.seen[1].incarnation = mine.seen[0].incarnation, "twice");
         check_differs(

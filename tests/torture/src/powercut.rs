@@ -198,7 +198,7 @@ impl Writer {
                 found.lost.push(format!("{object} is {number:?}, write {acked} was acknowledged"));
             }
             (None, None) if !value.is_null() => {
-                found.wrong.push(format!("{object} is {value}: nobody wrote it"))
+                found.wrong.push(format!("{object} is {value}: nobody wrote it"));
             }
             (None, None) => {}
             (Some(place), acked) => {

@@ -18,6 +18,9 @@ pub(super) struct Worker {
     consistency: &'static str,
 }
 
+/// What a compare-and-set did, by the value written, the value expected and whether it took effect.
+type Explain = fn(u64, Option<u64>, bool) -> Action;
+
 /// A request under way.
 struct Asked {
     kind: Kind,
@@ -143,26 +146,25 @@ impl Worker {
         let key = name::swap(epoch, self.rng.below(SWAPS));
         let seen = self.rng.chance(700).then(|| self.look(&key)).transpose()?;
         let value = self.value();
-        let (request, action): (Value, fn(u64, Option<u64>, bool) -> Action) =
-            match (self.rng.below(10), seen) {
-                (0, _) => {
-                    let asked = self.begin(Kind::Swap, key.clone());
-                    let request = self.client.with_session(json!({"command": "DELETE", "key": key}));
-                    let outcome = self.client.insist(request)?;
-                    return self.deleted(asked, &outcome);
-                }
-                (1, _) => (json!({"command": "SET", "key": key, "value": value}), |value, _, _| {
-                    Action::Write(Some(value))
-                }),
-                (_, Some(Some(from))) => (
-                    json!({"command": "SET", "key": key, "value": value, "if": {"value": from}}),
-                    |value, from, took| Action::Swap(from, Some(value), took),
-                ),
-                _ => (
-                    json!({"command": "SET", "key": key, "value": value, "if": {"absent": true}}),
-                    |value, _, took| Action::Swap(None, Some(value), took),
-                ),
-            };
+        let (request, action): (Value, Explain) = match (self.rng.below(10), seen) {
+            (0, _) => {
+                let asked = self.begin(Kind::Swap, key.clone());
+                let request = self.client.with_session(json!({"command": "DELETE", "key": key}));
+                let outcome = self.client.insist(request)?;
+                return self.deleted(asked, &outcome);
+            }
+            (1, _) => (json!({"command": "SET", "key": key, "value": value}), |value, _, _| {
+                Action::Write(Some(value))
+            }),
+            (_, Some(Some(from))) => (
+                json!({"command": "SET", "key": key, "value": value, "if": {"value": from}}),
+                |value, from, took| Action::Swap(from, Some(value), took),
+            ),
+            _ => (
+                json!({"command": "SET", "key": key, "value": value, "if": {"absent": true}}),
+                |value, _, took| Action::Swap(None, Some(value), took),
+            ),
+        };
         let from = seen.flatten();
         let asked = self.begin(Kind::Swap, key);
         let request = self.client.with_session(request);
