@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 /// So many of the newest configurations of a group count as in force: a replica may be behind by a change or two.
 const CONFIGURATIONS: usize = 4;
 
-/// What has been seen of all groups.
 /// Voters, and outgoing voters while a change is joint.
 type Configuration = (Vec<u64>, Vec<u64>);
 
+/// What has been seen of all groups.
 #[derive(Default)]
 pub(crate) struct Replicas {
     /// Who led in each term, by group and term.

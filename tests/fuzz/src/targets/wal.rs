@@ -144,7 +144,7 @@ impl WalBatches {
         let driven = drive();
         // Real batches, and one of several blocks in the middle.
         let mut payloads: Vec<Vec<u8>> = driven.entries.into_iter().take(9).collect();
-        payloads.insert(4, (0..6000_u32).map(|at| (at * 7 >> 2) as u8).collect());
+        payloads.insert(4, (0..6000_u32).map(|at| ((at * 7) >> 2) as u8).collect());
         let bases =
             vec![base(shape, &payloads, &driven.start, false), base(shape, &payloads, &driven.start, true)];
         let files = bases[0].files.clone();
