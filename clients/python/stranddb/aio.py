@@ -329,6 +329,10 @@ class AsyncClient:
         """Makes a node the preferred leader of one shard, or without ``shard`` of everything."""
         return (await self._reply(BUILD.transfer_leader(node, shard, **fields)))["result"]
 
+    async def balance(self, **fields: Any) -> Any:
+        """Spreads leaders evenly over the nodes again: no node is preferred any more."""
+        return (await self._reply(BUILD.balance(**fields)))["result"]
+
     async def shutdown(self) -> Any:
         """Asks the server to stop: it drains, syncs and exits."""
         return (await self._reply(BUILD.shutdown()))["result"]

@@ -294,6 +294,10 @@ class Client(Connection):
         """Makes a node the preferred leader of one shard, or without ``shard`` of everything."""
         return self._reply(BUILD.transfer_leader(node, shard, **fields))["result"]
 
+    def balance(self, **fields: Any) -> Any:
+        """Spreads leaders evenly over the nodes again: no node is preferred any more."""
+        return self._reply(BUILD.balance(**fields))["result"]
+
     def shutdown(self) -> Any:
         """Asks the server to stop: it drains, syncs and exits."""
         return self._reply(BUILD.shutdown())["result"]

@@ -127,6 +127,8 @@ pub struct Group {
     stalled: Vec<(u64, u64, u64)>,
     /// This replica wants to stop and does not stand for election.
     is_resigned: bool,
+    /// Index of the newest change of members that was applied in this life; 0 for none.
+    changed_at: u64,
     /// Where the log goes on, to be told by the next batch: what stands in the log does not lead there.
     owed_reset: Option<(u64, u64)>,
 }
@@ -177,6 +179,7 @@ impl Group {
             attempts: 0,
             stalled: Vec::new(),
             is_resigned: false,
+            changed_at: 0,
             owed_reset: needs_reset.then_some((snapshot_index, snapshot_term)),
         };
         group.steady_election_timeout();
@@ -222,6 +225,12 @@ impl Group {
     pub fn is_voter(&self) -> bool {
         let (id, conf_state) = (self.node.raft.id, self.conf_state());
         conf_state.voters.contains(&id) || conf_state.voters_outgoing.contains(&id)
+    }
+
+    /// Whether the group, by the last applied configuration, goes on without this replica when nothing else happens: it has
+    /// no vote in the configuration that is there or that follows a joint one.
+    pub fn is_on_its_way_out(&self) -> bool {
+        !self.conf_state().voters.contains(&self.node.raft.id)
     }
 
     /// The current term.
@@ -447,6 +456,7 @@ impl Group {
         let members = self.node.apply_conf_change(&change);
         let members = members.map_err(|_| Malformed("a change of members that the members do not allow"))?;
         self.node.mut_store().set_conf_state(members);
+        self.changed_at = entry.index;
         self.steady_election_timeout();
         Ok(())
     }

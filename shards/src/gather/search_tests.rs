@@ -327,8 +327,8 @@ fn lists_are_summed() {
         line("a", call.group.0 == 0, 5).encode(&mut out);
         (ReplyKind::Part, out)
     });
-    let expected = "\"result\":[{\"field\":\"a\",\"kind\":\"value\",\"state\":\"building\",\"progress\":0.5,\
-        \"entries\":6,\"bytes\":200},{\"field\":\"b\",\"kind\":\"value\",\"state\":\"ready\",\"progress\":1,\
+    let expected = "\"result\":[{\"name\":\"a\",\"field\":\"a\",\"kind\":\"value\",\"state\":\"building\",\"progress\":0.5,\
+        \"entries\":6,\"bytes\":200},{\"name\":\"b\",\"field\":\"b\",\"kind\":\"value\",\"state\":\"ready\",\"progress\":1,\
         \"entries\":6,\"bytes\":200}]";
     assert_eq!(text, expected);
 }

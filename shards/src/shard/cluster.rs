@@ -92,7 +92,9 @@ impl Shard {
             term: self.group.term(),
             leader: self.group.replica(),
             commit: self.group.commit_index(),
-            is_changing: self.group.is_changing_members() || self.group.is_transferring(),
+            is_changing: self.group.is_changing_members()
+                || self.group.is_change_news()
+                || self.group.is_transferring(),
             voters: of(true),
             learners: of(false),
             progress: followers.iter().map(progress).collect(),

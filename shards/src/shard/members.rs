@@ -16,13 +16,16 @@ impl Shard {
         self.group.change_members(changes)
     }
 
-    /// Whether the group goes on without this replica, as far as it knows: it is no member by the last change that it has
-    /// applied, or is none of the configuration that follows and hears of no leader any more.
+    /// Whether the group has let this replica go: it has applied its own removal.
     pub fn is_dismissed(&self) -> bool {
-        let id = self.group.replica().0;
-        let follows = self.group.conf_state();
-        let is_in = follows.voters.contains(&id) || follows.learners.contains(&id);
-        !self.group.is_member() || (!is_in && self.group.leader() == crate::ids::ReplicaId(0))
+        !self.group.is_member()
+    }
+
+    /// Whether this replica may be given up when it hears of no leader for long. The last word of a change that took it out
+    /// often never reaches it. One that still votes in the configuration that follows must stay, however long it hears
+    /// nothing: a leader that could not tell of its removal may be gone, and the others may need its vote and its log.
+    pub fn may_be_forgotten(&self) -> bool {
+        self.group.is_on_its_way_out()
     }
 
     /// Whether a leader of the group is known.

@@ -43,7 +43,7 @@ use xxhash_rust::xxh3::xxh3_64;
 const TICK_MS: u64 = 20;
 const WORK_CALLS_MAX: usize = 8;
 /// As the server's driver has it: a replica that is no more wanted and hears of no leader goes after this time.
-const DISMISSED_AFTER_MS: u64 = 30_000;
+const DISMISSED_AFTER_MS: u64 = 10_000;
 
 /// Why a process ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -373,7 +373,7 @@ impl Strand {
             self.unwanted_since = None;
         }
         let since = *self.unwanted_since.get_or_insert(now.wall);
-        let is_forgotten = now.wall.0 >= since.0 + DISMISSED_AFTER_MS;
+        let is_forgotten = self.shard.may_be_forgotten() && now.wall.0 >= since.0 + DISMISSED_AFTER_MS;
         (appointed.is_some() || self.shard.is_dismissed() || is_forgotten)
             && self.is_quiet()
             && self.files.is_idle()

@@ -31,6 +31,19 @@ impl Group {
         self.node.raft.has_pending_conf() || !self.conf_state().voters_outgoing.is_empty()
     }
 
+    /// Whether a voter that answers does not know yet that the newest change of members is committed. It would still count the
+    /// votes of replicas that the change took out, so those must not be given up, and no further change begins.
+    pub fn is_change_news(&self) -> bool {
+        let knows = |id: u64, progress: &raft::Progress| {
+            id == self.node.raft.id
+                || progress.committed_index >= self.changed_at
+                || !self.heard.is_active(id, self.ticks)
+        };
+        let voters = &self.conf_state().voters;
+        self.is_leader()
+            && !self.node.raft.prs().iter().all(|(id, progress)| !voters.contains(id) || knows(*id, progress))
+    }
+
     /// Begins to hand leadership over to a voter. It is given up when the other one does not take it in time.
     pub fn transfer(&mut self, to: ReplicaId) -> Result<(), MemberRefusal> {
         if !self.is_leader() {
