@@ -237,8 +237,8 @@ fn attack(server: &Server) -> (Duration, String) {
 #[test]
 fn bad_input_is_answered_in_time_and_harms_nobody() {
     let _timed = timed("bad input for searches");
-    let limits = ["limits.line_bytes_max=4194304", "limits.value_bytes_max=2097152", "wal.segment_mib=16"];
-    let server = Setup::small("search-limits").with(&["--shards", "2"]).set(&limits).start();
+    let limits = ["limits.line_bytes_max=4194304", "limits.value_bytes_max=2097152"];
+    let server = Setup::bare("search-limits").with(&["--shards", "2"]).set(&limits).start();
     let mut connection = server.connect();
     connection.pipeline(&documents());
     let odd = odd_values();

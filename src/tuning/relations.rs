@@ -267,7 +267,10 @@ mod tests {
         check(&[("wal.segment_mib", "34"), ("limits.batch_items_max", "1000000")], Some("batch_items_max"));
         check(&[("limits.line_bytes_max", "8388608")], Some("does not fit a line"));
         let long = ("limits.line_bytes_max", "33554432");
-        check(&[long, ("wal.segment_mib", "72"), ("limits.unfinished_input_mib_max", "16")], Some("unfinished_input_mib_max"));
+        check(
+            &[long, ("wal.segment_mib", "72"), ("limits.unfinished_input_mib_max", "16")],
+            Some("unfinished_input_mib_max"),
+        );
     }
 
     #[test]

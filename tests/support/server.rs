@@ -108,7 +108,8 @@ impl Setup {
     pub(crate) fn add(&mut self, arguments: &[&str]) {
         let mut rest = arguments.iter();
         while let Some(flag) = rest.next() {
-            match self.arguments.iter().position(|old| old == flag) {
+            let is_flag = flag.starts_with("--");
+            match self.arguments.iter().position(|old| is_flag && old == flag) {
                 Some(place) => {
                     let value = *rest.next().expect("a flag has a value");
                     let is_kept = IS_ALONE && *flag == "--shards";

@@ -271,12 +271,25 @@ impl Machine {
 
     /// What it is at, for complaints.
     pub fn describe(&self) -> String {
-        let quiet: Vec<(bool, bool, u64)> = self
-            .running()
-            .map(|strand| (strand.is_quiet(), strand.shard.is_ready(), strand.shard.applied_index()))
+        let shards: Vec<String> = (0..self.strands.len())
+            .filter_map(|shard| Some((shard, self.strands[shard].as_ref()?)))
+            .map(|(shard, strand)| {
+                let (quiet, ready, group) = (strand.is_quiet(), strand.shard.is_ready(), strand.shard.group());
+                let (conf, role) = (group.conf_state(), group.role_name());
+                format!(
+                    "{shard}: {} {role} of term {}, applied {} of {}, quiet {quiet}, ready {ready}, voters {:?} before {:?} learners {:?}",
+                    group.replica().0,
+                    group.term(),
+                    strand.shard.applied_index(),
+                    group.last_index(),
+                    conf.voters,
+                    conf.voters_outgoing,
+                    conf.learners
+                )
+            })
             .collect();
         format!(
-            "node {:?} up {} listening {} outstanding {} gathers {} shards quiet {quiet:?}",
+            "node {:?} up {} listening {} outstanding {} gathers {} shards {shards:#?}",
             self.node,
             self.is_up,
             self.is_listening,
