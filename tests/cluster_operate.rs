@@ -103,6 +103,11 @@ fn what_would_lose_a_majority_is_refused() {
     let mut nodes = begin(&trio, 3);
     nodes[2].take().expect("it runs").kill();
     let address = format!("127.0.0.1:{}", trio.port(0));
+    // Until the leaders have missed it for a while, removing another one harms nobody that they know of.
+    eventually("its silence is noticed", PATIENCE, || {
+        told(&operate(&["transfer", "n3", "-a", &address])).contains("does not answer")
+    });
+    std::thread::sleep(Duration::from_secs(3));
     let mut last = String::new();
     eventually("the refusal says why", PATIENCE, || {
         let refused = operate(&["remove", "n2", "-a", &address, "--wait-s", "1"]);

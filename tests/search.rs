@@ -113,9 +113,17 @@ fn every_search_answers_the_same_over_any_number_of_shards() {
         connection.get(&json!({"command": "HYBRID_SEARCH", "query": "river"}));
         let rest = connection.pipeline(&history[150..]);
         assert!(first.iter().chain(&rest).all(|reply| reply["status"] == "success"));
-        searches().iter().for_each(|request| connection.queue(request));
-        connection.flush().expect("the server reads");
-        searches().iter().map(|_| connection.receive_line().expect("a reply")).collect::<Vec<String>>()
+        // Which fields a search without any looks at changes when an index is ready.
+        eventually("every index is ready", Duration::from_secs(30), || {
+            let listed = connection.get(&json!({"command": "LIST_INDEXES"}));
+            listed.as_array().is_some_and(|all| all.iter().all(|index| index["state"] == "ready"))
+        });
+        let answer = |request: &Value| {
+            connection.queue(request);
+            connection.flush().expect("the server reads");
+            connection.receive_line().expect("a reply")
+        };
+        searches().iter().map(answer).collect::<Vec<String>>()
     });
     let mut found = 0;
     for (n, request) in searches().iter().enumerate() {

@@ -48,7 +48,7 @@ fn odd_values() -> Vec<(Value, &'static str)> {
         (json!("\u{202b}مرحبا بالعالم\u{202c}"), "مرحبا"),
         (json!("東京都 日本語"), "東京"),
         (json!("한국어 검색"), "검색"),
-        (json!("e\u{301}te\u{301} 😀👩\u{200d}👩\u{200d}👧 👍🏽"), "😀"),
+        (json!("e\u{301}te\u{301} 😀👩\u{200d}👩\u{200d}👧 👍🏽"), "e\u{301}te\u{301}"),
         (json!("z\u{335}\u{321}\u{322}a\u{301}\u{302}\u{303}lgo combined"), "combined"),
         // A megabyte of one word, of one word without an end, and of no word.
         (json!("megaword ".repeat((1 << 20) / 9)), "megaword"),
@@ -143,7 +143,7 @@ fn refusals() -> Vec<(Value, &'static str)> {
     vec![
         (search(json!({"top_k": 10_001})), "TOO_LARGE"),
         (search(json!({"top_k": 1, "offset": 10_000})), "TOO_LARGE"),
-        (search(json!({"top_k": u64::MAX})), "TOO_LARGE"),
+        (search(json!({"top_k": u64::MAX})), "BAD_REQUEST"),
         (search(json!({"top_k": -1})), "BAD_REQUEST"),
         (search(json!({"top_k": 1.5})), "BAD_REQUEST"),
         (search(json!({"query": "x".repeat(200_000)})), "TOO_LARGE"),
@@ -219,10 +219,14 @@ fn attack(server: &Server) -> (Duration, String) {
             }
         }
     }
+    let mut wrong = Vec::new();
     for (request, code) in refusals() {
         let reply = ask_in_time(&mut connection, &request, &mut longest);
-        assert_eq!(support::client::code_of(&reply).as_deref(), Some(code), "{request} -> {reply}");
+        if support::client::code_of(&reply).as_deref() != Some(code) {
+            wrong.push(format!("{code} expected: {request:.200} -> {reply}"));
+        }
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
     let absent = json!({"field": "no.such", "value": 1});
     for (filter, expected) in
         [(absent.clone(), 0), (json!({"not": absent}), 1), (json!({"or": []}), 0), (json!({"and": []}), 1)]
@@ -238,7 +242,8 @@ fn attack(server: &Server) -> (Duration, String) {
 fn bad_input_is_answered_in_time_and_harms_nobody() {
     let _timed = timed("bad input for searches");
     let limits = ["limits.line_bytes_max=4194304", "limits.value_bytes_max=2097152"];
-    let server = Setup::bare("search-limits").with(&["--shards", "2"]).set(&limits).start();
+    let setup = Setup::bare("search-limits").with(&["--shards", "2"]).set(&limits);
+    let server = setup.start();
     let mut connection = server.connect();
     connection.pipeline(&documents());
     let odd = odd_values();
