@@ -178,7 +178,7 @@ fn bystander(mut connection: Connection, done: &AtomicBool) -> (Duration, u64) {
         match count % 3 {
             0 => assert_eq!(connection.get(&json!({"command": "GET", "key": "doc7"}))["n"], 7),
             1 => {
-                assert_eq!(connection.get(&json!({"command": "SET", "key": "beside", "value": count})), "OK")
+                assert_eq!(connection.get(&json!({"command": "SET", "key": "beside", "value": count})), "OK");
             }
             _ => {
                 let hits = connection.get(&json!({"command": "SEARCH", "query": "fox", "top_k": 1}));
