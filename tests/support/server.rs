@@ -6,9 +6,12 @@ use super::system::{self, Signal};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
@@ -287,16 +290,24 @@ impl Ended {
     }
 }
 
-/// A port that nobody listens on now. Tests in other processes begin their search elsewhere.
+/// A port that nobody listens on now, and that no other test is given as long as this process lives: a server that was killed
+/// must find its port again, and its clients must not meet another test's server there. Reserved for all processes, and for all
+/// copies of this module in one, by an abstract socket that is named after it. Tests in other processes begin their search
+/// elsewhere.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
+    static RESERVED: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
     let ports = PORTS.end - PORTS.start;
     let first =
         u16::try_from(u64::from(std::process::id()) * 61 % u64::from(ports)).expect("below the range");
     for _ in 0..ports {
         let offset = (first + NEXT.fetch_add(1, Ordering::Relaxed) % ports) % ports;
         let port = PORTS.start + offset;
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        let name = SocketAddr::from_abstract_name(format!("strand-test-port-{port}")).expect("a short name");
+        if let Ok(reserved) = UnixListener::bind_addr(&name)
+            && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+        {
+            RESERVED.lock().expect("nobody panics with it").push(reserved);
             return port;
         }
     }
