@@ -533,22 +533,34 @@ impl Shard {
         let mut units = Units::new(units);
         loop {
             self.follow_role(effects);
-            let began = self.propose_some()? | self.ask_for_reads();
+            // What was proposed is on its way once it is collected; only what comes of it moves anything again.
+            self.propose_some()?;
+            let mut moved = self.ask_for_reads();
             self.group.collect(&mut self.collected);
-            effects.raft.append(&mut self.collected.messages);
-            self.hand_over_appends(effects);
+            if !self.collected.messages.is_empty() {
+                effects.raft.append(&mut self.collected.messages);
+            }
+            if !self.collected.appends.is_empty() {
+                self.hand_over_appends(effects);
+                // Without a log they are durable by now, and what waited for that is collected next.
+                moved |= self.config.floor == Floor::Off;
+            }
             if !self.collected.replaced.is_empty() {
                 let replaced = std::mem::take(&mut self.collected.replaced);
                 self.entries_replaced(replaced, effects);
+                moved = true;
             }
             if let Some(answered) = self.collected.confirmed.take() {
                 self.end_rounds(answered, effects);
+                moved = true;
             }
-            let moved = began || !self.collected.committed.is_empty();
-            self.slices.push(&mut self.collected.committed);
+            if !self.collected.committed.is_empty() {
+                self.slices.push(&mut self.collected.committed);
+                moved = true;
+            }
             let applied = self.applied;
             // What is reserved may leave something to propose, which nothing else would wake the shard for.
-            let moved = moved || (!self.slices.reservations.is_empty() && units.left());
+            moved |= !self.slices.reservations.is_empty() && units.left();
             self.apply_some(&mut units, effects)?;
             self.reserve_some(&mut units, effects);
             if !moved && applied == self.applied {

@@ -111,17 +111,30 @@ impl Default for Id {
 impl Id {
     const SHORT: usize = 22;
 
+    /// Takes over an id; what lies behind a short one in its place means nothing.
+    #[inline]
     fn set(&mut self, id: &[u8]) {
-        let length = id.len();
-        if length > Self::SHORT {
-            *self = Self::Long(id.into());
-            return;
+        match self {
+            Self::Short { length, .. } if id.is_empty() => *length = 0,
+            Self::Short { length, bytes } if id.len() <= Self::SHORT => {
+                *length = id.len() as u8;
+                bytes[..id.len()].copy_from_slice(id);
+            }
+            _ => *self = Self::made_of(id),
         }
-        let mut bytes = [0; Self::SHORT];
-        bytes[..length].copy_from_slice(id);
-        *self = Self::Short { length: length as u8, bytes };
     }
 
+    #[cold]
+    fn made_of(id: &[u8]) -> Self {
+        if id.len() > Self::SHORT {
+            return Self::Long(id.into());
+        }
+        let mut bytes = [0; Self::SHORT];
+        bytes[..id.len()].copy_from_slice(id);
+        Self::Short { length: id.len() as u8, bytes }
+    }
+
+    #[inline]
     fn get(&self) -> &[u8] {
         match self {
             Self::Short { length, bytes } => &bytes[..usize::from(*length)],
@@ -193,6 +206,7 @@ impl Slots {
     }
 
     /// Whether a request of this class may be taken now.
+    #[inline]
     pub(super) fn admits(&self, class: Class) -> bool {
         if self.outstanding(Class::Barrier) > 0 {
             return false;
@@ -205,6 +219,7 @@ impl Slots {
     }
 
     /// The number that the next request taken will have.
+    #[inline]
     pub(super) fn next(&self) -> u32 {
         if self.ordered {
             return (self.head + self.used) & LOCAL_MASK;
@@ -216,6 +231,7 @@ impl Slots {
     }
 
     /// Takes the slot that [`Slots::next`] named.
+    #[inline]
     pub(super) fn take(&mut self, class: Class, id: &[u8]) {
         let slot = self.claim();
         slot.id.set(id);
@@ -250,6 +266,7 @@ impl Slots {
     }
 
     /// Writes the reply to request `number`, and those behind it that it held up; false when nobody waits for it.
+    #[inline]
     pub(super) fn complete(
         &mut self,
         out: &mut Output,
@@ -274,7 +291,10 @@ impl Slots {
         } else if number == self.head {
             write(out, kind, slot.id.get(), members, shared);
             self.release_head();
-            self.release_early(out);
+            // Nothing waits for its turn where replies come in order.
+            if self.early_live > 0 {
+                self.release_early(out);
+            }
         } else {
             let start = self.early.len();
             reply_line::open(&mut self.early, kind, slot.id.get(), members);
@@ -287,6 +307,7 @@ impl Slots {
     }
 
     /// The slot that waits for the reply to `number`, and the class of its request.
+    #[inline]
     fn position(&self, number: u32) -> Option<(usize, Class)> {
         let position = if self.ordered {
             let distance = number.wrapping_sub(self.head) & LOCAL_MASK;
@@ -308,6 +329,7 @@ impl Slots {
     }
 
     /// The next free slot, now in use.
+    #[inline]
     fn claim(&mut self) -> &mut Slot {
         assert!(self.used() <= IN_FLIGHT_LIMIT, "the front bounds the requests in flight");
         let position = if self.ordered {
@@ -342,6 +364,7 @@ impl Slots {
         self.slots = wider;
     }
 
+    #[inline]
     fn release_head(&mut self) {
         let position = self.head as usize & (self.slots.len() - 1);
         let slot = &mut self.slots[position];
@@ -409,6 +432,7 @@ fn local(position: u32, generation: u8) -> u32 {
     position << 8 | u32::from(generation)
 }
 
+#[inline]
 fn write(
     out: &mut Output,
     kind: ReplyKind,
@@ -416,6 +440,9 @@ fn write(
     members: impl FnOnce(&mut Vec<u8>),
     shared: Option<Arc<[u8]>>,
 ) {
+    if kind == ReplyKind::Ok && id.is_empty() && shared.is_none() {
+        return out.bytes.extend_from_slice(reply_line::OK);
+    }
     reply_line::open(&mut out.bytes, kind, id, members);
     if let Some(value) = shared {
         out.push_shared(value);

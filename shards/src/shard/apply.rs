@@ -390,6 +390,9 @@ pub(super) fn remember(
 
 /// Reads the records of the next keys ahead, so that their cache misses overlap.
 fn read_ahead(state: &State, first: &[u8], mut next: EntryData<'_>) {
+    if next.bytes_left() == 0 {
+        return;
+    }
     let mut hashes: SmallVec<[KeyHash; READ_AHEAD]> = SmallVec::new();
     let mut record = Some(first);
     while let Some(bytes) = record
