@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 use strand_sim::fault::{Fault, FaultSet};
-use strand_sim::plan::Plan;
+use strand_sim::plan::{GENERATION, Plan};
 use strand_sim::suite::{self, Summary};
 
 const SHRINK_TRIES: usize = 300;
@@ -24,7 +24,7 @@ struct Wishes {
     shards: Option<u32>,
     nodes: Option<u32>,
     lying: bool,
-    old: bool,
+    generation: Option<u8>,
     meta: Option<bool>,
     threads: usize,
     #[cfg_attr(not(feature = "mutants"), allow(dead_code, reason = "read where mutants are compiled in"))]
@@ -65,7 +65,7 @@ impl Wishes {
                 "WORK" => wishes.work = Some(small()?),
                 "SHARDS" => wishes.shards = Some(small()?.max(1)),
                 "NODES" => wishes.nodes = Some(small()?.max(1)),
-                "OLD" => wishes.old = text != "0",
+                "OLD" => wishes.generation = (text != "0").then_some(small()?.min(255) as u8),
                 "META" => wishes.meta = Some(text != "0"),
                 "LYING" => wishes.lying = text != "0",
                 "THREADS" => wishes.threads = (number()? as usize).max(1),
@@ -77,7 +77,7 @@ impl Wishes {
     }
 
     fn plan(&self, seed: u64) -> Plan {
-        let mut plan = if self.old { Plan::draw_old(seed) } else { Plan::draw(seed) };
+        let mut plan = Plan::draw_as(seed, self.generation.unwrap_or(GENERATION));
         if let Some(nodes) = self.nodes {
             plan = plan.with_nodes(nodes);
         }
@@ -197,6 +197,10 @@ fn many(wishes: &Wishes, first: u64, last: u64) -> ExitCode {
         summary.unknown,
         summary.snapshots,
         summary.compared
+    ));
+    tell(&format!(
+        "{} histories too hard to judge; the most that a shard held at once: {:?}",
+        summary.unjudged, summary.peak
     ));
     for (plan, text) in &summary.failures {
         fail(plan, text);
