@@ -203,7 +203,8 @@ fn recovery_failed(shard: u32, error: RecoveryError) -> Fatal {
         RecoveryError::Io(path, source) | RecoveryError::Replay(ReplayError::Read(_, source), path) => {
             Fatal::Directory { path, source }
         }
-        RecoveryError::Replay(ReplayError::Foreign(_) | ReplayError::NewerFormat(..), _)
+        RecoveryError::NewerSnapshot(..)
+        | RecoveryError::Replay(ReplayError::Foreign(_) | ReplayError::NewerFormat(..), _)
         | RecoveryError::Manifest(_, ManifestError::Foreign | ManifestError::NewerFormat(_)) => {
             Fatal::DirectoryMismatch(detail)
         }

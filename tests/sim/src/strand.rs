@@ -532,18 +532,11 @@ fn recovery_failed(error: &RecoveryError) -> Stop {
     let text = error.to_string();
     match error {
         RecoveryError::Io(..) | RecoveryError::Replay(ReplayError::Read(..), _) => Stop::Named(text),
-        RecoveryError::Replay(ReplayError::NewerFormat(..), _)
+        RecoveryError::NewerSnapshot(..)
+        | RecoveryError::Replay(ReplayError::NewerFormat(..), _)
         | RecoveryError::Manifest(_, ManifestError::NewerFormat(_)) => Stop::LaterFormat(text),
-        RecoveryError::Snapshot(..) | RecoveryError::Mismatch(..) if is_of_later_format(&text) => {
-            Stop::LaterFormat(text)
-        }
         _ => Stop::Corrupt(text),
     }
-}
-
-/// A snapshot tells its version in words.
-fn is_of_later_format(text: &str) -> bool {
-    text.contains("version")
 }
 
 /// The directory of a file.
