@@ -272,15 +272,13 @@ impl Server {
                 let segments = pool.handle(&directory.shard_path(number), shape.segment_bytes, wake);
                 match recover::driver(&tuning, indexes, &directory, seat, segments, files)? {
                     Made::Driver(mut driver) => driver.start().map(|()| Stage::Serving(driver)),
-                    Made::SetAside(seat, files) => {
+                    Made::Vacant(seat, files) => {
                         first_files = Some(*files);
                         Ok(Stage::Vacant(seat))
                     }
                 }
             };
-            let is_vacant = seat.peers.as_ref().is_some_and(|peers| peers.appointment().is_none());
-            let made = if is_vacant { Ok(Stage::Vacant(seat)) } else { appoint(seat, None) };
-            let stage = match made {
+            let stage = match appoint(seat, None) {
                 Ok(stage) => stage,
                 Err(reason) => return drop(told.send(Err(reason))),
             };

@@ -72,7 +72,7 @@ pub struct Driver {
 }
 
 /// A replica that the meta state does not name goes when it has heard of no leader for so long.
-const DISMISSED_AFTER_MS: u64 = 10_000;
+const DISMISSED_AFTER_MS: u64 = 30_000;
 
 /// How long a replica that was asked to stop goes on with what is under way. Clients are gone by then.
 const STOP_PATIENCE_US: u64 = 2_000_000;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use support::client::Connection;
 use support::cluster::{Node, Trio};
 use support::random::Random;
+use support::system::Signal;
 use support::{eventually, from_environment, say, timed};
 
 /// Longest that one request is tried again and again.
@@ -240,6 +241,47 @@ fn nodes_join_and_leave_under_load() {
     });
     let requests = load.end(&ports[2..]);
     say(&format!("{requests} requests while five nodes came and two went"));
+}
+
+/// In the middle of a move the replica that is to go is placed nowhere any more, and still votes. It must come back with its
+/// node: when another voter is lost at that moment, the group has no majority without it.
+#[test]
+fn a_replica_on_its_way_out_votes_after_a_restart() {
+    let _timed = timed("a replica on its way out");
+    let trio = Trio::new("life-leaving", &["--shards", "1"]);
+    let mut nodes: Vec<Option<Node>> = (0..3).map(|at| Some(trio.spawn(at))).collect();
+    nodes.iter().flatten().for_each(answers);
+    let joining = trio.spawn_joining(3, 1);
+    let add = json!({"command": "ADD_NODE", "node": "n4"});
+    eventually("it is added", PATIENCE, || {
+        nodes[1].as_ref().expect("it runs").ask(&add)["status"] == "success"
+    });
+    answers(&joining);
+    // The replica that is to take the third one's place cannot be filled: the move stands still in its middle.
+    joining.signal(Signal::Stop);
+    let remove = json!({"command": "REMOVE_NODE", "node": "n3"});
+    nodes[1].as_ref().expect("it runs").ask_until_success(&remove);
+    eventually("the move is in its middle", PATIENCE, || {
+        let cluster = nodes[1].as_ref().expect("it runs").ask(&json!({"command": "CLUSTER"}));
+        let replicas = cluster["result"]["groups"][0]["replicas"].as_array().map_or(&[][..], Vec::as_slice);
+        replicas.iter().any(|replica| replica["node"] == "n4" && replica["role"] == "learner")
+    });
+    // The third node hears a moment later that it has no place any more.
+    std::thread::sleep(Duration::from_secs(1));
+    nodes[2].take().expect("it runs").kill();
+    let back = trio.spawn_without_peers(2);
+    answers(&back);
+    nodes[0].take().expect("it runs").kill();
+    let set = json!({"command": "SET", "key": "k", "value": 1});
+    nodes[1].as_ref().expect("it runs").ask_until_success(&set);
+    // The move goes on when it can, and the replica goes.
+    joining.signal(Signal::Continue);
+    let first = trio.spawn_without_peers(0);
+    answers(&first);
+    eventually("the move is over", PATIENCE, || {
+        is_even(&first.ask(&json!({"command": "CLUSTER"}))["result"], &["n1", "n2", "n4"], 3)
+    });
+    eventually("its files are gone", PATIENCE, || back.stderr().contains("its files are gone"));
 }
 
 /// Whether every group has this many voters, all of them on these nodes, with replicas and leaders even within one.

@@ -44,6 +44,7 @@ use crate::txn::locks::Locks;
 use crate::txn::state::TxnState;
 use admit::Parked;
 pub use admit::command_bytes_max;
+pub use budget::Burden;
 use outbox::{Gated, Waiter};
 use pending::Pending;
 use propose::{Gathered, Proposed};

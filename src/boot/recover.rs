@@ -35,11 +35,11 @@ struct RecoveredShard {
 pub(super) enum Made {
     /// It can be driven.
     Driver(Box<Driver>),
-    /// Its files are damaged and were set aside: the seat waits for another replica.
-    SetAside(Box<Seat>, Box<SnapshotFiles>),
+    /// There is no replica, or its files are damaged and were set aside: the seat waits for another one.
+    Vacant(Box<Seat>, Box<SnapshotFiles>),
 }
 
-/// Recovers a shard and makes its driver. The seat of a cluster's shard must have a replica by the meta state.
+/// Recovers a shard and makes its driver, if the seat has a replica: by the meta state, or by the files that stand there.
 pub(super) fn driver(
     tuning: &Tuning,
     indexes: IndexSettings,
@@ -48,12 +48,18 @@ pub(super) fn driver(
     segments: SegmentPoolHandle,
     files: SnapshotFiles,
 ) -> Result<Made, Fatal> {
-    let appointment = seat.peers.as_ref().map(|peers| peers.appointment().expect("a seat with a replica"));
+    let appointment = match &seat.peers {
+        None => None,
+        Some(peers) => match peers.found_at_start() {
+            None => return Ok(Made::Vacant(seat, Box::new(files))),
+            found => found,
+        },
+    };
     let path = directory.shard_path(seat.number);
     if let Some(appointment) = &appointment {
         if replica_dir::is_lost(&path, appointment.replica) {
             seat.lost = appointment.replica;
-            return Ok(Made::SetAside(seat, Box::new(files)));
+            return Ok(Made::Vacant(seat, Box::new(files)));
         }
         if !path.exists() {
             let detail = format!("its directory {} is gone", path.display());
@@ -119,7 +125,7 @@ fn set_aside(
         peers.was_set_aside(name);
     }
     seat.lost = replica;
-    Ok(Made::SetAside(seat, Box::new(files)))
+    Ok(Made::Vacant(seat, Box::new(files)))
 }
 
 /// Recovers a shard and opens its log.
@@ -197,7 +203,8 @@ fn recovery_failed(shard: u32, error: RecoveryError) -> Fatal {
         RecoveryError::Io(path, source) | RecoveryError::Replay(ReplayError::Read(_, source), path) => {
             Fatal::Directory { path, source }
         }
-        RecoveryError::Replay(ReplayError::Foreign(_) | ReplayError::NewerFormat(..), _)
+        RecoveryError::NewerSnapshot(..)
+        | RecoveryError::Replay(ReplayError::Foreign(_) | ReplayError::NewerFormat(..), _)
         | RecoveryError::Manifest(_, ManifestError::Foreign | ManifestError::NewerFormat(_)) => {
             Fatal::DirectoryMismatch(detail)
         }

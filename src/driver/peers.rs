@@ -69,6 +69,11 @@ impl PeerSide {
         self.links.hub().appointment(self.group)
     }
 
+    /// The replica that a start finds here.
+    pub fn found_at_start(&self) -> Option<Appointment> {
+        self.links.hub().found_at_start(self.group)
+    }
+
     /// The newest meta state that this node knows.
     pub(super) fn meta(&self) -> std::sync::Arc<shards::meta::Meta> {
         self.links.hub().nodes.meta()

@@ -210,6 +210,20 @@ impl Hub {
         Some(Appointment { replica, founding: membership.founding(group, replica), is_preferred })
     }
 
+    /// The replica that a start finds here: the one of the meta state, or else one whose files stand here. The meta state
+    /// says what is wished for; a replica on its way out has its vote until the group's configuration has changed, and the
+    /// others may need it.
+    pub fn found_at_start(&self, group: GroupId) -> Option<Appointment> {
+        self.appointment(group).or_else(|| {
+            let held = replica_dir::held(&self.shard_path(group))?;
+            let replica = ReplicaId::new(held, self.me);
+            let founding = lock(&self.stored).membership.as_ref()?.founding(group, replica);
+            // A directory that names no replica is the first one's, or nobody's on a node that came later.
+            let is_first = matches!(founding, Founding::Alone | Founding::Voter { .. });
+            (held > 0 || is_first).then_some(Appointment { replica, founding, is_preferred: false })
+        })
+    }
+
     /// Asks every shard to hand its leadership over until this time, and waits until none leads or the time is over.
     pub fn resign(&self, within: Duration) {
         let by = Millis(self.clock.now().0 + within.as_millis() as u64);

@@ -8,6 +8,7 @@ use super::knobs::{KNOBS, Knob, SECTIONS, Tuning, knob};
 use super::relations;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::LazyLock;
 use strand_wire::commands::nearest;
 use toml::{Table, Value};
 
@@ -104,6 +105,9 @@ pub fn load(sources: &Sources) -> Result<Configured, Problems> {
     layers.finish()
 }
 
+static DEFAULTS: LazyLock<Table> =
+    LazyLock::new(|| Table::try_from(Tuning::default()).expect("the defaults are plain data and serialise"));
+
 #[derive(Default)]
 struct Layers {
     values: BTreeMap<&'static str, (Value, Origin)>,
@@ -175,8 +179,7 @@ impl Layers {
     }
 
     fn finish(mut self) -> Result<Configured, Problems> {
-        let mut document =
-            Table::try_from(Tuning::default()).expect("the defaults are plain data and serialise");
+        let mut document = DEFAULTS.clone();
         let mut origins = BTreeMap::new();
         for knob in KNOBS {
             let Some((value, origin)) = self.values.remove(knob.key) else {
@@ -211,14 +214,20 @@ fn hint(key: &str) -> Option<&'static str> {
     let close_name = || {
         let section = key.split_once('.')?.0;
         let in_section = || KNOBS.iter().filter(|knob| knob.section == section);
-        let best = nearest(name, in_section().map(|knob| knob.name))?;
+        let best = nearest(name, alike(name, in_section().map(|knob| knob.name)))?;
         in_section().find(|knob| knob.name == best).map(|knob| knob.key)
     };
     let section = || SECTIONS.iter().find(|section| section.name == key).map(|section| section.name);
     section()
         .or_else(same_name)
         .or_else(close_name)
-        .or_else(|| nearest(key, KNOBS.iter().map(|knob| knob.key)))
+        .or_else(|| nearest(key, alike(key, KNOBS.iter().map(|knob| knob.key))))
+}
+
+/// The candidates of about the same length: no other can be near.
+fn alike<'n>(name: &str, candidates: impl Iterator<Item = &'n str>) -> impl Iterator<Item = &'n str> {
+    let length = name.len();
+    candidates.filter(move |other| length.abs_diff(other.len()) <= (length.max(other.len()) / 3).max(1))
 }
 
 /// A value as it is repeated in a message: on one line and not endless.

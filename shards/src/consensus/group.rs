@@ -127,6 +127,8 @@ pub struct Group {
     stalled: Vec<(u64, u64, u64)>,
     /// This replica wants to stop and does not stand for election.
     is_resigned: bool,
+    /// Others that have applied its removal have told this replica of it.
+    is_told_removed: bool,
     /// Index of the newest change of members that was applied in this life; 0 for none.
     changed_at: u64,
     /// Where the log goes on, to be told by the next batch: what stands in the log does not lead there.
@@ -179,6 +181,7 @@ impl Group {
             attempts: 0,
             stalled: Vec::new(),
             is_resigned: false,
+            is_told_removed: false,
             changed_at: 0,
             owed_reset: needs_reset.then_some((snapshot_index, snapshot_term)),
         };
@@ -225,12 +228,6 @@ impl Group {
     pub fn is_voter(&self) -> bool {
         let (id, conf_state) = (self.node.raft.id, self.conf_state());
         conf_state.voters.contains(&id) || conf_state.voters_outgoing.contains(&id)
-    }
-
-    /// Whether the group, by the last applied configuration, goes on without this replica when nothing else happens: it has
-    /// no vote in the configuration that is there or that follows a joint one.
-    pub fn is_on_its_way_out(&self) -> bool {
-        !self.conf_state().voters.contains(&self.node.raft.id)
     }
 
     /// The current term.
@@ -419,6 +416,10 @@ impl Group {
         if message.get_msg_type() == MessageType::MsgTimeoutNow && self.must_not_stand() {
             return Ok(());
         }
+        if self.hears_of_removal(&message) {
+            return Ok(());
+        }
+        self.released.extend(self.word_of_removal(&message));
         self.refuse_impossible(&message)?;
         self.heard.note(message.from, self.ticks);
         match self.node.step(message) {

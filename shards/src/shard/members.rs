@@ -16,21 +16,21 @@ impl Shard {
         self.group.change_members(changes)
     }
 
-    /// Whether the group has let this replica go: it has applied its own removal.
+    /// Whether the group has let this replica go: it has applied its own removal, or was told of it by one that has.
     pub fn is_dismissed(&self) -> bool {
-        !self.group.is_member()
+        self.group.is_dismissed()
     }
 
-    /// Whether this replica may be given up when it hears of no leader for long. The last word of a change that took it out
-    /// often never reaches it. One that still votes in the configuration that follows must stay, however long it hears
-    /// nothing: a leader that could not tell of its removal may be gone, and the others may need its vote and its log.
+    /// Whether this replica may be given up when it hears of no leader for long: only without a vote. One that votes asks for
+    /// votes when it hears nothing, and is told of its removal by those who have applied it; until then the others may need
+    /// its vote and its log, however long it hears nothing.
     pub fn may_be_forgotten(&self) -> bool {
-        self.group.is_on_its_way_out()
+        !self.group.is_voter()
     }
 
-    /// Whether a leader of the group is known.
+    /// Whether the leader of the group was heard lately.
     pub fn hears_a_leader(&self) -> bool {
-        self.group.leader() != crate::ids::ReplicaId(0)
+        self.group.hears_a_leader()
     }
 
     /// Whether a change of members is under way.

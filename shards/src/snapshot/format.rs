@@ -115,7 +115,8 @@ impl SnapshotHeader {
         bytes
     }
 
-    /// Checks and reads the header; magic and version first, because another version may have another layout.
+    /// Checks and reads the header; magic and version first, because another version may have another layout. One that would
+    /// be sound with the version of this program is damaged there.
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, Fault> {
         assert_eq!(bytes.len(), FILE_HEADER_BYTES, "the reader gathered the whole header");
         if bytes[..8] != FILE_MAGIC {
@@ -123,7 +124,11 @@ impl SnapshotHeader {
         }
         let version = u32_at(bytes, 8);
         if version != VERSION {
-            return Err(Fault::UnsupportedVersion(version));
+            let mut known = bytes.to_vec();
+            known[8..12].copy_from_slice(&VERSION.to_le_bytes());
+            let is_ours =
+                crc32c::crc32c(&known[..FILE_HEADER_BYTES - 4]) == u32_at(bytes, FILE_HEADER_BYTES - 4);
+            return Err(if is_ours { Fault::HeaderChecksum } else { Fault::UnsupportedVersion(version) });
         }
         if crc32c::crc32c(&bytes[..FILE_HEADER_BYTES - 4]) != u32_at(bytes, FILE_HEADER_BYTES - 4) {
             return Err(Fault::HeaderChecksum);

@@ -107,6 +107,23 @@ fn comes_back_as_it_was() {
     assert_eq!(read(&again.0, 100), Ok(again.1.footer), "a second snapshot of the same state");
 }
 
+/// A bit that flips in the number of the format is damage, which another copy mends; a later format is none.
+#[test]
+fn a_later_format_is_told_from_a_damaged_number() {
+    let (file, _) = write(&mut small_state(), false, &[]);
+    let fault = |file: &[u8]| read(file, 100).map_err(|error| error.fault);
+    for bit in 0..32 {
+        let mut bytes = file.clone();
+        bytes[8 + bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(fault(&bytes), Err(Fault::HeaderChecksum), "bit {bit}");
+    }
+    let mut later = file;
+    later[8] = 2;
+    let crc = crc32c::crc32c(&later[..576]);
+    later[576..580].copy_from_slice(&crc.to_le_bytes());
+    assert_eq!(fault(&later), Err(Fault::UnsupportedVersion(2)));
+}
+
 /// Changing these bytes changes the format: it needs a new version, and a reader for this one.
 #[test]
 fn golden_bytes() {

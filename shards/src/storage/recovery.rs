@@ -22,6 +22,8 @@ pub enum RecoveryError {
     Manifest(PathBuf, ManifestError),
     /// There is no manifest, and with it nothing that tells what else is gone. Damage.
     NoManifest(PathBuf),
+    /// A snapshot has a format that this version does not know.
+    NewerSnapshot(PathBuf, u32),
     /// A snapshot file is damaged, in the words of its reader.
     Snapshot(PathBuf, String),
     /// Snapshot and log do not fit together: damage, in the words of who put them together.
@@ -40,6 +42,13 @@ impl std::fmt::Display for RecoveryError {
                 "{} at byte 0: the file is gone, and without it nobody can tell what else is",
                 path.display()
             ),
+            Self::NewerSnapshot(path, format) => {
+                write!(
+                    f,
+                    "{}: it has snapshot format {format}, which this version does not know",
+                    path.display()
+                )
+            }
             Self::Snapshot(path, text) | Self::Mismatch(path, text) => {
                 write!(f, "{}: {text}", path.display())
             }

@@ -12,7 +12,8 @@ use crate::ids::{GroupId, Sequence};
 use crate::index::set::IndexSettings;
 use crate::log::LogShape;
 use crate::shard::ShardImage;
-use crate::shard::image::{Founding, ImageBuilder, ImageIdentity, SnapshotImage, SnapshotIntake};
+use crate::shard::image::{Founding, ImageBuilder, ImageError, ImageIdentity, SnapshotImage, SnapshotIntake};
+use crate::snapshot::Fault;
 use crate::state::SessionLimits;
 use std::path::Path;
 
@@ -116,11 +117,20 @@ fn newest_snapshot<D: Disk>(
     let log = place.shape.identity;
     let identity = ImageIdentity { cluster: log.cluster, shard: log.shard, group: place.group };
     let mut intake = SnapshotIntake::new(identity, place.sessions).with_indexes(place.indexes);
-    read_snapshot(disk, &file, &mut |bytes| intake.feed(bytes).map_err(|error| error.to_string())).map_err(
-        |error| match error {
-            SnapshotError::Io(path, error) => RecoveryError::Io(path, error),
-            SnapshotError::Unequal(path, text) => RecoveryError::Snapshot(path, text),
-        },
-    )?;
+    let mut newer = None;
+    let mut feed = |bytes: &[u8]| {
+        let fed = intake.feed(bytes);
+        if let Err(ImageError::Snapshot(error)) = &fed
+            && let Fault::UnsupportedVersion(format) = error.fault
+        {
+            newer = Some(format);
+        }
+        fed.map_err(|error| error.to_string())
+    };
+    read_snapshot(disk, &file, &mut feed).map_err(|error| match (error, newer) {
+        (SnapshotError::Unequal(path, _), Some(format)) => RecoveryError::NewerSnapshot(path, format),
+        (SnapshotError::Unequal(path, text), None) => RecoveryError::Snapshot(path, text),
+        (SnapshotError::Io(path, error), _) => RecoveryError::Io(path, error),
+    })?;
     intake.finish().map(Some).map_err(|error| RecoveryError::Snapshot(file, error.to_string()))
 }

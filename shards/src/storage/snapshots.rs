@@ -183,7 +183,7 @@ pub fn read_snapshot<D: Disk>(
     let file = disk.open(path, Open::READ_DIRECT).map_err(failed)?;
     let length = file.bytes().map_err(failed)?;
     let mut buffer = BlockBuffer::new();
-    buffer.resize(CHUNK_BYTES, 0);
+    buffer.resize(CHUNK_BYTES.min((length as usize).next_multiple_of(BLOCK_BYTES)), 0);
     let mut offset = 0;
     while offset < length {
         let read = file.read_at(&mut buffer, offset).map_err(failed)?;

@@ -68,7 +68,14 @@ impl World {
         };
         let pending = client.pending.take().expect("just seen");
         let is_burst = !client.rng.chance(PAUSES_PER_MILLE);
-        let pause = client.rng.around(if is_burst { 200 } else { self.plan.pause_us });
+        let mut pause = client.rng.around(if is_burst { 200 } else { self.plan.pause_us });
+        if let Some((from, until)) =
+            self.lone.filter(|(_, until)| self.clock.get() < *until && !self.is_healed)
+        {
+            // Nobody asks a leader that stands still; when another one leads, everybody asks.
+            pause =
+                from.saturating_sub(self.clock.get()) + client.rng.around(until.saturating_sub(from) / 20);
+        }
         self.report.answered += 1;
         match &outcome {
             Outcome::Done(_) => self.report.succeeded += 1,

@@ -68,11 +68,15 @@ pub enum Fault {
     ReadError,
     /// A machine dies just when it has told whom it votes for, and is back at once; requests for votes are late.
     VoterDies,
+    /// A message between groups arrives once more, up to seconds later, whatever became of its transaction.
+    Echo,
+    /// The process of a leader stands still until another one leads, and then hears its clients before its peers.
+    LoneLeader,
 }
 
 impl Fault {
     /// Every class.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 33] = [
         Self::Kill,
         Self::KillBetweenEffects,
         Self::PowerCut,
@@ -104,6 +108,8 @@ impl Fault {
         Self::LaterFormat,
         Self::ReadError,
         Self::VoterDies,
+        Self::Echo,
+        Self::LoneLeader,
     ];
 
     /// So many of the first classes are drawn as they were before there were others, so that kept seeds keep their plans.
@@ -111,7 +117,7 @@ impl Fault {
 
     /// Whether it needs several machines.
     pub fn needs_cluster(self) -> bool {
-        self >= Self::Loss && !matches!(self, Self::LaterFormat | Self::ReadError)
+        self >= Self::Loss && !matches!(self, Self::LaterFormat | Self::ReadError | Self::Echo)
     }
 
     /// The class of a name as [`fmt::Display`] writes it.
@@ -134,7 +140,7 @@ impl fmt::Display for Fault {
 
 /// Some classes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FaultSet(u32);
+pub struct FaultSet(u64);
 
 impl FaultSet {
     /// Whether a class is in it.

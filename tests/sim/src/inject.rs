@@ -1,12 +1,15 @@
 //! Makes things go wrong: one fault of a class that the plan has turned on, and its end.
 
 use crate::fault::Fault;
-use crate::machine::Damage;
+use crate::machine::{Damage, Machine};
 use crate::strand::directory;
 use crate::world::{Happening, World};
 use shards::ids::GroupId;
 use shards::log::header::{BLOCK_BYTES, BatchHeader, BatchKind};
 use shards::storage::manifest::MANIFEST_FILE;
+
+/// A leader that is silent for so long has a successor.
+const ELECTED_US: u64 = 1_300_000;
 
 impl World {
     /// Injects one fault.
@@ -70,13 +73,14 @@ impl World {
                 self.report.faults.add(fault);
                 let until = self.now() + self.rng.below(2_000_000);
                 self.machines[number].paused_until_us = until;
-                if !self.plan.is_old && self.rng.chance(500) {
+                if self.plan.generation > 1 && self.rng.chance(500) {
                     // What its peers sent meanwhile waits behind what its clients sent.
                     let deaf_until = until + self.rng.below(400_000);
                     let machines = self.machines.len();
                     self.net.deafen(number, machines, deaf_until);
                 }
             }
+            Fault::LoneLeader => self.leave_leader_alone(),
             Fault::ClockJump => {
                 self.report.faults.add(fault);
                 let by_ms = self.rng.below(4_000_000) as i64 - 1_000_000;
@@ -112,6 +116,28 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    /// The process of a leader stands still until another one leads, while clients are silent; then they ask much at once, and
+    /// it hears them before it hears its peers.
+    fn leave_leader_alone(&mut self) {
+        if self.lone.is_some_and(|(_, until)| self.now() < until) {
+            return;
+        }
+        let leads = |machine: &Machine| machine.is_up && machine.running().any(|one| one.shard.is_ready());
+        let leaders: Vec<usize> = (0..self.machines.len()).filter(|at| leads(&self.machines[*at])).collect();
+        if leaders.is_empty() {
+            return;
+        }
+        self.report.faults.add(Fault::LoneLeader);
+        let number = *self.rng.pick(&leaders);
+        let elected = self.now() + ELECTED_US;
+        let until = elected + 50_000 + self.rng.below(500_000);
+        let deaf_until = until + 50_000 + self.rng.below(400_000);
+        self.machines[number].paused_until_us = until;
+        let machines = self.machines.len();
+        self.net.deafen(number, machines, deaf_until);
+        self.lone = Some((elected, deaf_until));
     }
 
     /// What was switched on ends.

@@ -156,7 +156,7 @@ impl Machine {
         Ok(outs)
     }
 
-    /// Starts this node's replica of a group, if it is to have one: from its files, or as a new one.
+    /// Starts this node's replica of a group, if it has one or is to have one: from its files, or as a new one.
     pub fn seat_replica(
         &mut self,
         plan: &Plan,
@@ -166,7 +166,7 @@ impl Machine {
         is_healed: bool,
     ) -> Result<Option<Out>, Stop> {
         let (group, place) = (GroupId(number), number as usize);
-        let Some(seat) = self.appointed(plan, group) else { return Ok(None) };
+        let Some(seat) = self.appointed(plan, group).or_else(|| self.held(group)) else { return Ok(None) };
         assert!(self.strands[place].is_none(), "a group has one replica on a node");
         if self.seats[place] != Some(seat.replica) {
             self.disk.in_peace(|disk| {
@@ -196,14 +196,23 @@ impl Machine {
             return Some(Seat { replica: replica_of(self.number), founding, is_preferred });
         };
         let replica = meta.replica_on(group, self.node?)?;
+        let is_preferred = meta.groups[group.0 as usize].preferred == replica;
+        Some(Seat { replica, founding: self.founding(group, replica)?, is_preferred })
+    }
+
+    /// The replica whose files stand here: one that is placed nowhere any more and may still have its vote.
+    fn held(&self, group: GroupId) -> Option<Seat> {
+        let replica = self.seats[group.0 as usize]?;
+        Some(Seat { replica, founding: self.founding(group, replica)?, is_preferred: false })
+    }
+
+    fn founding(&self, group: GroupId, replica: ReplicaId) -> Option<Founding> {
         let first = &self.first_meta.as_ref()?.groups[group.0 as usize].replicas;
-        let founding = if first.contains(&replica) {
+        Some(if first.contains(&replica) {
             Founding::Voter { replica, voters: first.clone() }
         } else {
             Founding::Empty { replica }
-        };
-        let is_preferred = meta.groups[group.0 as usize].preferred == replica;
-        Some(Seat { replica, founding, is_preferred })
+        })
     }
 
     /// The replicas that run.

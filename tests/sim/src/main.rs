@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 use strand_sim::fault::{Fault, FaultSet};
-use strand_sim::plan::Plan;
+use strand_sim::plan::{GENERATION, Plan};
 use strand_sim::suite::{self, Summary};
 
 const SHRINK_TRIES: usize = 300;
@@ -24,7 +24,7 @@ struct Wishes {
     shards: Option<u32>,
     nodes: Option<u32>,
     lying: bool,
-    old: bool,
+    generation: Option<u8>,
     meta: Option<bool>,
     threads: usize,
     #[cfg_attr(not(feature = "mutants"), allow(dead_code, reason = "read where mutants are compiled in"))]
@@ -65,7 +65,7 @@ impl Wishes {
                 "WORK" => wishes.work = Some(small()?),
                 "SHARDS" => wishes.shards = Some(small()?.max(1)),
                 "NODES" => wishes.nodes = Some(small()?.max(1)),
-                "OLD" => wishes.old = text != "0",
+                "OLD" => wishes.generation = (text != "0").then_some(small()?.min(255) as u8),
                 "META" => wishes.meta = Some(text != "0"),
                 "LYING" => wishes.lying = text != "0",
                 "THREADS" => wishes.threads = (number()? as usize).max(1),
@@ -77,7 +77,7 @@ impl Wishes {
     }
 
     fn plan(&self, seed: u64) -> Plan {
-        let mut plan = if self.old { Plan::draw_old(seed) } else { Plan::draw(seed) };
+        let mut plan = Plan::draw_as(seed, self.generation.unwrap_or(GENERATION));
         if let Some(nodes) = self.nodes {
             plan = plan.with_nodes(nodes);
         }
@@ -198,6 +198,10 @@ fn many(wishes: &Wishes, first: u64, last: u64) -> ExitCode {
         summary.snapshots,
         summary.compared
     ));
+    tell(&format!(
+        "{} histories too hard to judge; the most that a shard held at once: {:?}",
+        summary.unjudged, summary.peak
+    ));
     for (plan, text) in &summary.failures {
         fail(plan, text);
     }
@@ -211,41 +215,56 @@ fn fail(plan: &Plan, text: &str) {
     tell(&format!("smaller make sim {}{lying}\n  {text}", smaller.flags()));
 }
 
-/// Switches each mutant on and counts the seeds until one fails.
+/// Seeds at which the search for a mutant begins, when none is named, and how many are tried from each.
+#[cfg(feature = "mutants")]
+const STARTS: [u64; 3] = [1, 10_001, 20_001];
+#[cfg(feature = "mutants")]
+const TRIED: u64 = 500;
+
+/// Switches each mutant on and counts the seeds until one fails, from several starts. Exit code 1 says that the median of one of
+/// them is beyond what was tried.
 #[cfg(feature = "mutants")]
 fn mutants(names: &str, wishes: &Wishes) -> ExitCode {
     use shards::mutants::{Mutant, switch};
-    let (first, last) = wishes.seeds.unwrap_or((1, 500));
-    let mut missed = 0;
+    let ranges = match wishes.seeds {
+        Some(range) => vec![range],
+        None => STARTS.iter().map(|first| (*first, first + TRIED - 1)).collect(),
+    };
+    let (mut measured, mut missed) = (0, 0);
     for mutant in Mutant::ALL.iter().copied() {
         let name = format!("{mutant:?}");
         if names != "all" && !names.split(',').any(|wanted| wanted == name) {
             continue;
         }
-        let begun = Instant::now();
-        let summary = suite::run_many(
-            first,
-            last,
-            wishes.threads,
-            1,
-            |seed| wishes.plan(seed),
-            || switch(mutant),
-            |_| (),
-        );
-        let took = begun.elapsed().as_secs_f64();
-        match summary.failures.first() {
-            Some((plan, text)) => {
-                let text: String = text.lines().next().unwrap_or_default().chars().take(150).collect();
-                tell(&format!(
-                    "{name:<26} caught after {:>4} seeds, {took:>5.1} s, seed {}: {text}",
-                    summary.runs, plan.seed
-                ));
-            }
-            None => {
-                missed += 1;
-                tell(&format!("{name:<26} MISSED by {} seeds, {took:.1} s", summary.runs));
-            }
+        let (begun, mut counts, mut found) = (Instant::now(), Vec::new(), None);
+        for (first, last) in &ranges {
+            let make = |seed| wishes.plan(seed);
+            let summary = suite::run_many(*first, *last, wishes.threads, 1, make, || switch(mutant), |_| ());
+            counts.push(if summary.failures.is_empty() { u64::MAX } else { summary.runs });
+            found = summary.failures.into_iter().next().or(found);
         }
+        let shown: Vec<String> = counts.iter().map(|count| tried(*count)).collect();
+        counts.sort_unstable();
+        let median = counts[counts.len() / 2];
+        measured += 1;
+        missed += usize::from(median == u64::MAX);
+        let took = begun.elapsed().as_secs_f64();
+        let how = found.map_or_else(String::new, |(plan, text)| {
+            let text: String = text.lines().next().unwrap_or_default().chars().take(150).collect();
+            format!(" seed {}: {text}", plan.seed)
+        });
+        tell(&format!(
+            "{name:<24} median {:>5} of {:<16} {took:>6.1} s{how}",
+            tried(median),
+            shown.join(" ")
+        ));
     }
+    tell(&format!("{measured} mutants, {missed} not found at the median"));
     if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A number of seeds, or that it was not enough.
+#[cfg(feature = "mutants")]
+fn tried(count: u64) -> String {
+    if count == u64::MAX { "-".to_owned() } else { count.to_string() }
 }

@@ -48,8 +48,8 @@ pub struct Plan {
     pub entry_commands: u32,
     /// Syncs do nothing: a canary, never part of a plan that is drawn.
     pub lying_disk: bool,
-    /// Nothing is drawn that kept seeds from before did not have.
-    pub is_old: bool,
+    /// What it was drawn by: kept seeds have the plans of their time.
+    pub generation: u8,
     /// The cluster has a meta state: its planner places replicas, nodes come and go.
     pub has_meta: bool,
     /// Machines beside `nodes` that are no nodes at first.
@@ -63,13 +63,61 @@ pub struct Plan {
     pub turn_us: u64,
     /// Units of one call of background work.
     pub work_units: usize,
+    /// Calls of background work in one turn.
+    pub work_calls: usize,
+    /// Bytes of commands that a shard may have admitted and not applied.
+    pub outstanding_bytes: usize,
 }
+
+/// The generation of plans that is drawn now.
+pub const GENERATION: u8 = 3;
 
 impl Plan {
     /// The plan of a seed.
     pub fn draw(seed: u64) -> Self {
-        let mut plan = Self::draw_old(seed);
-        plan.is_old = false;
+        Self::draw_as(seed, GENERATION)
+    }
+
+    /// The plan of a seed as a generation had it.
+    pub fn draw_as(seed: u64, generation: u8) -> Self {
+        let mut plan = Self::draw_first(seed);
+        if generation >= 2 {
+            plan.draw_second();
+        }
+        if generation >= 3 {
+            plan.draw_third();
+        }
+        plan
+    }
+
+    /// What came with the turns of disks and clocks that were missing at first.
+    fn draw_third(&mut self) {
+        self.generation = 3;
+        let mut rng = Rng::new(self.seed ^ 0x7468_6972_64);
+        self.work_calls = *rng.pick(&[8, 8, 1]);
+        self.outstanding_bytes = *rng.pick(&[128 << 20, 128 << 20, 256 << 10, 40 << 10]);
+        let is_calm = self.faults == FaultSet::default();
+        if is_calm {
+            return;
+        }
+        for (fault, per_mille) in [(Fault::Echo, 500), (Fault::LoneLeader, 400)] {
+            if rng.chance(per_mille) && (self.nodes > 1 || !fault.needs_cluster()) {
+                self.faults = self.faults.with(fault);
+            }
+        }
+        if self.interval_ms > 0 && rng.chance(700) {
+            // What one shard has told another and not yet synced is lost by a power cut in that moment only.
+            let cuts = [Fault::PowerCut, Fault::PowerCutAll, Fault::CutInsideFiles, Fault::DiskStall];
+            self.faults = cuts.into_iter().fold(FaultSet::default(), FaultSet::with);
+            self.fault_every_ms = self.lasts_us / 1000 / 40;
+        }
+    }
+
+    /// What came with meta states.
+    fn draw_second(&mut self) {
+        let seed = self.seed;
+        let plan = self;
+        plan.generation = 2;
         let mut rng = Rng::new(seed ^ 0x6d65_7461);
         let is_calm = plan.faults == FaultSet::default();
         for fault in [Fault::LaterFormat, Fault::ReadError] {
@@ -98,11 +146,9 @@ impl Plan {
                 }
             }
         }
-        plan
     }
 
-    /// The plan of a seed as it was drawn before there were meta states.
-    pub fn draw_old(seed: u64) -> Self {
+    fn draw_first(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
         let mut faults = FaultSet::default();
         // One plan in ten has no faults: then nothing at all may be refused or slow.
@@ -147,13 +193,15 @@ impl Plan {
             gather_commands: *rng.pick(&[1, 4, 64]),
             entry_commands: *rng.pick(&[3, 64, 1024]),
             lying_disk: false,
-            is_old: true,
+            generation: 1,
             has_meta: false,
             spares: 0,
             copies: nodes,
             interval_ms: 0,
             turn_us: 5,
             work_units: 256,
+            work_calls: 8,
+            outstanding_bytes: 128 << 20,
         }
     }
 
@@ -182,8 +230,11 @@ impl Plan {
 
     /// The flags that bring this plan back, beside its seed.
     pub fn flags(&self) -> String {
-        let drawn = if self.is_old { Self::draw_old(self.seed) } else { Self::draw(self.seed) };
-        let mut flags = format!("SEED={}{}", self.seed, if self.is_old { " OLD=1" } else { "" });
+        let drawn = Self::draw_as(self.seed, self.generation);
+        let mut flags = format!("SEED={}", self.seed);
+        if self.generation < GENERATION {
+            flags += &format!(" OLD={}", self.generation);
+        }
         if self.has_meta != drawn.has_meta {
             flags += &format!(" META={}", u8::from(self.has_meta));
         }

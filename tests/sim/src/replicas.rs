@@ -1,12 +1,21 @@
 //! What must hold among the replicas of a group after every turn: one leader a term, one entry an index for ever, nothing
-//! committed that is not durable on a quorum, equal states at equal log indexes.
+//! committed that is not durable on a quorum, one durable vote a term, equal states at equal log indexes; and bounds of what each
+//! holds.
 
+use crate::plan::Plan;
 use crate::strand::Strand;
 use crate::world::World;
+use raft::prelude::Message;
+use shards::shard::Burden;
 use std::collections::BTreeMap;
 
 /// So many of the newest configurations of a group count as in force: a replica may be behind by a change or two.
 const CONFIGURATIONS: usize = 4;
+
+/// Above the largest command of the workloads, with what a transaction adds to it.
+const LARGEST_COMMAND_BYTES: usize = 256 << 10;
+/// Entries that may wait in one replica.
+const ENTRIES_MAX: usize = 512;
 
 /// Voters, and outgoing voters while a change is joint.
 type Configuration = (Vec<u64>, Vec<u64>);
@@ -27,6 +36,8 @@ pub(crate) struct Replicas {
     machines: BTreeMap<u64, usize>,
     /// How far each replica was looked at: durable and committed, by machine and group.
     looked: BTreeMap<(usize, u32), (u64, u64)>,
+    /// The last vote that each replica has told anybody: term and candidate.
+    votes: BTreeMap<(u32, u64), (u64, u64)>,
 }
 
 impl Replicas {
@@ -64,9 +75,41 @@ impl Replicas {
             .any(|(voters, outgoing)| !voters.is_empty() && is_majority(voters) && is_majority(outgoing))
     }
 
+    /// Notes a vote that leaves a replica, which must be durable and the only one of its term.
+    fn voted(
+        &mut self,
+        group: u32,
+        replica: u64,
+        (term, candidate): (u64, u64),
+        durable: (u64, u64),
+    ) -> Result<(), String> {
+        if durable.0 < term || (durable.0 == term && durable.1 != candidate) {
+            return Err(format!(
+                "replica {replica} of group {group} tells its vote for {candidate} in term {term}; durable is {durable:?}"
+            ));
+        }
+        match self.votes.insert((group, replica), (term, candidate)) {
+            Some((before, other)) if before == term && other != candidate => Err(format!(
+                "replica {replica} of group {group} votes for {other} and for {candidate} in term {term}"
+            )),
+            _ => Ok(()),
+        }
+    }
+
     fn look(&mut self, machine: usize, group: u32, strand: &Strand) -> Result<(), String> {
         let raft = strand.shard.group();
         self.machines.insert(raft.replica().0, machine);
+        let hard_state = raft.hard_state();
+        if let Some((term, candidate)) = self.votes.get(&(group, raft.replica().0))
+            && (hard_state.term < *term || (hard_state.term == *term && hard_state.vote != *candidate))
+        {
+            return Err(format!(
+                "replica {} of group {group} voted for {candidate} in term {term}, and knows of {} in term {}",
+                raft.replica().0,
+                hard_state.vote,
+                hard_state.term
+            ));
+        }
         let conf_state = raft.conf_state();
         let seen = self.configurations.entry(group).or_default();
         let is_new = !seen.iter().rev().take(CONFIGURATIONS).any(|(voters, outgoing)| {
@@ -133,7 +176,32 @@ impl Replicas {
     }
 }
 
+/// What one shard holds of the requests, transactions and entries of a run: a few times what was measured over many plans. A
+/// queue without a bound grows beyond it.
+fn is_bounded(plan: &Plan, burden: &Burden) -> bool {
+    let (requests, shards) = (plan.requests as usize, plan.shards as usize);
+    burden.outstanding_bytes <= (plan.outstanding_bytes + LARGEST_COMMAND_BYTES) * (1 + shards)
+        && burden.unapplied <= ENTRIES_MAX
+        && burden.in_flight <= ENTRIES_MAX + requests
+        && burden.waiting <= 4 * plan.clients as usize * (1 + shards)
+        && burden.transactions <= requests
+        && burden.intents <= requests
+        && burden.backlog <= requests
+}
+
 impl World {
+    /// A vote leaves a replica.
+    pub(crate) fn note_vote(&mut self, number: usize, shard: usize, message: &Message) {
+        let Some(strand) = &self.machines[number].strands[shard] else { return };
+        if self.plan.lying_disk {
+            return;
+        }
+        let vote = (message.term, message.to);
+        if let Err(text) = self.replicas.voted(shard as u32, message.from, vote, strand.durable_vote) {
+            self.complaint.get_or_insert(text);
+        }
+    }
+
     /// What must hold after every turn.
     pub(crate) fn inspect(&mut self, number: usize, shard: usize) -> Result<(), String> {
         let Some(strand) = &self.machines[number].strands[shard] else { return Ok(()) };
@@ -141,6 +209,11 @@ impl World {
         let (true_durable, reported) = (strand.truly_durable(), strand.reported_durable());
         if true_durable < reported && !self.plan.lying_disk {
             return Err(format!("the log says that batch {} is durable; {} is", reported.0, true_durable.0));
+        }
+        let burden = strand.shard.burden();
+        self.report.peak = self.report.peak.max(&burden);
+        if !is_bounded(&self.plan, &burden) {
+            return Err(format!("a shard holds more than it may: {burden:?}"));
         }
         if self.plan.interval_ms > 0 {
             // What was applied may be forgotten with the power, and be another entry afterwards.

@@ -41,9 +41,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// As the server's driver has it.
 const TICK_MS: u64 = 20;
-const WORK_CALLS_MAX: usize = 8;
 /// As the server's driver has it: a replica that is no more wanted and hears of no leader goes after this time.
-const DISMISSED_AFTER_MS: u64 = 10_000;
+const DISMISSED_AFTER_MS: u64 = 30_000;
 
 /// Why a process ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,6 +114,10 @@ pub struct Strand {
     pub entries: BTreeMap<u64, (u64, u64)>,
     /// The last index that was reported durable.
     pub durable_index: u64,
+    /// Term and vote that were reported durable.
+    pub durable_vote: (u64, u64),
+    /// Those in batches not yet reported durable, when they differ from the ones before.
+    handed_votes: VecDeque<(Sequence, (u64, u64))>,
     /// What has come and was not yet stepped.
     pub events: Vec<Event>,
     /// Batches of requests that the shard has not taken.
@@ -134,6 +137,7 @@ pub struct Strand {
     next_tick: Millis,
     has_more_work: bool,
     work_units: usize,
+    work_calls: usize,
     /// Since when nobody wants this replica and no leader is heard.
     unwanted_since: Option<Millis>,
 }
@@ -182,6 +186,7 @@ fn config(plan: &Plan, group: GroupId, is_preferred: bool) -> ShardConfig {
         page_keys_max: 7,
         snapshot_log_bytes: plan.snapshot_log_bytes,
         snapshot_every_ms: plan.snapshot_every_ms,
+        outstanding_bytes_max: plan.outstanding_bytes,
         ..ShardConfig::new(group)
     }
 }
@@ -225,6 +230,7 @@ impl Strand {
         let last = log.recovered.last_sequence;
         let durable_index =
             image.group.entries.last().map_or(image.group.snapshot_index, |entry| entry.index);
+        let durable_vote = (image.group.hard_state.term, image.group.hard_state.vote);
         let entries = image.group.entries.iter();
         let entries = entries.map(|entry| (entry.index, (entry.term, xxh3_64(&entry.data)))).collect();
         let shard = Shard::restore(config(plan, group, seat.is_preferred), image, now.wall)
@@ -256,6 +262,8 @@ impl Strand {
             handed: VecDeque::new(),
             entries,
             durable_index,
+            durable_vote,
+            handed_votes: VecDeque::new(),
             events: Vec::new(),
             inbox: VecDeque::new(),
             wake_at: None,
@@ -271,6 +279,7 @@ impl Strand {
             next_tick: Millis(0),
             has_more_work: true,
             work_units: plan.work_units,
+            work_calls: plan.work_calls,
             unwanted_since: None,
         };
         let started = strand.shard.start(now.wall, &mut strand.effects);
@@ -316,7 +325,7 @@ impl Strand {
         }
         self.has_more_work |= self.shard.has_work() || self.shard.is_applying();
         if self.has_more_work || is_tick {
-            for _ in 0..WORK_CALLS_MAX {
+            for _ in 0..self.work_calls {
                 let worked = self.shard.work(now.wall, self.work_units, &mut self.effects);
                 let left = worked.map_err(|fault| Stop::Corrupt(fault.to_string()))?;
                 self.has_more_work = left == Left::More;
@@ -393,6 +402,10 @@ impl Strand {
                 let (_, index) = self.handed.pop_front().expect("just seen");
                 self.durable_index = index;
             }
+            while self.handed_votes.front().is_some_and(|(sequence, _)| *sequence <= upto) {
+                let (_, vote) = self.handed_votes.pop_front().expect("just seen");
+                self.durable_vote = vote;
+            }
         }
         if reaped.room && !self.waiting.is_empty() {
             self.write_waiting()?;
@@ -410,6 +423,10 @@ impl Strand {
         if !self.effects.appends.is_empty() {
             fuse.burn()?;
             for append in self.effects.appends.drain(..) {
+                let vote = (append.hard_state.term, append.hard_state.vote);
+                if self.handed_votes.back().map_or(self.durable_vote, |(_, vote)| *vote) != vote {
+                    self.handed_votes.push_back((append.sequence, vote));
+                }
                 if let Some((index, _)) = append.reset {
                     // A snapshot stands for everything up to here; the log begins anew behind it.
                     self.entries.clear();
@@ -515,18 +532,11 @@ fn recovery_failed(error: &RecoveryError) -> Stop {
     let text = error.to_string();
     match error {
         RecoveryError::Io(..) | RecoveryError::Replay(ReplayError::Read(..), _) => Stop::Named(text),
-        RecoveryError::Replay(ReplayError::NewerFormat(..), _)
+        RecoveryError::NewerSnapshot(..)
+        | RecoveryError::Replay(ReplayError::NewerFormat(..), _)
         | RecoveryError::Manifest(_, ManifestError::NewerFormat(_)) => Stop::LaterFormat(text),
-        RecoveryError::Snapshot(..) | RecoveryError::Mismatch(..) if is_of_later_format(&text) => {
-            Stop::LaterFormat(text)
-        }
         _ => Stop::Corrupt(text),
     }
-}
-
-/// A snapshot tells its version in words.
-fn is_of_later_format(text: &str) -> bool {
-    text.contains("version")
 }
 
 /// The directory of a file.

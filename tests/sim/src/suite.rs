@@ -3,6 +3,7 @@
 use crate::fault::{Fault, FaultCounts};
 use crate::plan::Plan;
 use crate::world::{self, Report};
+use shards::shard::Burden;
 use std::cell::RefCell;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -46,6 +47,10 @@ pub struct Summary {
     pub snapshots: u64,
     /// States compared with another at the same log index.
     pub compared: u64,
+    /// Histories that were too hard to judge.
+    pub unjudged: u64,
+    /// The most that a shard held at once, of each kind.
+    pub peak: Burden,
     /// The plans that failed, with why.
     pub failures: Vec<(Plan, String)>,
 }
@@ -63,6 +68,8 @@ impl Summary {
         }
         self.snapshots += report.snapshots;
         self.compared += report.compared;
+        self.unjudged += report.unjudged;
+        self.peak = self.peak.max(&report.peak);
         if let Some(text) = report.failure {
             self.failures.push((plan.clone(), text));
         }

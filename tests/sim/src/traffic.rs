@@ -10,6 +10,9 @@ use shards::event::Event;
 use shards::ids::{GroupId, ReplicaId};
 use std::rc::Rc;
 
+/// So many messages between groups, of a thousand, arrive once more.
+const ECHOES_PER_MILLE: u64 = 150;
+
 impl World {
     /// Sends what a shard's turn has left, in the driver's order.
     pub(crate) fn send_out(&mut self, number: usize, shard: usize, out: Out) {
@@ -32,7 +35,13 @@ impl World {
         for message in out.messages {
             let view = self.machines[number].views[message.to.0 as usize].1;
             if let Some(to) = view {
-                self.send(number, to, &Packet::Message(message), true);
+                let packet = Packet::Message(message);
+                self.send(number, to, &packet, true);
+                if self.plan.faults.has(Fault::Echo) && !self.is_healed && self.rng.chance(ECHOES_PER_MILLE) {
+                    self.report.faults.add(Fault::Echo);
+                    let again = 2_000 + self.rng.around(800_000);
+                    self.schedule(again, Happening::Packet(number, to, packet));
+                }
             }
         }
         let mut dies = false;
@@ -40,6 +49,9 @@ impl World {
             if let Some(to) = self.machine_of(ReplicaId(message.to).node()) {
                 let kind = message.get_msg_type();
                 let is_vote = kind == MessageType::MsgRequestVoteResponse && !message.reject;
+                if is_vote {
+                    self.note_vote(number, shard, &message);
+                }
                 let packet = Packet::Raft(GroupId(shard as u32), Box::new(message));
                 if self.plan.faults.has(Fault::VoterDies) && !self.is_healed {
                     let is_asking =

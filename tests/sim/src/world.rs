@@ -22,6 +22,7 @@ use shards::batch::{ReplyBatch, RequestBatch};
 use shards::effect::SnapshotFetch;
 use shards::ids::GroupId;
 use shards::meta::Meta;
+use shards::shard::Burden;
 use shards::txn::message::GroupMessage;
 use std::cell::Cell;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -118,6 +119,10 @@ pub struct Report {
     pub snapshots: u64,
     /// States compared with an earlier one at the same log index.
     pub compared: u64,
+    /// The most that a shard held at once, of each kind.
+    pub peak: Burden,
+    /// Histories that were too hard to judge.
+    pub unjudged: u64,
 }
 
 /// See the module's head.
@@ -146,6 +151,8 @@ pub struct World {
     pub(crate) replicas: Replicas,
     /// Who wants nodes to come and go.
     pub(crate) operator: Operator,
+    /// A leader stands still or is deaf: when another one leads, and when it hears again.
+    pub(crate) lone: Option<(u64, u64)>,
     /// What was found wrong where nothing could be returned.
     pub(crate) complaint: Option<String>,
 }
@@ -182,7 +189,7 @@ impl World {
         let chosen: Vec<usize> = (0..work::COUNT).filter(|number| plan.work & 1 << number != 0).collect();
         let promise = work::Promise {
             with_faults: plan.faults.has(Fault::LostRecord),
-            with_local: !plan.is_old,
+            with_local: plan.generation > 1,
             forgets: plan.interval_ms > 0,
         };
         let works =
@@ -207,9 +214,10 @@ impl World {
             tick: 0,
             asked: 0,
             digests: BTreeMap::new(),
-            net: Net::new(!plan.is_old),
+            net: Net::new(plan.generation > 1),
             replicas: Replicas::new(plan.has_meta),
             operator: Operator::default(),
+            lone: None,
             complaint: None,
         }
     }
@@ -284,9 +292,13 @@ impl World {
         }
         self.ask_last()?;
         self.settle()?;
+        if !self.run_until(QUIET_US, Self::is_at_rest)? {
+            let left: Vec<_> = self.burdens().collect();
+            return Err(format!("all is quiet, and something is left: {left:?}"));
+        }
         for work in &mut self.works {
             let name = work.name();
-            work.judge().map_err(|text| format!("{name}: {text}"))?;
+            self.report.unjudged += work.judge().map_err(|text| format!("{name}: {text}"))?;
         }
         self.refuse_vacuous()
     }
@@ -306,6 +318,19 @@ impl World {
             return Ok(());
         }
         Err(format!("healed, and not quiet after {QUIET_US} us: {}", self.describe()))
+    }
+
+    fn burdens(&self) -> impl Iterator<Item = (usize, usize, Burden)> {
+        let strands = self.machines.iter().enumerate().flat_map(|(number, machine)| {
+            let strands = machine.strands.iter().enumerate();
+            strands.filter_map(move |(shard, strand)| Some((number, shard, strand.as_ref()?.shard.burden())))
+        });
+        strands.filter(|(_, _, burden)| !burden.is_none())
+    }
+
+    /// Whether no shard holds anything of what was asked.
+    fn is_at_rest(&self) -> bool {
+        self.burdens().next().is_none()
     }
 
     fn ask_last(&mut self) -> Result<(), String> {

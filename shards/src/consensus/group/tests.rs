@@ -204,3 +204,144 @@ fn entries_beyond_one_batch_become_several_and_count_with_the_last() {
         (first..first + 5).collect::<Vec<_>>()
     );
 }
+
+/// Three replicas of one group, whose messages arrive at once, but for those of and for who is cut off.
+struct Three {
+    groups: Vec<Group>,
+    cut_off: Option<u64>,
+}
+
+impl Three {
+    fn new() -> Self {
+        let conf_state = ConfState { voters: vec![1, 2, 3], ..ConfState::default() };
+        let make = |replica| {
+            let restored = Restored { replica, conf_state: conf_state.clone(), ..Restored::default() };
+            Group::restore(restored, config(true)).unwrap()
+        };
+        Self { groups: (1..=3).map(make).collect(), cut_off: None }
+    }
+
+    /// Has everything synced, applied and delivered until nothing is left to do.
+    fn settle(&mut self) {
+        loop {
+            let mut messages = Vec::new();
+            for group in &mut self.groups {
+                let out = collect(group);
+                if let Some(last) = out.appends.last() {
+                    group.durable(last.sequence);
+                    messages.append(&mut collect(group).messages);
+                }
+                for entry in &out.committed {
+                    if entry.get_entry_type() == raft::prelude::EntryType::EntryConfChangeV2 {
+                        group.apply_change(entry).unwrap();
+                    }
+                    group.applied(entry.index);
+                }
+                messages.extend(out.messages);
+            }
+            if messages.is_empty() && self.groups.iter().all(|group| !group.node.has_ready()) {
+                return;
+            }
+            for message in messages {
+                let is_lost = [message.from, message.to].iter().any(|end| Some(*end) == self.cut_off);
+                if !is_lost {
+                    self.groups[message.to as usize - 1].step(message).unwrap();
+                }
+            }
+        }
+    }
+
+    fn tick(&mut self, times: usize) {
+        for _ in 0..times {
+            self.groups.iter_mut().for_each(Group::tick);
+            self.settle();
+        }
+    }
+
+    /// Replica 1 leads, and everybody knows.
+    fn lead(&mut self) {
+        self.groups[0].campaign().unwrap();
+        self.settle();
+        self.tick(3);
+    }
+
+    fn remove(&mut self, replica: u64) {
+        self.groups[0].change_members(&[MemberChange::Remove(ReplicaId(replica))]).unwrap();
+        self.settle();
+    }
+}
+
+#[test]
+fn a_removed_replica_that_missed_its_removal_is_told_when_it_asks_for_votes() {
+    let mut three = Three::new();
+    three.lead();
+    three.cut_off = Some(3);
+    three.remove(3);
+    three.tick(200);
+    assert_eq!(three.groups[0].conf_state().voters, [1, 2], "the group goes on");
+    assert!(three.groups[2].is_voter() && !three.groups[2].is_dismissed(), "it has a vote by all it knows");
+    assert!(!three.groups[2].hears_a_leader());
+    three.cut_off = None;
+    three.tick(100);
+    assert!(three.groups[2].is_dismissed(), "it was told");
+    assert!(three.groups[0].is_leader() && three.groups[0].term() == 1, "and nobody was disturbed");
+}
+
+#[test]
+fn a_replica_is_not_told_while_a_voter_that_answers_would_count_its_vote() {
+    let mut three = Three::new();
+    three.lead();
+    three.cut_off = Some(3);
+    three.remove(3);
+    // Replica 2 has the entry and did not hear that it is committed; it was heard a moment ago.
+    let question = Message { from: 3, to: 1, term: 2, ..Message::default() };
+    let ask = |group: &mut Group, kind| {
+        let mut question = Message { to: group.replica().0, ..question.clone() };
+        question.set_msg_type(kind);
+        group.step(question).unwrap();
+        let mut told = collect(group).messages;
+        told.retain(|message| message.to == 3 && !message.context.is_empty());
+        told
+    };
+    let mut progress = three.groups[0].node.raft.prs().get(2).unwrap().clone();
+    let known = std::mem::replace(&mut progress.committed_index, 0);
+    *three.groups[0].node.raft.mut_prs().get_mut(2).unwrap() = progress;
+    assert!(three.groups[0].is_change_news());
+    assert!(ask(&mut three.groups[0], MessageType::MsgRequestPreVote).is_empty());
+    three.groups[0].node.raft.mut_prs().get_mut(2).unwrap().committed_index = known;
+    let words = ask(&mut three.groups[0], MessageType::MsgRequestPreVote);
+    assert_eq!(words.len(), 1);
+    assert_eq!((words[0].term, words[0].reject), (1, true), "raft-rs takes it for a refusal of this term");
+    assert_eq!(ask(&mut three.groups[1], MessageType::MsgRequestVote)[0].term, 2, "a follower tells it too");
+
+    // Who has applied as much as the one who tells knows better: that one is behind.
+    let word = words[0].clone();
+    assert!(three.groups[2].node.raft.raft_log.applied < word.commit);
+    let mut told = Message { to: 2, commit: three.groups[1].commit_index(), ..word.clone() };
+    three.groups[1].step(told.clone()).unwrap();
+    assert!(!three.groups[1].is_dismissed(), "it has applied that index as a member");
+    told.reject = false;
+    told.commit += 1;
+    three.groups[1].step(told).unwrap();
+    assert!(!three.groups[1].is_dismissed(), "only a refusal is a word of removal");
+    three.groups[2].step(word).unwrap();
+    assert!(three.groups[2].is_dismissed());
+}
+
+#[test]
+fn a_voter_that_only_waits_to_leave_a_joint_configuration_is_not_told() {
+    let conf_state =
+        ConfState { voters: vec![1, 2, 4], voters_outgoing: vec![1, 2, 3], ..ConfState::default() };
+    let restored = Restored { replica: 2, conf_state, ..Restored::default() };
+    let mut group = Group::restore(restored, config(true)).unwrap();
+    group.step(said(MessageType::MsgHeartbeat, 1)).unwrap();
+    let out = collect(&mut group);
+    sync(&mut group, &out.appends);
+    collect(&mut group);
+    for (from, is_told) in [(3, false), (4, false), (5, true)] {
+        let question = Message { from, index: 9, log_term: 1, ..said(MessageType::MsgRequestPreVote, 2) };
+        group.step(question).unwrap();
+        let told = collect(&mut group).messages.iter().any(|message| !message.context.is_empty());
+        assert_eq!(told, is_told, "replica {from}");
+    }
+}

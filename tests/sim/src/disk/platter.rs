@@ -165,10 +165,17 @@ impl Platter {
         // A cut has a mood: everything arrived, nothing did, or any part.
         let mood = self.rng.below(4);
         for body in self.files.values_mut() {
-            for write in std::mem::take(&mut body.pending) {
-                settle(&mut self.rng, mood, &mut body.durable, &write);
+            let pending = std::mem::take(&mut body.pending);
+            for write in &pending {
+                settle(&mut self.rng, mood, &mut body.durable, write);
             }
-            body.live.clone_from(&body.durable);
+            // Elsewhere both are equal.
+            body.live.resize(body.durable.len(), 0);
+            for write in &pending {
+                let end = (write.offset + write.bytes.len()).min(body.durable.len());
+                let at = write.offset.min(end);
+                body.live[at..end].copy_from_slice(&body.durable[at..end]);
+            }
         }
         let changes = std::mem::take(&mut self.name_changes);
         let kept = self.rng.place(changes.len() + 1);

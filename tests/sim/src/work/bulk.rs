@@ -131,13 +131,14 @@ impl Workload for Bulk {
         (set < self.sets).then(|| self.read_all(set))
     }
 
-    fn judge(&mut self) -> Result<(), String> {
+    fn judge(&mut self) -> Result<u64, String> {
         if self.forgets {
-            return Ok(());
+            return Ok(0);
         }
         self.histories
             .iter()
-            .try_for_each(|(set, history)| judge_register(&format!("bulk{set}"), history, None))
+            .map(|(set, history)| judge_register(&format!("bulk{set}"), history, None).map(u64::from))
+            .sum()
     }
 
     fn name(&self) -> &'static str {

@@ -83,7 +83,7 @@ impl Workload for Counters {
         (key < self.keys).then(|| self.read(key))
     }
 
-    fn judge(&mut self) -> Result<(), String> {
+    fn judge(&mut self) -> Result<u64, String> {
         for key in 0..self.keys {
             let mut counted = self.counted.remove(&key).unwrap_or_default();
             let reads = self.reads.remove(&key).unwrap_or_default();
@@ -123,7 +123,7 @@ impl Workload for Counters {
                 return Err(format!("count{key} shows {number} after {known} acknowledged increments"));
             }
         }
-        Ok(())
+        Ok(0)
     }
 
     fn name(&self) -> &'static str {

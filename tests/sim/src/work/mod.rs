@@ -57,8 +57,8 @@ pub trait Workload {
     /// Another request to be made when all is quiet, until there is none.
     fn last(&mut self) -> Option<Ask>;
 
-    /// Judges all that was seen.
-    fn judge(&mut self) -> Result<(), String>;
+    /// Judges all that was seen; the number of histories that were too hard to judge.
+    fn judge(&mut self) -> Result<u64, String>;
 
     /// Its name.
     fn name(&self) -> &'static str;

@@ -207,9 +207,10 @@ impl Workload for Registers {
         (key < self.keys).then(|| self.start(key, Doing::Get, usize::MAX, &mut Rng::new(u64::from(key))))
     }
 
-    fn judge(&mut self) -> Result<(), String> {
+    fn judge(&mut self) -> Result<u64, String> {
+        let mut unjudged = 0;
         for (key, history) in &self.histories {
-            judge_register(&format!("reg{key}"), history, None)?;
+            unjudged += u64::from(judge_register(&format!("reg{key}"), history, None)?);
         }
         let mut owners: BTreeMap<(u32, &str), u64> = BTreeMap::new();
         for ((key, value), version) in &self.versions {
@@ -217,7 +218,7 @@ impl Workload for Registers {
                 return Err(format!("values {other} and {value} of reg{key} share version {version}"));
             }
         }
-        Ok(())
+        Ok(unjudged)
     }
 
     fn name(&self) -> &'static str {
@@ -225,10 +226,11 @@ impl Workload for Registers {
     }
 }
 
-/// Judges one register's history, with the history in the complaint.
-pub(super) fn judge_register(name: &str, history: &[Operation], initial: Value) -> Result<(), String> {
+/// Judges one register's history, with the history in the complaint; whether it was too hard to judge.
+pub(super) fn judge_register(name: &str, history: &[Operation], initial: Value) -> Result<bool, String> {
     match linear::judge(history, initial) {
-        Verdict::Linear | Verdict::TooHard => Ok(()),
+        Verdict::Linear => Ok(false),
+        Verdict::TooHard => Ok(true),
         Verdict::Broken(text) => {
             let mut sorted = history.to_vec();
             sorted.sort_by_key(|operation| operation.called);
