@@ -19,6 +19,13 @@ use support::{eventually, from_environment, say, timed};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A node is killed this long after it answered.
 const CALM: Duration = Duration::from_millis(700);
+/// Longest that a request may take while nodes come and go: the bound that is aimed at is two seconds, the rest is for a machine
+/// that runs other tests beside this one.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// A value of which there are many enough to be seen in a node's memory.
+const FILLING_BYTES: usize = 1024;
+/// How many.
+const FILLINGS: usize = 6000;
 
 /// Sends a request to one node after another until one of them succeeds. The request must be safe to say twice.
 fn insist(ports: &[u16], at: &mut usize, connection: &mut Option<Connection>, request: &Value) -> Value {
@@ -200,13 +207,69 @@ fn any_node_may_be_killed_under_load() {
     assert!(requests > rounds * 20, "a load that does nothing proves nothing");
 }
 
+/// A stop in good order hands leadership over first, and nobody offers it back while the process is still there: writers
+/// wait for a round of messages and not for an election.
+#[test]
+fn a_stop_in_good_order_is_hardly_noticed() {
+    let _timed = timed("stops in good order under load");
+    let trio = Trio::new("life-stop", &["--shards", "6"]);
+    let mut nodes = [0, 1, 2].map(|at| Some(trio.spawn(at)));
+    nodes.iter().flatten().for_each(answers);
+    let ports = [0, 1, 2].map(|at| trio.port(at));
+    let load = Load::begin(&ports, 4);
+    let mut pauses = Vec::new();
+    for round in 0..6 {
+        std::thread::sleep(CALM);
+        eventually("each node leads something", PATIENCE, || {
+            let reply = nodes[0].as_ref().expect("it runs").ask(&json!({"command": "CLUSTER"}));
+            is_even(&reply["result"], &["n1", "n2", "n3"], 3)
+        });
+        load.take_longest();
+        let victim = round % 3;
+        nodes[victim].take().expect("it runs").stop();
+        std::thread::sleep(Duration::from_millis(1500));
+        pauses.push(load.take_longest());
+        let node = trio.spawn_without_peers(victim);
+        answers(&node);
+        nodes[victim] = Some(node);
+    }
+    let requests = load.end(&ports);
+    pauses.sort_unstable();
+    say(&format!("{requests} requests; longest of a stop: {pauses:?}"));
+    assert!(pauses[pauses.len() / 2] < Duration::from_millis(500), "{pauses:?}");
+}
+
+/// Writes values that fill the nodes.
+fn fill(port: u16) {
+    let mut connection = Connection::open(port).expect("the node listens");
+    let value = "v".repeat(FILLING_BYTES);
+    for from in (0..FILLINGS).step_by(100) {
+        let items: BTreeMap<String, &str> =
+            (from..from + 100).map(|number| (format!("fill-{number}"), value.as_str())).collect();
+        let set = json!({"command": "BULK_SET", "items": items, "client": "fill", "seq": from, "timeout_ms": 20000});
+        let begun = Instant::now();
+        while connection.ask(&set)["status"] != "success" {
+            assert!(begun.elapsed() < PATIENCE, "a batch is not taken");
+        }
+    }
+}
+
+/// Bytes that a node's replicas hold, as INFO tells.
+fn held_bytes(node: &Node) -> u64 {
+    let info = node.ask(&json!({"command": "INFO"}))["result"].clone();
+    let shards = info["shards"].as_array().expect("figures of each shard");
+    shards.iter().filter_map(|shard| shard["memory_bytes"].as_u64()).sum()
+}
+
 #[test]
 fn nodes_join_and_leave_under_load() {
     let _timed = timed("nodes that join and leave");
-    let trio = Trio::new("life-members", &["--shards", "4"]);
+    let trio = Trio::new("life-members", &["--shards", "16"]);
     let mut nodes: Vec<Option<Node>> = (0..3).map(|at| Some(trio.spawn(at))).collect();
     nodes.iter().flatten().for_each(answers);
     let ports: Vec<u16> = (0..5).map(|at| trio.port(at)).collect();
+    fill(ports[0]);
+    let held_by_three = held_bytes(nodes[1].as_ref().expect("it runs"));
     let load = Load::begin(&ports[..3], 3);
     for at in [3, 4] {
         let node = trio.spawn_joining(at, 1);
@@ -222,6 +285,22 @@ fn nodes_join_and_leave_under_load() {
     eventually("replicas and leaders are even", PATIENCE, || {
         is_even(&asked(4)["result"], &["n1", "n2", "n3", "n4", "n5"], 3)
     });
+    let joining = load.take_longest();
+    // Each of five holds three fifths of what each of three held.
+    for node in nodes.iter().flatten() {
+        let held = held_bytes(node);
+        let share = held as f64 / held_by_three as f64;
+        assert!((0.4..0.8).contains(&share), "{held} of {held_by_three} bytes");
+    }
+    // Every key is read from every node, whether or not it has a replica of the group.
+    for node in nodes.iter().flatten() {
+        let get =
+            |number: usize| json!({"command": "GET", "key": format!("fill-{number}"), "timeout_ms": 10000});
+        let mut connection = Connection::open(node.port()).expect("the node listens");
+        for reply in connection.pipeline(&(0..FILLINGS).step_by(50).map(get).collect::<Vec<_>>()) {
+            assert_eq!(reply["result"].as_str().map(str::len), Some(FILLING_BYTES), "{reply}");
+        }
+    }
     // One leaves alive, one is dead: both may have led.
     assert_eq!(asked(1).get("status"), Some(&json!("success")));
     let reply = nodes[1].as_ref().expect("it runs").ask(&json!({"command": "REMOVE_NODE", "node": "n1"}));
@@ -229,6 +308,7 @@ fn nodes_join_and_leave_under_load() {
     eventually("the first holds nothing", PATIENCE, || {
         is_even(&asked(4)["result"], &["n2", "n3", "n4", "n5"], 3)
     });
+    let leaving = load.take_longest();
     nodes[1].take().expect("it runs").kill();
     let reply = nodes[2]
         .as_ref()
@@ -239,8 +319,22 @@ fn nodes_join_and_leave_under_load() {
         let reply = nodes[4].as_ref().expect("it runs").ask(&json!({"command": "CLUSTER"}));
         is_even(&reply["result"], &["n3", "n4", "n5"], 3)
     });
+    let replacing = load.take_longest();
     let requests = load.end(&ports[2..]);
-    say(&format!("{requests} requests while five nodes came and two went"));
+    say(&format!(
+        "{requests} requests while two nodes came and two went; longest while they came {joining:?}, while one left \
+         {leaving:?}, while a dead one was replaced {replacing:?}"
+    ));
+    for pause in [joining, leaving, replacing] {
+        assert!(pause < PAUSE_MAX, "{pause:?}");
+    }
+    let mut connection = Connection::open(ports[4]).expect("the node listens");
+    for from in (0..FILLINGS).step_by(500) {
+        let keys: Vec<String> = (from..from + 500).map(|number| format!("fill-{number}")).collect();
+        let found = connection.ask(&json!({"command": "BULK_GET", "keys": keys}))["result"].clone();
+        let whole = |value: &Value| value.as_str().map(str::len) == Some(FILLING_BYTES);
+        assert!(found.as_object().is_some_and(|found| found.len() == 500 && found.values().all(whole)));
+    }
 }
 
 /// In the middle of a move the replica that is to go is placed nowhere any more, and still votes. It must come back with its

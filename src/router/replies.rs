@@ -8,7 +8,7 @@ use shards::batch::{NOT_SHARED, NotLeader, ReplyBatch, ReplyHead, ReplyKind};
 use shards::command::answer::{self, Failure, Outcome};
 use shards::command::record::Op;
 use shards::gather::Step;
-use shards::ids::{GroupId, NodeNumber, Token};
+use shards::ids::{GroupId, Millis, NodeNumber, Token};
 use strand_wire::code::{Code, Retry};
 use strand_wire::reply;
 
@@ -46,9 +46,12 @@ impl Router {
                 }
             }
         }
+        // Read before the ways are tended: a gather whose call waits for a leader in vain is to hear that, and not that time
+        // went by between two looks at the clock.
+        let now = (self.gathers.count() > 0).then(|| (self.clock)());
         any |= self.tend_ways(sink);
-        if self.gathers.count() > 0 {
-            any |= self.end_late_gathers(sink);
+        if let Some(now) = now {
+            any |= self.end_late_gathers(now, sink);
         }
         if any {
             for way in &mut self.ways {
@@ -182,8 +185,8 @@ impl Router {
         }
     }
 
-    fn end_late_gathers(&mut self, sink: &mut ReplySink<'_>) -> bool {
-        let late = self.gathers.take_late((self.clock)());
+    fn end_late_gathers(&mut self, now: Millis, sink: &mut ReplySink<'_>) -> bool {
+        let late = self.gathers.take_late(now);
         self.counters.gather_timeouts += late.len() as u64;
         for running in &late {
             let mut members = Vec::new();
