@@ -128,6 +128,8 @@ impl Server {
         let mut inboxes = inboxes.into_iter();
         let stop = StopHandle::new(service_bells.iter().chain(&shard_bells).cloned().collect());
         if let Some(hub) = hub.clone() {
+            let removed = Arc::clone(&stop);
+            hub.when_removed(move || removed.request());
             stop.precede(move || hub.resign(RESIGN_WITHIN));
         }
         let shards_stop = Arc::new(AtomicBool::new(false));

@@ -309,6 +309,13 @@ fn nodes_join_and_leave_under_load() {
         is_even(&asked(4)["result"], &["n2", "n3", "n4", "n5"], 3)
     });
     let leaving = load.take_longest();
+    // Nobody tells it any more who leads: it says so and ends, and its clients go elsewhere. It is not let in again.
+    for _ in 0..2 {
+        let ended = nodes[0].take().expect("it runs").wait_from_now();
+        assert_eq!(ended.code(), Some(0), "{ended:#?}");
+        assert!(ended.stderr.contains("node n1 was removed from the cluster"), "{}", ended.stderr);
+        nodes[0] = Some(trio.spawn_without_peers(0));
+    }
     nodes[1].take().expect("it runs").kill();
     let reply = nodes[2]
         .as_ref()
@@ -376,6 +383,91 @@ fn a_replica_on_its_way_out_votes_after_a_restart() {
         is_even(&first.ask(&json!({"command": "CLUSTER"}))["result"], &["n1", "n2", "n4"], 3)
     });
     eventually("its files are gone", PATIENCE, || back.stderr().contains("its files are gone"));
+}
+
+/// Nodes by place: their ids, and their processes.
+struct Crew<'t> {
+    trio: &'t Trio,
+    ids: BTreeMap<usize, String>,
+    nodes: BTreeMap<usize, Node>,
+    random: Random,
+}
+
+impl Crew<'_> {
+    /// Kills some of them one after another, at moments of chance, and has them come back.
+    fn crash_some(&mut self) {
+        for _ in 0..1 + self.random.below(3) {
+            std::thread::sleep(Duration::from_millis(self.random.below(500)));
+            let places: Vec<usize> = self.nodes.keys().copied().collect();
+            let victim = places[self.random.below(places.len() as u64) as usize];
+            self.nodes.remove(&victim).expect("it runs").kill();
+            std::thread::sleep(Duration::from_millis(self.random.below(700)));
+            let back = self.trio.spawn_named(victim, &self.ids[&victim], None);
+            self.nodes.insert(victim, back);
+        }
+    }
+
+    /// Asks members until one of them does it.
+    fn have_done(&self, what: &str, request: &Value) {
+        eventually(what, PATIENCE, || {
+            let asked =
+                |at: &usize| Connection::open(self.trio.port(*at)).and_then(|mut c| c.try_ask(request));
+            self.ids.keys().any(|at| asked(at).is_ok_and(|reply| reply["status"] == "success"))
+        });
+    }
+
+    fn until_even(&self) {
+        let names: Vec<&str> = self.ids.values().map(String::as_str).collect();
+        eventually("replicas and leaders are even", PATIENCE, || {
+            let cluster = json!({"command": "CLUSTER"});
+            let asked =
+                |at: &usize| Connection::open(self.trio.port(*at)).and_then(|mut c| c.try_ask(&cluster));
+            self.ids
+                .keys()
+                .find_map(|at| asked(at).ok())
+                .is_some_and(|reply| is_even(&reply["result"], &names, 3))
+        });
+    }
+}
+
+/// At length: `STRAND_MEMBER_ROUNDS=50`.
+#[test]
+fn changes_of_members_survive_crashes_at_any_step() {
+    let _timed = timed("crashes while members change");
+    let rounds = from_environment("STRAND_MEMBER_ROUNDS", 3);
+    let trio = Trio::new("life-crashes", &["--shards", "4"]);
+    let nodes: BTreeMap<usize, Node> = (0..3).map(|at| (at, trio.spawn(at))).collect();
+    nodes.values().for_each(answers);
+    let ids = (0..3).map(|at| (at, format!("n{}", at + 1))).collect();
+    let random = Random::new(from_environment("STRAND_SEED", 1));
+    let mut crew = Crew { trio: &trio, ids, nodes, random };
+    let ports: Vec<u16> = (0..4).map(|at| trio.port(at)).collect();
+    let load = Load::begin(&ports, 3);
+    for round in 0..rounds {
+        // The place that is free gets a new node, under a new id.
+        let free = (0..4).find(|at| !crew.ids.contains_key(at)).expect("three of four are members");
+        let member = *crew.ids.keys().next().expect("there are members");
+        let id = format!("new{round}");
+        crew.nodes.insert(free, trio.spawn_named(free, &id, Some(member)));
+        crew.have_done("it is added", &json!({"command": "ADD_NODE", "node": id, "timeout_ms": 3000}));
+        crew.ids.insert(free, id);
+        crew.crash_some();
+        crew.until_even();
+
+        let places: Vec<usize> = crew.ids.keys().copied().collect();
+        let leaving = places[crew.random.below(places.len() as u64) as usize];
+        let id = crew.ids[&leaving].clone();
+        crew.have_done("it may leave", &json!({"command": "REMOVE_NODE", "node": id, "timeout_ms": 3000}));
+        crew.crash_some();
+        crew.ids.remove(&leaving);
+        crew.until_even();
+        // It ends by itself, or has just been started again.
+        drop(crew.nodes.remove(&leaving));
+        trio.blank(leaving);
+    }
+    let members: Vec<u16> = crew.ids.keys().map(|at| trio.port(*at)).collect();
+    let requests = load.end(&members);
+    say(&format!("{requests} requests over {rounds} nodes that came and {rounds} that went, with crashes"));
 }
 
 /// Whether every group has this many voters, all of them on these nodes, with replicas and leaders even within one.

@@ -178,7 +178,7 @@ fn judge_node(meta: &Meta, card: &Card) -> Result<(), Refusal> {
         );
     }
     if known.state == NodeState::Gone {
-        return refuse(RefusalCode::UnknownNode, format!("node {} was removed from the cluster", card.id));
+        return refuse(RefusalCode::Removed, format!("node {} was removed from the cluster", card.id));
     }
     Ok(())
 }
@@ -248,7 +248,7 @@ mod tests {
         let gone = |hello: &mut Hello| {
             hello.card = Card { id: "n3".into(), number: 3, incarnation: 3, ..Card::default() }
         };
-        assert_eq!(judged(gone), Err(RefusalCode::UnknownNode));
+        assert_eq!(judged(gone), Err(RefusalCode::Removed));
         let founding = |hello: &mut Hello| (hello.cluster, hello.purpose) = (0, Purpose::Founding);
         assert_eq!(judged(founding), Ok(()));
         let blank = |hello: &mut Hello| {

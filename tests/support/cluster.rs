@@ -87,6 +87,16 @@ impl Trio {
         self.run(at, &name_of(at), &["--peers", &format!("127.0.0.1:{port}:{cluster_port}")])
     }
 
+    /// As [`Trio::spawn_joining`], under an id of its own; or again, where it has joined before and needs no `member`.
+    pub(crate) fn spawn_named(&self, at: usize, id: &str, member: Option<usize>) -> Node {
+        let peers = member.map(|member| {
+            let (port, cluster_port) = self.ports[member];
+            format!("127.0.0.1:{port}:{cluster_port}")
+        });
+        let more = peers.as_ref().map(|peers| ["--peers", peers.as_str()]);
+        self.run(at, id, more.as_ref().map_or(&[][..], |more| &more[..]))
+    }
+
     /// Starts a copy of a node's data directory under the same id, at the ports of `at`.
     pub(crate) fn spawn_copy(&self, of: usize, at: usize) -> Node {
         copy_directory(&self.data(of), &self.data(at)).expect("a directory can be copied");
@@ -238,6 +248,12 @@ impl Node {
             assert!(self.began.elapsed() < PATIENCE, "still running: {}", self.stderr());
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// As [`Node::wait`], with all the patience from now on.
+    pub(crate) fn wait_from_now(mut self) -> Ended {
+        self.began = Instant::now();
+        self.wait()
     }
 
     /// Asks it to end in good order.

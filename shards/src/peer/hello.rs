@@ -119,6 +119,8 @@ pub enum RefusalCode {
     Nonsense = 8,
     /// Another process of the same node is connected: a copy of a data directory runs beside its original.
     Twice = 9,
+    /// The node was taken out of the cluster for good.
+    Removed = 10,
 }
 
 impl RefusalCode {
@@ -133,6 +135,7 @@ impl RefusalCode {
             7 => Self::NotNow,
             8 => Self::Nonsense,
             9 => Self::Twice,
+            10 => Self::Removed,
             _ => return None,
         })
     }
@@ -334,7 +337,7 @@ mod tests {
         ] {
             assert_eq!(Hello::decode(&bytes_of(purpose), &mut scratch), Ok(hello(purpose)));
         }
-        for code in (1..=9).filter_map(RefusalCode::from_number) {
+        for code in (1..=10).filter_map(RefusalCode::from_number) {
             let refusal = Some(Refusal { code, text: "because".into() });
             let welcome = Welcome { protocol: 1, cluster: 5, card: card(), session: 9, echo: 77, refusal };
             let mut bytes = PayloadBuffer::new();
