@@ -402,7 +402,10 @@ impl Crew<'_> {
             let victim = places[self.random.below(places.len() as u64) as usize];
             self.nodes.remove(&victim).expect("it runs").kill();
             std::thread::sleep(Duration::from_millis(self.random.below(700)));
-            let back = self.trio.spawn_named(victim, &self.ids[&victim], None);
+            // With the command line that it had: it may not have heard yet that it is a member.
+            let id = &self.ids[&victim];
+            let other = self.ids.keys().copied().find(|at| *at != victim);
+            let back = self.trio.spawn_named(victim, id, other.filter(|_| id.starts_with("new")));
             self.nodes.insert(victim, back);
         }
     }
