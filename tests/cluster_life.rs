@@ -56,6 +56,7 @@ struct Writer {
     ports: Vec<u16>,
     stop: Arc<AtomicBool>,
     longest_us: Arc<AtomicU64>,
+    longest_of_one_key_us: Arc<AtomicU64>,
 }
 
 /// What a client has done.
@@ -69,7 +70,7 @@ struct Done {
 
 impl Writer {
     fn run(self) -> Done {
-        let Self { name, ports, stop, longest_us } = self;
+        let Self { name, ports, stop, longest_us, longest_of_one_key_us } = self;
         let mut random = Random::new(name.bytes().map(u64::from).sum());
         let (mut at, mut connection) = (0, None);
         let mut done =
@@ -83,7 +84,8 @@ impl Writer {
                 request
             };
             let mut ask = |request: &Value| insist(&ports, &mut at, &mut connection, request);
-            match random.below(4) {
+            let kind = random.below(4);
+            match kind {
                 0 => {
                     let reply = ask(&session(
                         json!({"command": "INCR", "key": format!("{name}-n"), "timeout_ms": 2000}),
@@ -112,6 +114,9 @@ impl Writer {
             done.requests = seq;
             let took_us = begun.elapsed().as_micros() as u64;
             longest_us.fetch_max(took_us, Ordering::AcqRel);
+            if kind != 2 {
+                longest_of_one_key_us.fetch_max(took_us, Ordering::AcqRel);
+            }
         }
         done
     }
@@ -121,28 +126,36 @@ impl Writer {
 struct Load {
     stop: Arc<AtomicBool>,
     longest_us: Arc<AtomicU64>,
+    longest_of_one_key_us: Arc<AtomicU64>,
     writers: Vec<JoinHandle<Done>>,
 }
 
 impl Load {
     fn begin(ports: &[u16], clients: usize) -> Self {
-        let (stop, longest_us) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let stop = Arc::new(AtomicBool::new(false));
+        let [longest_us, longest_of_one_key_us] = [0, 0].map(|us| Arc::new(AtomicU64::new(us)));
         let begin = |number: usize| {
             let writer = Writer {
                 name: format!("w{number}"),
                 ports: ports.to_vec(),
                 stop: Arc::clone(&stop),
                 longest_us: Arc::clone(&longest_us),
+                longest_of_one_key_us: Arc::clone(&longest_of_one_key_us),
             };
             std::thread::spawn(move || writer.run())
         };
         let writers = (0..clients).map(begin).collect();
-        Self { stop, longest_us, writers }
+        Self { stop, longest_us, longest_of_one_key_us, writers }
     }
 
     /// The longest that a request took since this was last asked.
     fn take_longest(&self) -> Duration {
         Duration::from_micros(self.longest_us.swap(0, Ordering::AcqRel))
+    }
+
+    /// As [`Load::take_longest`], of requests on one key.
+    fn take_longest_of_one_key(&self) -> Duration {
+        Duration::from_micros(self.longest_of_one_key_us.swap(0, Ordering::AcqRel))
     }
 
     /// Ends the load and compares every key with what was acknowledged, as each of these nodes reads it.
@@ -217,26 +230,28 @@ fn a_stop_in_good_order_is_hardly_noticed() {
     nodes.iter().flatten().for_each(answers);
     let ports = [0, 1, 2].map(|at| trio.port(at));
     let load = Load::begin(&ports, 4);
-    let mut pauses = Vec::new();
+    let (mut pauses, mut of_batches) = (Vec::new(), Vec::new());
     for round in 0..6 {
         std::thread::sleep(CALM);
         eventually("each node leads something", PATIENCE, || {
             let reply = nodes[0].as_ref().expect("it runs").ask(&json!({"command": "CLUSTER"}));
             is_even(&reply["result"], &["n1", "n2", "n3"], 3)
         });
-        load.take_longest();
+        (load.take_longest(), load.take_longest_of_one_key());
         let victim = round % 3;
         nodes[victim].take().expect("it runs").stop();
         std::thread::sleep(Duration::from_millis(1500));
-        pauses.push(load.take_longest());
+        pauses.push(load.take_longest_of_one_key());
+        of_batches.push(load.take_longest());
         let node = trio.spawn_without_peers(victim);
         answers(&node);
         nodes[victim] = Some(node);
     }
     let requests = load.end(&ports);
     pauses.sort_unstable();
-    say(&format!("{requests} requests; longest of a stop: {pauses:?}"));
-    assert!(pauses[pauses.len() / 2] < Duration::from_millis(500), "{pauses:?}");
+    // A batch over several groups may have to be said again to a new leader, which is done after half a second.
+    say(&format!("{requests} requests; longest of a stop: {pauses:?}, with batches {of_batches:?}"));
+    assert!(pauses[pauses.len() / 2] < Duration::from_millis(300), "{pauses:?}");
 }
 
 /// Writes values that fill the nodes.
