@@ -95,6 +95,33 @@ impl<'a> StringEnds<'a> {
     }
 }
 
+/// Position of the next quote, backslash, control character or byte above 127 at `at` or behind it, or the input's end.
+#[inline]
+pub(crate) fn next_syntax_or_wide(bytes: &[u8], at: usize) -> usize {
+    next_marked(bytes, at, is_no_plain_text)
+}
+
+/// The same for quotes, backslashes and control characters alone.
+#[inline]
+pub(crate) fn next_syntax(bytes: &[u8], at: usize) -> usize {
+    next_marked(bytes, at, |bytes| is_no_plain_text(bytes) & !bytes.simd_lt(i8x16::splat(0)))
+}
+
+#[inline]
+fn next_marked(bytes: &[u8], at: usize, mark: impl Fn(i8x16) -> i8x16) -> usize {
+    let mut at = at;
+    while let Some(vector) = bytes.get(at..).and_then(|rest| rest.first_chunk::<VECTOR>()) {
+        let marks = word(vector, &mark);
+        if marks != 0 {
+            return at + marks.trailing_zeros() as usize;
+        }
+        at += VECTOR;
+    }
+    let left = bytes.len().saturating_sub(at);
+    let marks = if left > 0 { word_at_end(bytes, left, &mark) } else { 0 };
+    if marks != 0 { at + marks.trailing_zeros() as usize } else { bytes.len() }
+}
+
 /// The marks of a block; what lies beyond the input is marked too.
 #[inline]
 fn string_marks(bytes: &[u8], from: usize) -> u64 {
@@ -106,37 +133,41 @@ fn string_marks(bytes: &[u8], from: usize) -> u64 {
 /// A bit for each of the sixty-four bytes from `from` on that `mark` sets; none for what lies beyond the input.
 #[inline]
 fn block(bytes: &[u8], from: usize, mark: impl Fn(i8x16) -> i8x16) -> u64 {
-    let word = |vector: &[u8; VECTOR]| {
-        let marked = mark(i8x16::new(vector.map(u8::cast_signed)));
-        u64::from(marked.to_bitmask())
-    };
     let rest = &bytes[from..];
     if let Some(whole) = rest.first_chunk::<BLOCK>() {
         let (vectors, _) = whole.as_chunks::<VECTOR>();
-        return word(&vectors[0])
-            | word(&vectors[1]) << VECTOR
-            | word(&vectors[2]) << (2 * VECTOR)
-            | word(&vectors[3]) << (3 * VECTOR);
+        return word(&vectors[0], &mark)
+            | word(&vectors[1], &mark) << VECTOR
+            | word(&vectors[2], &mark) << (2 * VECTOR)
+            | word(&vectors[3], &mark) << (3 * VECTOR);
     }
     let (vectors, last) = rest.as_chunks::<VECTOR>();
     let (mut marks, mut shift) = (0, 0);
     for vector in vectors {
-        marks |= word(vector) << shift;
+        marks |= word(vector, &mark) << shift;
         shift += VECTOR;
     }
-    if last.is_empty() {
-        return marks;
-    }
-    // The last vector ends with the input and begins with bytes that were looked at already, where there are as many.
-    let ending = match bytes.last_chunk::<VECTOR>() {
-        Some(vector) => word(vector) >> (VECTOR - last.len()),
+    if last.is_empty() { marks } else { marks | word_at_end(bytes, last.len(), &mark) << shift }
+}
+
+/// A bit for each byte of a vector that `mark` sets.
+#[inline]
+fn word(vector: &[u8; VECTOR], mark: &impl Fn(i8x16) -> i8x16) -> u64 {
+    u64::from(mark(i8x16::new(vector.map(u8::cast_signed))).to_bitmask())
+}
+
+/// The same for the last `left` bytes of the input, fewer than a vector has and at least one.
+#[inline]
+fn word_at_end(bytes: &[u8], left: usize, mark: &impl Fn(i8x16) -> i8x16) -> u64 {
+    // The vector ends with the input and begins with bytes that were looked at already, where there are as many.
+    match bytes.last_chunk::<VECTOR>() {
+        Some(vector) => word(vector, mark) >> (VECTOR - left),
         None => {
             let mut vector = [0; VECTOR];
-            vector[..last.len()].copy_from_slice(last);
-            word(&vector) & !(u64::MAX << last.len())
+            vector[..left].copy_from_slice(&bytes[bytes.len() - left..]);
+            word(&vector, mark) & !(u64::MAX << left)
         }
-    };
-    marks | ending << shift
+    }
 }
 
 #[inline]
@@ -170,6 +201,11 @@ mod tests {
             let ends: Vec<usize> = LineEnds::new(&bytes, from).collect();
             let plain = (from..bytes.len()).filter(|at| bytes[*at] == b'\n');
             prop_assert_eq!(ends, plain.collect::<Vec<_>>());
+
+            let is_syntax = |byte: u8| byte == b'"' || byte == b'\\' || byte < b' ';
+            let first = |is: &dyn Fn(u8) -> bool| (from..bytes.len()).find(|at| is(bytes[*at])).unwrap_or(bytes.len());
+            prop_assert_eq!(next_syntax(&bytes, from), first(&is_syntax));
+            prop_assert_eq!(next_syntax_or_wide(&bytes, from), first(&|byte| is_syntax(byte) || byte > 127));
 
             let is_end = |byte: u8| byte == b'"' || byte == b'\\' || byte < b' ' || byte > 127;
             let mut marks = StringEnds::new(&bytes);
