@@ -155,6 +155,39 @@ pub fn wish(meta: &Meta, is_busy: impl Fn(GroupId) -> bool) -> Option<(GroupId, 
     even_replicas(meta, &load, free).or_else(|| even_leaders(meta, &members, free))
 }
 
+/// Another end for a move that cannot come to its end: the replica that was to be filled is on a node that leaves, does not
+/// answer, and has no vote yet, so nobody misses it. Without this the group would stay busy, and its node would never be gone.
+///
+/// The new target is a node that holds nothing of the group: one whose old replica still votes must not be given another, since
+/// ids are never used again. Where there is none the group shrinks to what stays, and grows again once it stands so.
+pub fn replan(meta: &Meta, reports: &BTreeMap<GroupId, Report>) -> Option<(GroupId, GroupPlacement)> {
+    let is_member = |node: NodeNumber| meta.node(node).is_some_and(|node| node.state == NodeState::Member);
+    let members: Vec<NodeNumber> =
+        meta.nodes.iter().map(|node| node.number).filter(|node| is_member(*node)).collect();
+    let load = replica_counts(meta, &members);
+    for (group, report) in reports.iter().filter(|(_, report)| !report.is_changing) {
+        let Some(placement) = meta.groups.get(group.0 as usize) else { continue };
+        let is_active =
+            |replica| report.progress.iter().any(|known| known.replica == replica && known.is_active);
+        let is_lost = |held: &&ReplicaId| {
+            !is_member(held.node()) && !report.voters.contains(*held) && !is_active(**held)
+        };
+        let Some(lost) = placement.replicas.iter().find(is_lost).copied() else { continue };
+        let mut next = placement.clone();
+        next.replicas.retain(|held| *held != lost);
+        let stays = next.replicas.iter().any(|held| report.voters.contains(held));
+        let held = || placement.replicas.iter().chain(&report.voters).chain(&report.learners);
+        let free = load.iter().filter(|(node, _)| held().all(|replica| replica.node() != **node));
+        if let Some((target, _)) = free.min_by_key(|(node, count)| (**count, **node)) {
+            next.replicas.push(ReplicaId::new(meta.next_replica, *target));
+        } else if !stays {
+            continue;
+        }
+        return Some((*group, with_leader(meta, next)));
+    }
+    None
+}
+
 /// Moves one replica from the fullest node to the emptiest one, while they differ by more than one.
 fn even_replicas<'m, I: Iterator<Item = (GroupId, &'m GroupPlacement)>>(
     meta: &Meta,

@@ -15,7 +15,8 @@ pub(super) struct PayloadWindow {
 }
 
 impl PayloadWindow {
-    /// `length` bytes of `segment` from `offset` on, which lie inside its `segment_bytes`. Reads ahead when it must read.
+    /// `length` bytes of `segment` from `offset` on, which lie inside its `segment_bytes`. Reads ahead when it must read, but for
+    /// the start of a segment: of most segments only that is looked at in a first pass.
     pub(super) fn get<E>(
         &mut self,
         segment_bytes: u64,
@@ -28,7 +29,8 @@ impl PayloadWindow {
         let end = self.start + self.buffer.len() as u64;
         let held = self.segment == segment && self.start <= offset && offset + length as u64 <= end;
         if !held {
-            let ahead = (length.max(WINDOW_BYTES) as u64).min(segment_bytes - offset);
+            let wanted = if offset == 0 { length } else { length.max(WINDOW_BYTES) };
+            let ahead = (wanted as u64).min(segment_bytes - offset);
             self.buffer.resize(usize::try_from(ahead).expect("a segment fits memory"), 0);
             (self.segment, self.start) = (segment, offset);
             if let Err(error) = read(offset, &mut self.buffer) {

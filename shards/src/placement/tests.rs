@@ -69,7 +69,8 @@ impl World {
             let settled = |world: &Self, group: GroupId| {
                 is_settled(&world.meta.groups[group.0 as usize], &world.reports[&group])
             };
-            let change = wish(&self.meta, |group| !settled(self, group));
+            let change = replan(&self.meta, &self.reports);
+            let change = change.or_else(|| wish(&self.meta, |group| !settled(self, group)));
             let is_wish = change.is_some();
             if let Some((group, placement)) = change {
                 for (at, replica) in placement.replicas.iter().enumerate() {
@@ -257,4 +258,35 @@ fn a_removal_that_would_lose_a_majority_is_objected_to() {
         "it may just not have been heard"
     );
     assert_eq!(silent_nodes(&told_of(3, &[2]).1), BTreeSet::from([NodeNumber(2)]));
+}
+
+/// A node dies while it is filled, and its operator removes it: the move gets another end, or is undone.
+#[test]
+fn a_move_to_a_node_that_died_and_leaves_ends() {
+    for has_another in [true, false] {
+        let mut world = World::new(3, 1, 3, None);
+        world.add(4);
+        world.add(5);
+        if !has_another {
+            world.leave(5);
+        }
+        // One voter is to go to the fourth node, which holds a learner that will never be filled.
+        let (target, old) = (ReplicaId::new(1, NodeNumber(4)), ReplicaId::new(0, NodeNumber(3)));
+        world.meta.next_replica = 2;
+        let placement = &mut world.meta.groups[0];
+        placement.replicas.retain(|held| *held != old);
+        placement.replicas.push(target);
+        world.reports.get_mut(&GroupId(0)).unwrap().learners.push(target);
+        world.settle(&[4]);
+        let report = &world.reports[&GroupId(0)];
+        assert_eq!(report.learners, [target], "it may come back while it is a member");
+        world.leave(4);
+        world.settle(&[4]);
+        let (placement, report) = (&world.meta.groups[0], &world.reports[&GroupId(0)]);
+        assert!(is_settled(placement, report), "{placement:?} {report:?}");
+        let mut nodes: Vec<u16> = report.voters.iter().map(|voter| voter.node().0).collect();
+        nodes.sort_unstable();
+        assert_eq!(nodes, if has_another { [1, 2, 5] } else { [1, 2, 3] });
+        assert!(!report.voters.contains(&old), "an id that was given up is never used again");
+    }
 }

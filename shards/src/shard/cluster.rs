@@ -181,7 +181,9 @@ impl Shard {
             let placement = &state.groups[group.0 as usize];
             reports.get(&group).is_none_or(|(_, report)| !placement::is_settled(placement, report))
         };
-        if let Some((group, placement)) = placement::wish(state, is_busy) {
+        let latest = reports.iter().map(|(group, (_, report))| (*group, report.clone())).collect();
+        let planned = placement::replan(state, &latest).or_else(|| placement::wish(state, is_busy));
+        if let Some((group, placement)) = planned {
             return Some(MetaChange::Place { group, placement, planned_on });
         }
         let is_named = |node| {

@@ -55,8 +55,9 @@ impl Replicas {
     pub(crate) fn forget(&mut self, machine: usize, group: Option<u32>) {
         let concerns = |of: u32| group.is_none_or(|group| group == of);
         self.looked.retain(|(other, of), _| *other != machine || !concerns(*of));
-        for ((of, ..), holders) in &mut self.holders {
-            if concerns(*of) {
+        // What it has acknowledged of entries that do not count as committed yet may be heard after it is gone.
+        for ((of, index, _), holders) in &mut self.holders {
+            if concerns(*of) && self.committed.contains_key(&(*of, *index)) {
                 *holders &= !(1 << machine);
             }
         }

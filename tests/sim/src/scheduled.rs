@@ -6,7 +6,8 @@ use crate::world::Happening;
 pub(crate) struct Scheduled {
     pub(crate) at: u64,
     pub(crate) order: u64,
-    pub(crate) happening: Happening,
+    /// Apart, because the queue moves its elements about.
+    pub(crate) happening: Box<Happening>,
 }
 
 impl PartialEq for Scheduled {

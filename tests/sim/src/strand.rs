@@ -343,7 +343,9 @@ impl Strand {
     /// When the shard wants a turn although nothing comes.
     pub fn due(&self, now: Moment, now_us: u64) -> u64 {
         let tick = now_us + self.next_tick.0.saturating_sub(now.wall.0).max(1) * 1000;
-        let wal = self.wal.due_ns().map(|due| now_us + due.saturating_sub(now.elapsed_ns) / 1000 + 1);
+        // What is overdue after a turn waits for the device, whose completions are events.
+        let wal = self.wal.due_ns().filter(|due| *due > now.elapsed_ns);
+        let wal = wal.map(|due| now_us + (due - now.elapsed_ns) / 1000 + 1);
         [Some(tick), wal, self.device.due(), self.supply.due(), self.files.due()]
             .into_iter()
             .flatten()

@@ -229,6 +229,7 @@ impl World {
     pub(crate) fn schedule(&mut self, after_us: u64, happening: Happening) {
         self.next_order += 1;
         let at = self.now() + after_us;
+        let happening = Box::new(happening);
         self.queue.push(Scheduled { at, order: self.next_order, happening });
     }
 
@@ -246,7 +247,7 @@ impl World {
             if self.report.happenings > EVENTS_MAX {
                 return Err(format!("more than {EVENTS_MAX} happenings: something spins"));
             }
-            self.happen(next.happening)?;
+            self.happen(*next.happening)?;
             if let Some(text) = self.complaint.take() {
                 return Err(text);
             }
