@@ -207,7 +207,7 @@ mod tests {
             prop_assert_eq!(next_syntax(&bytes, from), first(&is_syntax));
             prop_assert_eq!(next_syntax_or_wide(&bytes, from), first(&|byte| is_syntax(byte) || byte > 127));
 
-            let is_end = |byte: u8| byte == b'"' || byte == b'\\' || byte < b' ' || byte > 127;
+            let is_end = |byte: u8| byte == b'"' || byte == b'\\' || byte < b' ' || !byte.is_ascii();
             let mut marks = StringEnds::new(&bytes);
             let mut at = from;
             while at < bytes.len() {

@@ -32,7 +32,7 @@ fn may_have_tag(key: &[u8]) -> bool {
     let mut marks = 0;
     for word in words {
         // x - 1 borrows into the top bit where a byte was zero, and perhaps in the byte above it.
-        let brace = u64::from_le_bytes(*word) ^ (ONES * b'{' as u64);
+        let brace = u64::from_le_bytes(*word) ^ (ONES * u64::from(b'{'));
         marks |= brace.wrapping_sub(ONES) & !brace;
     }
     marks & TOPS != 0 || rest.contains(&b'{')
