@@ -93,7 +93,7 @@ impl Plan {
     /// What came with the turns of disks and clocks that were missing at first.
     fn draw_third(&mut self) {
         self.generation = 3;
-        let mut rng = Rng::new(self.seed ^ 0x7468_6972_64);
+        let mut rng = Rng::new(self.seed ^ 0x0074_6869_7264);
         self.work_calls = *rng.pick(&[8, 8, 1]);
         self.outstanding_bytes = *rng.pick(&[128 << 20, 128 << 20, 256 << 10, 40 << 10]);
         let is_calm = self.faults == FaultSet::default();
