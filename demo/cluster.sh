@@ -5,6 +5,7 @@ set -euo pipefail
 
 binary=$1
 shift
+flags=("$@")
 base=${STRAND_BASE_PORT:-8000}
 pids=()
 
@@ -16,13 +17,19 @@ stop() {
 }
 trap 'stop 0' INT TERM
 
+# How a node that has been here before is started: its data directory knows the others.
+again() {
+  echo "$binary serve --id node$1 --port $((base + $1 - 1)) --cluster-port $((base + $1 + 999))" \
+    "--data-dir data/cluster/node$1 ${flags[*]}"
+}
+
 for node in 1 2 3; do
   peers=()
   for other in 1 2 3; do
     [ "$other" = "$node" ] || peers+=("node$other@127.0.0.1:$((base + other - 1))")
   done
   "$binary" serve --id "node$node" --port $((base + node - 1)) --data-dir "data/cluster/node$node" \
-    --peers "$(IFS=,; echo "${peers[*]}")" --shards 4 --log-format text "$@" 2> >(sed -u "s/^/node$node  /" >&2) &
+    --peers "$(IFS=,; echo "${peers[*]}")" --shards 4 --log-format text "${flags[@]}" 2> >(sed -u "s/^/node$node  /" >&2) &
   pids+=("$!")
 done
 
@@ -36,9 +43,25 @@ Any node takes any request. From another terminal:
   echo '{"command":"CLUSTER"}' | nc -q1 localhost $((base + 1))
   $binary cli --address 127.0.0.1:$base
 
-Kill one of them (kill -9) and go on: the other two serve after a second or two.
+  $binary cluster status --address 127.0.0.1:$base
+
+Kill one of them and go on, the other two serve after a second or two; the line that tells of its end says how it comes back:
+
+  kill -9 ${pids[2]}
 
 TEXT
-wait -n || true
-echo "A node ended; stopping the others." >&2
-stop 1
+# A node that ends is told of and missed by nobody else: that is what a cluster is for.
+running=("${pids[@]}")
+while [ "${#running[@]}" -gt 0 ]; do
+  wait -n -p ended "${running[@]}" || true
+  for at in "${!running[@]}"; do
+    [ "${running[$at]}" = "$ended" ] || continue
+    unset "running[$at]"
+  done
+  for node in 1 2 3; do
+    [ "${pids[$((node - 1))]}" = "$ended" ] || continue
+    echo "node$node ended; start it again with: $(again "$node")" >&2
+  done
+done
+echo "No node is left." >&2
+exit 1

@@ -1,6 +1,6 @@
 //! Starts a server and ends it in good order: cores, preflight, data directory, threads, signals.
 //!
-//! Shards recover in their own threads, all at once; clients are listened for before (a taken port fails early) and
+//! Shards recover in their own threads, all at once; clients' ports are bound before (a taken port fails early) and
 //! served after every shard is ready. Decides nothing about data. Whatever a thread dies of ends the whole process.
 
 mod clients;
@@ -17,6 +17,7 @@ use crate::disk::worker::{FileWorker, Wake, start_file_worker};
 use crate::doorbell::Doorbell;
 use crate::driver::{self, Clients, Seat, SnapshotFiles, Stage};
 use crate::fatal::{self, Fatal};
+use crate::front::Early;
 use crate::links::{self, RouterLink, ShardMesh};
 use crate::peer::hub::{Hub, News};
 use crate::preflight;
@@ -106,7 +107,9 @@ impl Server {
         let shards = self.directory.meta().shards as usize;
         let is_inline = self.tuning.router.mode == RouterMode::Inline;
         let services = if is_inline { shards } else { self.deal.routers.len() };
-        let Entrance { listeners, address, shard_ports } = self.listen(services)?;
+        // In a cluster another node serves them meanwhile.
+        let early = if member.is_some() { Early::IsRefused } else { Early::Waits };
+        let Entrance { listeners, address, shard_ports } = self.listen(services, early)?;
 
         let bells = |count: usize| -> Result<Vec<_>, Fatal> {
             let made = (0..count).map(|_| Doorbell::new()).collect::<io::Result<Vec<_>>>();
@@ -125,6 +128,8 @@ impl Server {
         let mut inboxes = inboxes.into_iter();
         let stop = StopHandle::new(service_bells.iter().chain(&shard_bells).cloned().collect());
         if let Some(hub) = hub.clone() {
+            let removed = Arc::clone(&stop);
+            hub.when_removed(move || removed.request());
             stop.precede(move || hub.resign(RESIGN_WITHIN));
         }
         let shards_stop = Arc::new(AtomicBool::new(false));

@@ -482,6 +482,8 @@ pub async fn run(
                 Some((seat, files)) => {
                     spare_files = Some(files);
                     stage = Stage::Vacant(seat);
+                    // What the replica held is free, in pieces: without this the node would stay as large as it was.
+                    crate::sys::trim_heap();
                 }
             },
             Stage::Vacant(seat) => match vacant::wait_for_replica(seat, &stop)? {

@@ -116,6 +116,18 @@ pub fn random_bytes(buffer: &mut [u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Gives free memory of the process's heap back to the kernel, as far as whole pages are free. Takes some milliseconds for each
+/// 100 MB that are free, and other threads that allocate may wait for a part of that.
+#[cfg(target_env = "gnu")]
+pub fn trim_heap() {
+    // SAFETY: the call takes the allocator's own locks and touches free memory only.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// Other C libraries give memory back by themselves.
+#[cfg(not(target_env = "gnu"))]
+pub fn trim_heap() {}
+
 fn checked(result: libc::c_int) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -86,6 +86,46 @@ fn a_blank_disk_under_an_old_name_is_refused() {
     assert!(ended.stderr.contains("blank disk under an old name"), "{}", ended.stderr);
 }
 
+/// Two processes of one node could vote twice, and would fight for its connections.
+#[test]
+fn a_copy_of_a_data_directory_is_refused_beside_its_original() {
+    let _timed = timed("a copy of a data directory");
+    let trio = Trio::new("founding-copy", &["--shards", "2"]);
+    let nodes = [0, 1, 2].map(|at| trio.spawn(at));
+    for node in &nodes {
+        node.until_it_answers();
+        node.ask_until_success(&json!({"command": "INCR", "key": "n"}));
+    }
+    let refusals = || {
+        let figure = |node: &support::cluster::Node| {
+            node.ask(&json!({"command": "INFO"}))["result"]["peers"]["refused_stranger"].as_u64()
+        };
+        [0, 2].map(|at| figure(&nodes[at]).unwrap_or(0))
+    };
+    let before = refusals();
+    let copy = trio.spawn_copy(1, 3);
+    eventually("both others refuse it", Duration::from_secs(20), || {
+        refusals().iter().zip(before).all(|(now, before)| *now > before)
+    });
+    let said = nodes[0].stderr();
+    assert!(said.contains("node n2 runs already at 127.0.0.1:"), "{said}");
+    let told = |from: &str| from.matches("runs already").count();
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(told(&nodes[0].stderr()) <= 2, "a caller that keeps calling does not fill the log");
+    // The original is where it was, and nobody is disturbed.
+    let known = nodes[2].ask(&json!({"command": "CLUSTER"}))["result"]["nodes"][1].clone();
+    assert_eq!(known["address"], format!("127.0.0.1:{}", trio.port(1)), "{known}");
+    assert_eq!(nodes[1].ask_until_success(&json!({"command": "INCR", "key": "n"}))["result"], 4);
+    copy.kill();
+    // A node that starts again is another life of it and is let in.
+    let [first, second, third] = nodes;
+    second.kill();
+    let again = trio.spawn_without_peers(1);
+    again.until_it_answers();
+    assert_eq!(again.ask_until_success(&json!({"command": "INCR", "key": "n"}))["result"], 5);
+    drop([first, third]);
+}
+
 #[test]
 fn a_node_with_another_id_or_a_weaker_floor_does_not_start() {
     let _timed = timed("another id");

@@ -19,6 +19,13 @@ use support::{eventually, from_environment, say, timed};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A node is killed this long after it answered.
 const CALM: Duration = Duration::from_millis(700);
+/// Longest that a request may take while nodes come and go: the bound that is aimed at is two seconds, the rest is for a machine
+/// that runs other tests beside this one.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// A value of which there are many enough to be seen in a node's memory.
+const FILLING_BYTES: usize = 1024;
+/// How many.
+const FILLINGS: usize = 6000;
 
 /// Sends a request to one node after another until one of them succeeds. The request must be safe to say twice.
 fn insist(ports: &[u16], at: &mut usize, connection: &mut Option<Connection>, request: &Value) -> Value {
@@ -49,6 +56,7 @@ struct Writer {
     ports: Vec<u16>,
     stop: Arc<AtomicBool>,
     longest_us: Arc<AtomicU64>,
+    longest_of_one_key_us: Arc<AtomicU64>,
 }
 
 /// What a client has done.
@@ -62,7 +70,7 @@ struct Done {
 
 impl Writer {
     fn run(self) -> Done {
-        let Self { name, ports, stop, longest_us } = self;
+        let Self { name, ports, stop, longest_us, longest_of_one_key_us } = self;
         let mut random = Random::new(name.bytes().map(u64::from).sum());
         let (mut at, mut connection) = (0, None);
         let mut done =
@@ -76,7 +84,8 @@ impl Writer {
                 request
             };
             let mut ask = |request: &Value| insist(&ports, &mut at, &mut connection, request);
-            match random.below(4) {
+            let kind = random.below(4);
+            match kind {
                 0 => {
                     let reply = ask(&session(
                         json!({"command": "INCR", "key": format!("{name}-n"), "timeout_ms": 2000}),
@@ -105,6 +114,9 @@ impl Writer {
             done.requests = seq;
             let took_us = begun.elapsed().as_micros() as u64;
             longest_us.fetch_max(took_us, Ordering::AcqRel);
+            if kind != 2 {
+                longest_of_one_key_us.fetch_max(took_us, Ordering::AcqRel);
+            }
         }
         done
     }
@@ -114,28 +126,36 @@ impl Writer {
 struct Load {
     stop: Arc<AtomicBool>,
     longest_us: Arc<AtomicU64>,
+    longest_of_one_key_us: Arc<AtomicU64>,
     writers: Vec<JoinHandle<Done>>,
 }
 
 impl Load {
     fn begin(ports: &[u16], clients: usize) -> Self {
-        let (stop, longest_us) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let stop = Arc::new(AtomicBool::new(false));
+        let [longest_us, longest_of_one_key_us] = [0, 0].map(|us| Arc::new(AtomicU64::new(us)));
         let begin = |number: usize| {
             let writer = Writer {
                 name: format!("w{number}"),
                 ports: ports.to_vec(),
                 stop: Arc::clone(&stop),
                 longest_us: Arc::clone(&longest_us),
+                longest_of_one_key_us: Arc::clone(&longest_of_one_key_us),
             };
             std::thread::spawn(move || writer.run())
         };
         let writers = (0..clients).map(begin).collect();
-        Self { stop, longest_us, writers }
+        Self { stop, longest_us, longest_of_one_key_us, writers }
     }
 
     /// The longest that a request took since this was last asked.
     fn take_longest(&self) -> Duration {
         Duration::from_micros(self.longest_us.swap(0, Ordering::AcqRel))
+    }
+
+    /// As [`Load::take_longest`], of requests on one key.
+    fn take_longest_of_one_key(&self) -> Duration {
+        Duration::from_micros(self.longest_of_one_key_us.swap(0, Ordering::AcqRel))
     }
 
     /// Ends the load and compares every key with what was acknowledged, as each of these nodes reads it.
@@ -200,13 +220,72 @@ fn any_node_may_be_killed_under_load() {
     assert!(requests > rounds * 20, "a load that does nothing proves nothing");
 }
 
+/// A stop in good order hands leadership over first, and nobody offers it back while the process is still there: writers
+/// wait for a round of messages and not for an election.
+#[test]
+fn a_stop_in_good_order_is_hardly_noticed() {
+    let _timed = timed("stops in good order under load");
+    let trio = Trio::new("life-stop", &["--shards", "6"]);
+    let mut nodes = [0, 1, 2].map(|at| Some(trio.spawn(at)));
+    nodes.iter().flatten().for_each(answers);
+    let ports = [0, 1, 2].map(|at| trio.port(at));
+    let load = Load::begin(&ports, 4);
+    let (mut pauses, mut of_batches) = (Vec::new(), Vec::new());
+    for round in 0..6 {
+        std::thread::sleep(CALM);
+        eventually("each node leads something", PATIENCE, || {
+            let reply = nodes[0].as_ref().expect("it runs").ask(&json!({"command": "CLUSTER"}));
+            is_even(&reply["result"], &["n1", "n2", "n3"], 3)
+        });
+        load.take_longest();
+        load.take_longest_of_one_key();
+        let victim = round % 3;
+        nodes[victim].take().expect("it runs").stop();
+        std::thread::sleep(Duration::from_millis(1500));
+        pauses.push(load.take_longest_of_one_key());
+        of_batches.push(load.take_longest());
+        let node = trio.spawn_without_peers(victim);
+        answers(&node);
+        nodes[victim] = Some(node);
+    }
+    let requests = load.end(&ports);
+    pauses.sort_unstable();
+    // A batch over several groups may have to be said again to a new leader, which is done after half a second.
+    say(&format!("{requests} requests; longest of a stop: {pauses:?}, with batches {of_batches:?}"));
+    assert!(pauses[pauses.len() / 2] < Duration::from_millis(300), "{pauses:?}");
+}
+
+/// Writes values that fill the nodes.
+fn fill(port: u16) {
+    let mut connection = Connection::open(port).expect("the node listens");
+    let value = "v".repeat(FILLING_BYTES);
+    for from in (0..FILLINGS).step_by(100) {
+        let items: BTreeMap<String, &str> =
+            (from..from + 100).map(|number| (format!("fill-{number}"), value.as_str())).collect();
+        let set = json!({"command": "BULK_SET", "items": items, "client": "fill", "seq": from, "timeout_ms": 20000});
+        let begun = Instant::now();
+        while connection.ask(&set)["status"] != "success" {
+            assert!(begun.elapsed() < PATIENCE, "a batch is not taken");
+        }
+    }
+}
+
+/// Bytes that a node's replicas hold, as INFO tells.
+fn held_bytes(node: &Node) -> u64 {
+    let info = node.ask(&json!({"command": "INFO"}))["result"].clone();
+    let shards = info["shards"].as_array().expect("figures of each shard");
+    shards.iter().filter_map(|shard| shard["memory_bytes"].as_u64()).sum()
+}
+
 #[test]
 fn nodes_join_and_leave_under_load() {
     let _timed = timed("nodes that join and leave");
-    let trio = Trio::new("life-members", &["--shards", "4"]);
+    let trio = Trio::new("life-members", &["--shards", "16"]);
     let mut nodes: Vec<Option<Node>> = (0..3).map(|at| Some(trio.spawn(at))).collect();
     nodes.iter().flatten().for_each(answers);
     let ports: Vec<u16> = (0..5).map(|at| trio.port(at)).collect();
+    fill(ports[0]);
+    let held_by_three = held_bytes(nodes[1].as_ref().expect("it runs"));
     let load = Load::begin(&ports[..3], 3);
     for at in [3, 4] {
         let node = trio.spawn_joining(at, 1);
@@ -222,6 +301,22 @@ fn nodes_join_and_leave_under_load() {
     eventually("replicas and leaders are even", PATIENCE, || {
         is_even(&asked(4)["result"], &["n1", "n2", "n3", "n4", "n5"], 3)
     });
+    let joining = load.take_longest();
+    // Each of five holds three fifths of what each of three held.
+    for node in nodes.iter().flatten() {
+        let held = held_bytes(node);
+        let share = held as f64 / held_by_three as f64;
+        assert!((0.4..0.8).contains(&share), "{held} of {held_by_three} bytes");
+    }
+    // Every key is read from every node, whether or not it has a replica of the group.
+    for node in nodes.iter().flatten() {
+        let get =
+            |number: usize| json!({"command": "GET", "key": format!("fill-{number}"), "timeout_ms": 10000});
+        let mut connection = Connection::open(node.port()).expect("the node listens");
+        for reply in connection.pipeline(&(0..FILLINGS).step_by(50).map(get).collect::<Vec<_>>()) {
+            assert_eq!(reply["result"].as_str().map(str::len), Some(FILLING_BYTES), "{reply}");
+        }
+    }
     // One leaves alive, one is dead: both may have led.
     assert_eq!(asked(1).get("status"), Some(&json!("success")));
     let reply = nodes[1].as_ref().expect("it runs").ask(&json!({"command": "REMOVE_NODE", "node": "n1"}));
@@ -229,6 +324,14 @@ fn nodes_join_and_leave_under_load() {
     eventually("the first holds nothing", PATIENCE, || {
         is_even(&asked(4)["result"], &["n2", "n3", "n4", "n5"], 3)
     });
+    let leaving = load.take_longest();
+    // Nobody tells it any more who leads: it says so and ends, and its clients go elsewhere. It is not let in again.
+    for _ in 0..2 {
+        let ended = nodes[0].take().expect("it runs").wait_from_now();
+        assert_eq!(ended.code(), Some(0), "{ended:#?}");
+        assert!(ended.stderr.contains("node n1 was removed from the cluster"), "{}", ended.stderr);
+        nodes[0] = Some(trio.spawn_without_peers(0));
+    }
     nodes[1].take().expect("it runs").kill();
     let reply = nodes[2]
         .as_ref()
@@ -239,8 +342,22 @@ fn nodes_join_and_leave_under_load() {
         let reply = nodes[4].as_ref().expect("it runs").ask(&json!({"command": "CLUSTER"}));
         is_even(&reply["result"], &["n3", "n4", "n5"], 3)
     });
+    let replacing = load.take_longest();
     let requests = load.end(&ports[2..]);
-    say(&format!("{requests} requests while five nodes came and two went"));
+    say(&format!(
+        "{requests} requests while two nodes came and two went; longest while they came {joining:?}, while one left \
+         {leaving:?}, while a dead one was replaced {replacing:?}"
+    ));
+    for pause in [joining, leaving, replacing] {
+        assert!(pause < PAUSE_MAX, "{pause:?}");
+    }
+    let mut connection = Connection::open(ports[4]).expect("the node listens");
+    for from in (0..FILLINGS).step_by(500) {
+        let keys: Vec<String> = (from..from + 500).map(|number| format!("fill-{number}")).collect();
+        let found = connection.ask(&json!({"command": "BULK_GET", "keys": keys}))["result"].clone();
+        let whole = |value: &Value| value.as_str().map(str::len) == Some(FILLING_BYTES);
+        assert!(found.as_object().is_some_and(|found| found.len() == 500 && found.values().all(whole)));
+    }
 }
 
 /// In the middle of a move the replica that is to go is placed nowhere any more, and still votes. It must come back with its
@@ -282,6 +399,94 @@ fn a_replica_on_its_way_out_votes_after_a_restart() {
         is_even(&first.ask(&json!({"command": "CLUSTER"}))["result"], &["n1", "n2", "n4"], 3)
     });
     eventually("its files are gone", PATIENCE, || back.stderr().contains("its files are gone"));
+}
+
+/// Nodes by place: their ids, and their processes.
+struct Crew<'t> {
+    trio: &'t Trio,
+    ids: BTreeMap<usize, String>,
+    nodes: BTreeMap<usize, Node>,
+    random: Random,
+}
+
+impl Crew<'_> {
+    /// Kills some of them one after another, at moments of chance, and has them come back.
+    fn crash_some(&mut self) {
+        for _ in 0..1 + self.random.below(3) {
+            std::thread::sleep(Duration::from_millis(self.random.below(500)));
+            let places: Vec<usize> = self.nodes.keys().copied().collect();
+            let victim = places[self.random.below(places.len() as u64) as usize];
+            self.nodes.remove(&victim).expect("it runs").kill();
+            std::thread::sleep(Duration::from_millis(self.random.below(700)));
+            // With the command line that it had: it may not have heard yet that it is a member.
+            let id = &self.ids[&victim];
+            let other = self.ids.keys().copied().find(|at| *at != victim);
+            let back = self.trio.spawn_named(victim, id, other.filter(|_| id.starts_with("new")));
+            self.nodes.insert(victim, back);
+        }
+    }
+
+    /// Asks members until one of them does it.
+    fn have_done(&self, what: &str, request: &Value) {
+        eventually(what, PATIENCE, || {
+            let asked =
+                |at: &usize| Connection::open(self.trio.port(*at)).and_then(|mut c| c.try_ask(request));
+            self.ids.keys().any(|at| asked(at).is_ok_and(|reply| reply["status"] == "success"))
+        });
+    }
+
+    fn until_even(&self) {
+        let names: Vec<&str> = self.ids.values().map(String::as_str).collect();
+        eventually("replicas and leaders are even", PATIENCE, || {
+            let cluster = json!({"command": "CLUSTER"});
+            let asked =
+                |at: &usize| Connection::open(self.trio.port(*at)).and_then(|mut c| c.try_ask(&cluster));
+            self.ids
+                .keys()
+                .find_map(|at| asked(at).ok())
+                .is_some_and(|reply| is_even(&reply["result"], &names, 3))
+        });
+    }
+}
+
+/// At length: `STRAND_MEMBER_ROUNDS=50`.
+#[test]
+fn changes_of_members_survive_crashes_at_any_step() {
+    let _timed = timed("crashes while members change");
+    let rounds = from_environment("STRAND_MEMBER_ROUNDS", 3);
+    let trio = Trio::new("life-crashes", &["--shards", "4"]);
+    let nodes: BTreeMap<usize, Node> = (0..3).map(|at| (at, trio.spawn(at))).collect();
+    nodes.values().for_each(answers);
+    let ids = (0..3).map(|at| (at, format!("n{}", at + 1))).collect();
+    let random = Random::new(from_environment("STRAND_SEED", 1));
+    let mut crew = Crew { trio: &trio, ids, nodes, random };
+    let ports: Vec<u16> = (0..4).map(|at| trio.port(at)).collect();
+    let load = Load::begin(&ports, 3);
+    for round in 0..rounds {
+        // The place that is free gets a new node, under a new id.
+        let free = (0..4).find(|at| !crew.ids.contains_key(at)).expect("three of four are members");
+        let member = *crew.ids.keys().next().expect("there are members");
+        let id = format!("new{round}");
+        crew.nodes.insert(free, trio.spawn_named(free, &id, Some(member)));
+        crew.have_done("it is added", &json!({"command": "ADD_NODE", "node": id, "timeout_ms": 3000}));
+        crew.ids.insert(free, id);
+        crew.crash_some();
+        crew.until_even();
+
+        let places: Vec<usize> = crew.ids.keys().copied().collect();
+        let leaving = places[crew.random.below(places.len() as u64) as usize];
+        let id = crew.ids[&leaving].clone();
+        crew.have_done("it may leave", &json!({"command": "REMOVE_NODE", "node": id, "timeout_ms": 3000}));
+        crew.crash_some();
+        crew.ids.remove(&leaving);
+        crew.until_even();
+        // It ends by itself, or has just been started again.
+        drop(crew.nodes.remove(&leaving));
+        trio.blank(leaving);
+    }
+    let members: Vec<u16> = crew.ids.keys().map(|at| trio.port(*at)).collect();
+    let requests = load.end(&members);
+    say(&format!("{requests} requests over {rounds} nodes that came and {rounds} that went, with crashes"));
 }
 
 /// Whether every group has this many voters, all of them on these nodes, with replicas and leaders even within one.

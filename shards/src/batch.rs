@@ -110,11 +110,14 @@ impl RequestBatch {
     /// Empties the batch and keeps its memory, up to `keep_bytes` of it.
     pub fn clear(&mut self, keep_bytes: usize) {
         self.bytes.clear();
-        self.bytes.shrink_to(keep_bytes);
+        if self.bytes.capacity() > keep_bytes {
+            self.bytes.shrink_to(keep_bytes);
+        }
         self.heads.clear();
     }
 
     /// The command record of one of this batch's requests.
+    #[inline]
     pub fn record(&self, head: &RequestHead) -> &[u8] {
         &self.bytes[head.start as usize..][..head.length as usize]
     }
@@ -124,17 +127,21 @@ impl ReplyBatch {
     /// Empties the batch and keeps its memory, up to `keep_bytes` of it.
     pub fn clear(&mut self, keep_bytes: usize) {
         self.bytes.clear();
-        self.bytes.shrink_to(keep_bytes);
+        if self.bytes.capacity() > keep_bytes {
+            self.bytes.shrink_to(keep_bytes);
+        }
         self.heads.clear();
         self.shared.clear();
     }
 
     /// The body of one of this batch's replies, without the shared value that may follow it.
+    #[inline]
     pub fn body(&self, head: &ReplyHead) -> &[u8] {
         &self.bytes[head.start as usize..][..head.length as usize]
     }
 
     /// Adds a reply whose body `write` appends.
+    #[inline]
     pub fn push(&mut self, token: Token, kind: ReplyKind, write: impl FnOnce(&mut Vec<u8>)) {
         let start = self.bytes.len();
         write(&mut self.bytes);

@@ -91,6 +91,7 @@ impl Effects {
     }
 
     /// The reply batch of a router.
+    #[inline]
     pub fn replies_to(&mut self, router: u8) -> &mut ReplyBatch {
         let number = usize::from(router);
         if self.replies.len() <= number {

@@ -73,6 +73,7 @@ impl fmt::Display for GroupId {
 }
 
 /// The hash that places a key inside its shard.
+#[inline]
 pub fn hash_of(key: &[u8]) -> KeyHash {
     KeyHash(xxh3_64(key))
 }
@@ -83,6 +84,7 @@ pub fn slot_of(key: &[u8]) -> Slot {
 }
 
 /// As [`slot_of`] for a caller that already has the hash of the whole key.
+#[inline]
 pub fn slot_of_hashed(key: &[u8], hash: KeyHash) -> Slot {
     Slot(slot::slot_of_hashed(key, hash.0))
 }

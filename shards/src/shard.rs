@@ -7,6 +7,7 @@
 //! allows it.
 
 mod admit;
+mod advance;
 mod apply;
 mod budget;
 mod cluster;
@@ -35,7 +36,6 @@ use crate::consensus::storage::SnapshotOffer;
 use crate::effect::Effects;
 use crate::event::{DiskFigures, Event};
 use crate::ids::{GroupId, Millis, Sequence, Slot};
-use crate::index::Units;
 use crate::index::set::{IndexSet, IndexSettings};
 use crate::meta::Meta;
 use crate::state::State;
@@ -300,9 +300,6 @@ const STEP_UNITS: u32 = 1500;
 /// What a batch takes beside its entries, and an entry beside its commands.
 const BATCH_OVERHEAD_BYTES: usize = 1024;
 
-/// Size of the blocks that the log is written in.
-const LOG_BLOCK_BYTES: u64 = 4096;
-
 /// What is left after [`Shard::work`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Left {
@@ -527,68 +524,6 @@ impl Shard {
             self.cluster_tick(effects);
         }
         Ok(())
-    }
-
-    /// Proposes, collects and applies until nothing moves or the units are spent.
-    fn advance(&mut self, units: u32, effects: &mut Effects) -> Result<(), ShardFault> {
-        let mut units = Units::new(units);
-        loop {
-            self.follow_role(effects);
-            let began = self.propose_some()? | self.ask_for_reads();
-            self.group.collect(&mut self.collected);
-            effects.raft.append(&mut self.collected.messages);
-            self.hand_over_appends(effects);
-            if !self.collected.replaced.is_empty() {
-                let replaced = std::mem::take(&mut self.collected.replaced);
-                self.entries_replaced(replaced, effects);
-            }
-            if let Some(answered) = self.collected.confirmed.take() {
-                self.end_rounds(answered, effects);
-            }
-            let moved = began || !self.collected.committed.is_empty();
-            self.slices.push(&mut self.collected.committed);
-            let applied = self.applied;
-            // What is reserved may leave something to propose, which nothing else would wake the shard for.
-            let moved = moved || (!self.slices.reservations.is_empty() && units.left());
-            self.apply_some(&mut units, effects)?;
-            self.reserve_some(&mut units, effects);
-            if !moved && applied == self.applied {
-                self.tell_role(effects);
-                return Ok(());
-            }
-        }
-    }
-
-    fn hand_over_appends(&mut self, effects: &mut Effects) {
-        for append in self.collected.appends.drain(..) {
-            let bytes = append.entries.iter().map(|entry| entry.data.len() as u64).sum::<u64>();
-            self.counters.log_bytes += bytes;
-            // A batch takes whole blocks of the log, however little is in it.
-            self.snapshots.log_bytes += bytes.next_multiple_of(LOG_BLOCK_BYTES);
-            if self.config.floor == Floor::Off {
-                continue;
-            }
-            if let Some((index, _)) = append.reset {
-                for list in [&mut self.batches, &mut self.history] {
-                    list.clear();
-                    list.push_back((index, append.sequence));
-                }
-            }
-            if let (Some(first), Some(last)) = (append.entries.first(), append.entries.last()) {
-                for list in [&mut self.batches, &mut self.history] {
-                    // Batches whose entries are replaced by these have nothing more to wait for.
-                    while list.back().is_some_and(|(before, _)| *before >= first.index) {
-                        list.pop_back();
-                    }
-                    list.push_back((last.index, append.sequence));
-                }
-            }
-            effects.appends.push(append);
-        }
-        if self.config.floor == Floor::Off {
-            self.durable = self.group.last_sequence();
-            self.group.durable(self.durable);
-        }
     }
 
     fn refuse(&self, router: u8, head: &crate::batch::RequestHead, failure: Failure, effects: &mut Effects) {

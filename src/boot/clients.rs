@@ -6,7 +6,7 @@
 use super::{BACKLOG, Server, lost, settings};
 use crate::doorbell::Doorbell;
 use crate::fatal::{self, Fatal};
-use crate::front::Listeners;
+use crate::front::{Early, Listeners};
 use crate::links::{self, RouterLink, ShardLink};
 use crate::router::{ClusterParts, ServerFacts};
 use crate::service::{NoHost, Service, ServiceParts};
@@ -65,8 +65,9 @@ impl Serving {
 }
 
 impl Server {
-    /// Binds the common port for every service, and in inline mode each shard's own.
-    pub(super) fn listen(&self, services: usize) -> Result<Entrance, Fatal> {
+    /// Binds the common port for every service, and in inline mode each shard's own; `early` says what becomes of clients who
+    /// come while the shards recover.
+    pub(super) fn listen(&self, services: usize, early: Early) -> Result<Entrance, Fatal> {
         if services > SERVICES_MAX {
             return Err(Fatal::Configuration(format!(
                 "router.mode = \"inline\" serves at most {SERVICES_MAX} shards, and this directory has {services}: use \
@@ -78,12 +79,12 @@ impl Server {
         let failed = |source| Fatal::Listen { address: address.clone(), source };
         let resolved: Vec<SocketAddr> =
             (server.host.as_str(), server.port).to_socket_addrs().map_err(failed)?.collect();
-        let mut listeners = Listeners::bind_for(services, &resolved, BACKLOG).map_err(failed)?;
+        let mut listeners = Listeners::bind_for(services, &resolved, BACKLOG, early).map_err(failed)?;
         let mut shard_ports = Vec::new();
         if self.tuning.router.mode == RouterMode::Inline {
             for (number, listeners) in listeners.iter_mut().enumerate() {
                 let port = self.shard_port(number)?;
-                let bound = Listeners::bind_own(&resolved, port, BACKLOG);
+                let bound = Listeners::bind_own(&resolved, port, BACKLOG, early);
                 let (own, port) = bound.map_err(|source| Fatal::Listen {
                     address: format!("{}:{port} (the port of shard {number})", server.host),
                     source,

@@ -100,6 +100,7 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Reply bytes that the kernel has not taken.
+    #[inline]
     pub(super) fn unsent(&self) -> usize {
         self.out.len() + self.sending_bytes + self.slots.early_bytes()
     }
@@ -208,6 +209,7 @@ impl Connections {
     }
 
     /// The place of a token's connection, if that lives, and the number of its request.
+    #[inline]
     pub(super) fn find(&self, token: Token) -> Option<(usize, u32)> {
         let at = (token.0 >> (LOCAL_BITS + GENERATION_BITS)) as usize;
         let connection = self.list.get(at)?;
@@ -216,6 +218,7 @@ impl Connections {
     }
 
     /// Has the connection settled before the turn ends.
+    #[inline]
     pub(super) fn touch(&mut self, at: usize) {
         let connection = &mut self.list[at];
         if !connection.touched {

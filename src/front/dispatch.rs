@@ -9,6 +9,7 @@ use super::handler::{Handled, ID_BYTES_MAX, LineAt, LineHandler};
 use super::settings::FrontSettings;
 use shards::batch::ReplyKind;
 use shards::ids::Millis;
+use strand_wire::LineEnds;
 
 /// Everything of the front except its ring.
 #[derive(Debug)]
@@ -197,8 +198,7 @@ impl Desk {
         }
         let token_base = Connections::token_base(at, connection.generation);
         let mut consumed = 0;
-        for position in memchr::memchr_iter(b'\n', &bytes[searched..]) {
-            let end = searched + position;
+        for end in LineEnds::new(bytes, searched) {
             let mut line = &bytes[consumed..end];
             if let [content @ .., b'\r'] = line {
                 line = content;
@@ -236,6 +236,7 @@ impl Desk {
 }
 
 /// Why the connection's next complete line is not offered now.
+#[inline]
 fn must_wait(connection: &Connection, settings: &FrontSettings) -> Option<Wants> {
     if connection.slots.used() >= settings.in_flight_max {
         Some(Wants::InFlight)

@@ -71,21 +71,25 @@ pub struct LineAt<'a> {
 
 impl LineAt<'_> {
     /// The token that the line has if it is taken.
+    #[inline]
     pub fn token(&self) -> Token {
         Token(self.token_base | u64::from(self.slots.next()))
     }
 
     /// The time of this turn.
+    #[inline]
     pub fn now(&self) -> Millis {
         self.now
     }
 
     /// Whether a request of this class may be taken now.
+    #[inline]
     pub fn admits(&self, class: Class) -> bool {
         self.slots.admits(class)
     }
 
     /// Whether replies leave in request order (the default).
+    #[inline]
     pub fn is_ordered(&self) -> bool {
         self.slots.is_ordered()
     }
@@ -138,6 +142,7 @@ impl ReplySink<'_> {
 
     /// Writes the reply of one request: `members` and then, when given, the shared value, which is sent from where it is.
     /// False when nobody waits for it.
+    #[inline]
     pub fn complete(
         &mut self,
         token: Token,
@@ -149,6 +154,7 @@ impl ReplySink<'_> {
     }
 
     /// As [`ReplySink::complete`], with members that `members` appends.
+    #[inline]
     pub fn complete_with(
         &mut self,
         token: Token,

@@ -26,8 +26,8 @@ mod turn;
 
 pub use counters::FrontCounters;
 pub use handler::{Handled, ID_BYTES_MAX, LineAt, LineHandler, ReplySink};
-pub use listen::Listeners;
 pub(crate) use listen::bind_patiently;
+pub use listen::{Early, Listeners};
 pub use order::{Class, IN_FLIGHT_LIMIT, arrival_order};
 pub use settings::{Completions, FrontSettings, Receive};
 pub use turn::{Front, Turn, Wait};

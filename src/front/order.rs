@@ -68,23 +68,33 @@ pub(super) struct Slots {
     outstanding: [u32; 4],
     /// Number of the oldest slot in use (ordered).
     head: u32,
-    /// First free slot (unordered); the others follow through `Slot::start`.
+    /// First free slot (unordered); the others follow through `Rest::start`.
     free: u32,
     slots: Vec<Slot>,
+    /// What only some slots have, beside each of them: most requests are answered without a look at it.
+    rests: Vec<Rest>,
     /// Formatted replies that wait for their turn, in the order of their completion.
     early: Vec<u8>,
     early_live: usize,
     early_shared_bytes: usize,
 }
 
-#[derive(Debug, Default)]
+/// What every request touches: few bytes, since a busy server holds thousands of them.
+#[derive(Clone, Copy, Debug, Default)]
 struct Slot {
+    state: State,
+    generation: u8,
+    /// Whether the request gave an id, which then stands in the slot's rest.
+    has_id: bool,
+}
+
+/// The id of a request that has one; an early reply; a link of the free slots.
+#[derive(Debug, Default)]
+struct Rest {
     id: Id,
     shared: Option<Arc<[u8]>>,
     start: usize,
     length: u32,
-    generation: u8,
-    state: State,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,17 +121,30 @@ impl Default for Id {
 impl Id {
     const SHORT: usize = 22;
 
+    /// Takes over an id; what lies behind a short one in its place means nothing.
+    #[inline]
     fn set(&mut self, id: &[u8]) {
-        let length = id.len();
-        if length > Self::SHORT {
-            *self = Self::Long(id.into());
-            return;
+        match self {
+            Self::Short { length, .. } if id.is_empty() => *length = 0,
+            Self::Short { length, bytes } if id.len() <= Self::SHORT => {
+                *length = id.len() as u8;
+                bytes[..id.len()].copy_from_slice(id);
+            }
+            _ => *self = Self::made_of(id),
         }
-        let mut bytes = [0; Self::SHORT];
-        bytes[..length].copy_from_slice(id);
-        *self = Self::Short { length: length as u8, bytes };
     }
 
+    #[cold]
+    fn made_of(id: &[u8]) -> Self {
+        if id.len() > Self::SHORT {
+            return Self::Long(id.into());
+        }
+        let mut bytes = [0; Self::SHORT];
+        bytes[..id.len()].copy_from_slice(id);
+        Self::Short { length: id.len() as u8, bytes }
+    }
+
+    #[inline]
     fn get(&self) -> &[u8] {
         match self {
             Self::Short { length, bytes } => &bytes[..usize::from(*length)],
@@ -130,7 +153,8 @@ impl Id {
     }
 }
 
-const _: () = assert!(size_of::<Slot>() <= 64, "a slot is one cache line");
+const _: () =
+    assert!(size_of::<Slot>() <= 4 && size_of::<Rest>() <= 64, "a line of cache has many slots, or one rest");
 const _: () = assert!(
     IN_FLIGHT_LIMIT < 1 << (LOCAL_BITS - 8),
     "an unordered slot's number leaves room for its generation"
@@ -145,6 +169,7 @@ impl Default for Slots {
             head: 0,
             free: NO_SLOT,
             slots: Vec::new(),
+            rests: Vec::new(),
             early: Vec::new(),
             early_live: 0,
             early_shared_bytes: 0,
@@ -173,6 +198,7 @@ impl Slots {
     pub(super) fn trim(&mut self) {
         if self.used == 0 && self.ordered {
             self.slots = Vec::new();
+            self.rests = Vec::new();
             self.early = Vec::new();
         }
     }
@@ -193,6 +219,7 @@ impl Slots {
     }
 
     /// Whether a request of this class may be taken now.
+    #[inline]
     pub(super) fn admits(&self, class: Class) -> bool {
         if self.outstanding(Class::Barrier) > 0 {
             return false;
@@ -205,6 +232,7 @@ impl Slots {
     }
 
     /// The number that the next request taken will have.
+    #[inline]
     pub(super) fn next(&self) -> u32 {
         if self.ordered {
             return (self.head + self.used) & LOCAL_MASK;
@@ -216,10 +244,15 @@ impl Slots {
     }
 
     /// Takes the slot that [`Slots::next`] named.
+    #[inline]
     pub(super) fn take(&mut self, class: Class, id: &[u8]) {
-        let slot = self.claim();
-        slot.id.set(id);
+        let position = self.claim();
+        let slot = &mut self.slots[position];
         slot.state = State::Outstanding(class);
+        slot.has_id = !id.is_empty();
+        if slot.has_id {
+            self.rests[position].id.set(id);
+        }
         self.outstanding[class as usize] += 1;
     }
 
@@ -238,8 +271,9 @@ impl Slots {
         let (start, shared_length) = (self.early.len(), shared.as_ref().map_or(0, |value| value.len()));
         reply_line::open(&mut self.early, kind, id, members);
         let length = self.early.len() - start;
-        let slot = self.claim();
-        slot.keep(start, length, shared);
+        let position = self.claim();
+        self.slots[position] = Slot { state: State::Early, has_id: false, ..self.slots[position] };
+        self.rests[position].keep(start, length, shared);
         self.early_live += length;
         self.early_shared_bytes += shared_length;
     }
@@ -250,6 +284,7 @@ impl Slots {
     }
 
     /// Writes the reply to request `number`, and those behind it that it held up; false when nobody waits for it.
+    #[inline]
     pub(super) fn complete(
         &mut self,
         out: &mut Output,
@@ -262,31 +297,36 @@ impl Slots {
             return false;
         };
         self.outstanding[class as usize] -= 1;
-        let slot = &mut self.slots[position];
+        let slot = self.slots[position];
+        let id = if slot.has_id { self.rests[position].id.get() } else { &[] };
         if !self.ordered {
-            write(out, kind, slot.id.get(), members, shared);
-            slot.id = Id::default();
-            slot.state = State::Free;
-            slot.generation = slot.generation.wrapping_add(1);
-            slot.start = self.free as usize;
+            write(out, kind, id, members, shared);
+            let generation = slot.generation.wrapping_add(1);
+            self.slots[position] = Slot { state: State::Free, generation, has_id: false };
+            self.rests[position] = Rest { start: self.free as usize, ..Rest::default() };
             self.free = position as u32;
             self.used -= 1;
         } else if number == self.head {
-            write(out, kind, slot.id.get(), members, shared);
+            write(out, kind, id, members, shared);
             self.release_head();
-            self.release_early(out);
+            // Nothing waits for its turn where replies come in order.
+            if self.early_live > 0 {
+                self.release_early(out);
+            }
         } else {
             let start = self.early.len();
-            reply_line::open(&mut self.early, kind, slot.id.get(), members);
+            reply_line::open(&mut self.early, kind, id, members);
             let length = self.early.len() - start;
             self.early_live += length;
             self.early_shared_bytes += shared.as_ref().map_or(0, |value| value.len());
-            slot.keep(start, length, shared);
+            self.slots[position].state = State::Early;
+            self.rests[position].keep(start, length, shared);
         }
         true
     }
 
     /// The slot that waits for the reply to `number`, and the class of its request.
+    #[inline]
     fn position(&self, number: u32) -> Option<(usize, Class)> {
         let position = if self.ordered {
             let distance = number.wrapping_sub(self.head) & LOCAL_MASK;
@@ -307,8 +347,9 @@ impl Slots {
         }
     }
 
-    /// The next free slot, now in use.
-    fn claim(&mut self) -> &mut Slot {
+    /// The position of the next free slot, now in use.
+    #[inline]
+    fn claim(&mut self) -> usize {
         assert!(self.used() <= IN_FLIGHT_LIMIT, "the front bounds the requests in flight");
         let position = if self.ordered {
             if self.used() == self.slots.len() {
@@ -317,37 +358,42 @@ impl Slots {
             (self.head + self.used) as usize & (self.slots.len() - 1)
         } else if self.free == NO_SLOT {
             self.slots.push(Slot::default());
+            self.rests.push(Rest::default());
             self.slots.len() - 1
         } else {
             let position = self.free as usize;
-            self.free = self.slots[position].start as u32;
+            self.free = self.rests[position].start as u32;
             position
         };
         self.used += 1;
-        let slot = &mut self.slots[position];
-        assert!(slot.state == State::Free, "a slot is claimed once");
-        slot
+        assert!(self.slots[position].state == State::Free, "a slot is claimed once");
+        position
     }
 
     /// Doubles the ring; slots keep their numbers and move to where the wider mask puts them.
     fn grow_ring(&mut self) {
         let old = self.slots.len();
         let new = (old * 2).max(8);
-        let mut wider: Vec<Slot> = Vec::with_capacity(new);
-        wider.resize_with(new, Slot::default);
+        let mut wider = vec![Slot::default(); new];
+        let mut rests: Vec<Rest> = Vec::with_capacity(new);
+        rests.resize_with(new, Rest::default);
         for offset in 0..self.used {
             let number = (self.head + offset) as usize;
-            wider[number & (new - 1)] = std::mem::take(&mut self.slots[number & (old - 1)]);
+            wider[number & (new - 1)] = self.slots[number & (old - 1)];
+            rests[number & (new - 1)] = std::mem::take(&mut self.rests[number & (old - 1)]);
         }
-        self.slots = wider;
+        (self.slots, self.rests) = (wider, rests);
     }
 
+    #[inline]
     fn release_head(&mut self) {
         let position = self.head as usize & (self.slots.len() - 1);
         let slot = &mut self.slots[position];
         slot.state = State::Free;
-        if let Id::Long(_) = slot.id {
-            slot.id = Id::default();
+        if slot.has_id
+            && let Id::Long(_) = self.rests[position].id
+        {
+            self.rests[position].id = Id::default();
         }
         self.head = (self.head + 1) & LOCAL_MASK;
         self.used -= 1;
@@ -357,14 +403,14 @@ impl Slots {
     fn release_early(&mut self, out: &mut Output) {
         while self.used > 0 {
             let position = self.head as usize & (self.slots.len() - 1);
-            let slot = &mut self.slots[position];
-            if slot.state != State::Early {
+            if self.slots[position].state != State::Early {
                 break;
             }
-            let length = slot.length as usize;
-            out.bytes.extend_from_slice(&self.early[slot.start..][..length]);
+            let rest = &mut self.rests[position];
+            let length = rest.length as usize;
+            out.bytes.extend_from_slice(&self.early[rest.start..][..length]);
             self.early_live -= length;
-            if let Some(value) = slot.shared.take() {
+            if let Some(value) = rest.shared.take() {
                 self.early_shared_bytes -= value.len();
                 out.push_shared(value);
             }
@@ -384,11 +430,11 @@ impl Slots {
         let mut kept = Vec::with_capacity(self.early_live);
         for offset in 0..self.used {
             let position = (self.head + offset) as usize & (self.slots.len() - 1);
-            let slot = &mut self.slots[position];
-            if slot.state == State::Early {
+            if self.slots[position].state == State::Early {
+                let rest = &mut self.rests[position];
                 let start = kept.len();
-                kept.extend_from_slice(&self.early[slot.start..][..slot.length as usize]);
-                slot.start = start;
+                kept.extend_from_slice(&self.early[rest.start..][..rest.length as usize]);
+                rest.start = start;
             }
         }
         assert!(kept.len() == self.early_live, "every live early reply has a slot");
@@ -396,12 +442,11 @@ impl Slots {
     }
 }
 
-impl Slot {
+impl Rest {
     fn keep(&mut self, start: usize, length: usize, shared: Option<Arc<[u8]>>) {
         self.start = start;
         self.length = u32::try_from(length).expect("a reply is at most 64 MiB");
         self.shared = shared;
-        self.state = State::Early;
     }
 }
 
@@ -409,6 +454,7 @@ fn local(position: u32, generation: u8) -> u32 {
     position << 8 | u32::from(generation)
 }
 
+#[inline]
 fn write(
     out: &mut Output,
     kind: ReplyKind,
@@ -416,6 +462,9 @@ fn write(
     members: impl FnOnce(&mut Vec<u8>),
     shared: Option<Arc<[u8]>>,
 ) {
+    if kind == ReplyKind::Ok && id.is_empty() && shared.is_none() {
+        return out.bytes.extend_from_slice(reply_line::OK);
+    }
     reply_line::open(&mut out.bytes, kind, id, members);
     if let Some(value) = shared {
         out.push_shared(value);

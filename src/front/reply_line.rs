@@ -7,10 +7,14 @@ use shards::batch::ReplyKind;
 /// What ends every reply line.
 pub(super) const END: &[u8] = b"}\n";
 
+/// The whole reply of [`ReplyKind::Ok`] to a request without an id.
+pub(super) const OK: &[u8] = b"{\"status\":\"success\",\"result\":\"OK\"}\n";
+
 /// Writes a reply line from its opening brace to the end of its members; [`END`] and perhaps a shared value remain.
 ///
 /// # Panics
 /// On [`ReplyKind::Part`], which is an answer to the router and no client's reply.
+#[inline]
 pub(super) fn open(out: &mut Vec<u8>, kind: ReplyKind, id: &[u8], members: impl FnOnce(&mut Vec<u8>)) {
     let status: &[u8] = match kind {
         ReplyKind::Ok | ReplyKind::Success => b"{\"status\":\"success\",",
@@ -47,6 +51,7 @@ mod tests {
     #[test]
     fn lines_have_status_id_and_members() {
         check(ReplyKind::Ok, "", "", "{\"status\":\"success\",\"result\":\"OK\"}\n");
+        check(ReplyKind::Ok, "", "", std::str::from_utf8(OK).unwrap());
         check(ReplyKind::Ok, "7", "", "{\"status\":\"success\",\"id\":7,\"result\":\"OK\"}\n");
         check(
             ReplyKind::Success,

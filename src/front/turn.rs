@@ -111,6 +111,7 @@ impl Front {
     ) -> io::Result<Self> {
         settings.check()?;
         let ring = FrontRing::open(&settings)?;
+        listeners.open()?;
         let now = clock();
         let connections = Connections::new(settings.connections_max + REFUSALS_MAX);
         Ok(Self {

@@ -6,7 +6,7 @@
 //! here: leaders are elected by the groups. A thread that waits for a dead node delays nothing but its own.
 
 use super::counters::count;
-use super::dial;
+use super::dial::{self, DialError};
 use super::hub::{Hub, Notice, Task};
 use super::socket::{Talk, TalkError};
 use crate::clock::{self, Clock};
@@ -16,7 +16,7 @@ use shards::ids::{GroupId, NodeNumber};
 use shards::log::payload::PayloadBuffer;
 use shards::peer::frame::Kind;
 use shards::peer::gossip::Gossip;
-use shards::peer::hello::Purpose;
+use shards::peer::hello::{Purpose, RefusalCode};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
@@ -44,6 +44,10 @@ pub fn serve(mut talk: Talk, node: NodeNumber, hub: &Arc<Hub>) -> Result<(), Tal
     while !hub.is_stopping() {
         let gossip = talk
             .receive(&[Kind::Gossip], HEARD_WITHIN, |_, payload, scratch| Gossip::decode(payload, scratch))?;
+        if hub.nodes.meta().node(node).is_none() {
+            // It was removed. Who calls again is told so, and without that it would never know: nobody speaks to it any more.
+            return Ok(());
+        }
         hub.heard(node, gossip.meta_version);
         if let Some(meta) = gossip.meta {
             hub.notice(Notice::Meta(Arc::new(meta)));
@@ -175,6 +179,11 @@ impl Worker {
     fn dial(&self, purpose: Purpose) -> Result<Talk, String> {
         let made = dial::member(&self.hub, self.node, purpose);
         count(if made.is_ok() { &self.hub.counters.dialled } else { &self.hub.counters.dial_failures });
+        if let Err(DialError::Refused(refusal)) = &made
+            && refusal.code == RefusalCode::Removed
+        {
+            self.hub.was_removed(&refusal.text);
+        }
         made.map_err(|error| error.to_string())
     }
 

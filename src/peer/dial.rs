@@ -10,6 +10,7 @@ use shards::peer::frame::{Kind, PAYLOAD_BYTES_MAX};
 use shards::peer::hello::{Card, Hello, PROTOCOL_MAX, PROTOCOL_MIN, Purpose, Refusal, Welcome};
 use std::fmt;
 use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// Longest wait for a connection: a node that is there answers within a fraction of it.
@@ -56,7 +57,7 @@ pub fn greet(
     payload_bytes_max: usize,
 ) -> Result<(Talk, Welcome), DialError> {
     let mut talk = Talk::begin(connect(host, port)?, cluster).map_err(TalkError::from)?;
-    let nonce = clock::random_u64();
+    let nonce = u64::from(life()) << 32 | clock::random_u64() & u64::from(u32::MAX);
     let hello =
         Hello { protocols: (PROTOCOL_MIN, PROTOCOL_MAX), cluster, card: card.clone(), to, purpose, nonce };
     let mut payload = shards::log::payload::PayloadBuffer::new();
@@ -94,6 +95,12 @@ pub fn member(hub: &Hub, node: NodeNumber, purpose: Purpose) -> Result<Talk, Dia
         return Err(DialError::Stranger(format!("{host}:{port} is {found}, and {} was meant", known.id)));
     }
     Ok(talk)
+}
+
+/// Drawn once in the life of this process.
+fn life() -> u32 {
+    static LIFE: OnceLock<u32> = OnceLock::new();
+    *LIFE.get_or_init(|| clock::random_u64() as u32)
 }
 
 fn connect(host: &str, port: u16) -> Result<TcpStream, DialError> {

@@ -25,12 +25,14 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// News that may wait at a shard: a few for each node and each change of the meta state.
 const NEWS_MAX: usize = 4096;
 
+/// So long a removed node stays, so that whoever had it removed hears that it is done.
+const REMOVED_STAYS_MS: u64 = 1000;
 /// Time between two looks at whether leadership is handed over.
 const RESIGN_LOOK: Duration = Duration::from_millis(5);
 
@@ -135,6 +137,9 @@ pub struct Hub {
     versions: Mutex<BTreeMap<NodeNumber, u64>>,
     notices: Sender<Notice>,
     is_stopping: AtomicBool,
+    /// When a member first said that this node was removed, and how the process stops then.
+    removed_at: OnceLock<Millis>,
+    stop: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl std::fmt::Debug for Hub {
@@ -186,6 +191,8 @@ impl Hub {
             versions: Mutex::new(BTreeMap::new()),
             notices,
             is_stopping: AtomicBool::new(false),
+            removed_at: OnceLock::new(),
+            stop: OnceLock::new(),
         })
     }
 
@@ -222,6 +229,25 @@ impl Hub {
             let is_first = matches!(founding, Founding::Alone | Founding::Voter { .. });
             (held > 0 || is_first).then_some(Appointment { replica, founding, is_preferred: false })
         })
+    }
+
+    /// Has this done when the node turns out to have been removed from its cluster.
+    pub fn when_removed(&self, stop: impl Fn() + Send + Sync + 'static) {
+        // A second one would be a defect of the start, and the first goes on to hold.
+        let _ = self.stop.set(Box::new(stop));
+    }
+
+    /// A member refuses this node because it was removed, which is for good. Nobody tells it any more who leads, so requests that
+    /// it took would wait in vain: its clients are better off elsewhere.
+    pub fn was_removed(&self, text: &str) {
+        let now = self.clock.now();
+        let since = self.removed_at.get_or_init(|| {
+            tracing::error!("{text}: it stops. Its data directory is of no more use");
+            now
+        });
+        if let (Some(stop), true) = (self.stop.get(), now.0 >= since.0 + REMOVED_STAYS_MS) {
+            stop();
+        }
     }
 
     /// Asks every shard to hand its leadership over until this time, and waits until none leads or the time is over.

@@ -10,7 +10,7 @@ use super::founding;
 use super::hub::{Hub, News};
 use super::snapshots;
 use super::socket::{Talk, TalkError};
-use super::station::{Standing, Station, judge_blank, judge_member};
+use super::station::{Standing, Station, judge_blank, judge_life, judge_member};
 use crate::clock;
 use crate::fatal::Fatal;
 use shards::ids::NodeNumber;
@@ -99,15 +99,24 @@ fn serve(stream: TcpStream, station: &Station, held: Held) {
     let greeted = greet(stream, station, &standing);
     drop(held);
     let (talk, hello) = match greeted {
-        Ok(greeted) => greeted,
-        Err(error) => return note(station, address, &error),
+        Ok(Some(greeted)) => greeted,
+        Ok(None) => return,
+        Err(error) => {
+            if matches!(error, TalkError::Io(_)) {
+                count(&station.counters.silent);
+            }
+            return note(station, address, &error);
+        }
     };
     let node = NodeNumber(hello.card.number);
     let served = match (hello.purpose, standing) {
         (Purpose::Founding, standing) => founding::serve(talk, &hello.card, address, &standing),
         (Purpose::Control, Standing::Member(hub)) => {
             seen_at(&hub, &hello.card, address);
-            control::serve(talk, node, &hub)
+            hub.nodes.life_begins(node, hello.life());
+            let served = control::serve(talk, node, &hub);
+            hub.nodes.life_ends(node, hello.life());
+            served
         }
         (Purpose::Snapshot(group), Standing::Member(hub)) => snapshots::serve(talk, group, &hub),
         (Purpose::Raft(group), Standing::Member(hub)) => {
@@ -129,7 +138,7 @@ fn serve(stream: TcpStream, station: &Station, held: Held) {
 fn note(station: &Station, address: Option<IpAddr>, error: &TalkError) {
     let from = address.map_or_else(|| "somebody".to_owned(), |address| address.to_string());
     match error {
-        TalkError::Io(_) => return count(&station.counters.silent),
+        TalkError::Io(_) => return,
         TalkError::Frame(error) => station.counters.frame_error(error),
         TalkError::Payload(_) | TalkError::Unexpected(_) => count(&station.counters.bad_payloads),
     }
@@ -137,8 +146,12 @@ fn note(station: &Station, address: Option<IpAddr>, error: &TalkError) {
     tracing::debug!(%from, "a connection on the cluster port was closed: {error}");
 }
 
-/// Hears a hello and answers it.
-fn greet(stream: TcpStream, station: &Station, standing: &Standing) -> Result<(Talk, Hello), TalkError> {
+/// Hears a hello and answers it; `None` when its sender is refused, which is counted and told here.
+fn greet(
+    stream: TcpStream,
+    station: &Station,
+    standing: &Standing,
+) -> Result<Option<(Talk, Hello)>, TalkError> {
     let (cluster, card) = match standing {
         Standing::Blank(card, _) => (0, card),
         Standing::Member(hub) => (hub.cluster, &hub.card),
@@ -148,17 +161,18 @@ fn greet(stream: TcpStream, station: &Station, standing: &Standing) -> Result<(T
         talk.receive(&[Kind::Hello], GREETED_WITHIN, |_, payload, scratch| Hello::decode(payload, scratch))?;
     let judged = match standing {
         Standing::Blank(card, _) => judge_blank(card, &hello),
-        Standing::Member(hub) => judge_member(&hub.nodes.meta(), hub.me, &hello),
+        Standing::Member(hub) => judge_member(&hub.nodes.meta(), hub.me, &hello)
+            .and_then(|()| judge_life(&hub.nodes, &hello, hub.clock.now())),
     };
     let session = clock::random_u64();
     answer(&mut talk, cluster, card, &hello, session, judged.as_ref().err())?;
     if let Err(refusal) = judged {
         station.counters.refusal(refusal.code);
         let text = &refusal.text;
-        if refusal.code != RefusalCode::NotNow {
+        if refusal.code != RefusalCode::NotNow && station.may_tell(text) {
             tracing::warn!(from = %talk.address(), "a connection on the cluster port was refused: {text}");
         }
-        return Err(io::Error::from(io::ErrorKind::ConnectionRefused).into());
+        return Ok(None);
     }
     count(&station.counters.welcomed);
     let (cluster, payload_bytes_max) = match hello.purpose {
@@ -168,7 +182,7 @@ fn greet(stream: TcpStream, station: &Station, standing: &Standing) -> Result<(T
         Purpose::Raft(_) | Purpose::Forward => (cluster, PAYLOAD_BYTES_MAX),
     };
     talk.begin_session(cluster, session, payload_bytes_max);
-    Ok((talk, hello))
+    Ok(Some((talk, hello)))
 }
 
 fn answer(

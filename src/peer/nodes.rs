@@ -18,10 +18,14 @@ pub struct Nodes {
 struct Known {
     meta: Arc<Meta>,
     heard: BTreeMap<NodeNumber, Millis>,
+    /// Which life of its process each node's control links belong to, and how many there are.
+    lives: BTreeMap<NodeNumber, (u32, usize)>,
     /// Blank nodes that asked to be members, by id.
     candidates: BTreeMap<String, Node>,
 }
 
+/// A process that was not heard for so long may be replaced by another one of its node: a lost machine breaks no link.
+const LIFE_SILENT_MS: u64 = 1000;
 /// Candidates remembered at most.
 const CANDIDATES_MAX: usize = 64;
 
@@ -62,6 +66,30 @@ impl Nodes {
     /// Notes that a node was heard at this time of this machine.
     pub fn heard(&self, node: NodeNumber, now: Millis) {
         self.lock().heard.insert(node, now);
+    }
+
+    /// A node's process of this life has a control link to this one.
+    pub fn life_begins(&self, node: NodeNumber, life: u32) {
+        let mut known = self.lock();
+        let links = known.lives.get(&node).filter(|(known, _)| *known == life).map_or(0, |(_, links)| *links);
+        known.lives.insert(node, (life, links + 1));
+    }
+
+    /// That link has ended.
+    pub fn life_ends(&self, node: NodeNumber, life: u32) {
+        let mut known = self.lock();
+        match known.lives.get_mut(&node) {
+            Some((known_life, links)) if *known_life == life && *links > 1 => *links -= 1,
+            Some((known_life, _)) if *known_life == life => drop(known.lives.remove(&node)),
+            _ => {}
+        }
+    }
+
+    /// Whether another life of a node's process than this one is connected and was heard lately.
+    pub fn has_another_life(&self, node: NodeNumber, life: u32, now: Millis) -> bool {
+        let known = self.lock();
+        let is_heard = known.heard.get(&node).is_some_and(|heard| now.0 < heard.0 + LIFE_SILENT_MS);
+        is_heard && known.lives.get(&node).is_some_and(|(connected, _)| *connected != life)
     }
 
     /// When a node was last heard; `None` if never.

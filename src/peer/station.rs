@@ -6,10 +6,13 @@
 
 use super::counters::PeerCounters;
 use super::hub::Hub;
-use shards::ids::NodeNumber;
+use super::nodes::Nodes;
+use crate::clock::Clock;
+use shards::ids::{Millis, NodeNumber};
 use shards::meta::{Meta, NodeState};
 use shards::peer::founding::Status;
 use shards::peer::hello::{Card, Hello, PROTOCOL_MAX, PROTOCOL_MIN, Purpose, Refusal, RefusalCode};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What this node is now.
@@ -21,10 +24,18 @@ pub enum Standing {
     Member(Arc<Hub>),
 }
 
+/// The same refusal is told in the log at most so often: who is refused keeps calling.
+const TOLD_EVERY_MS: u64 = 10_000;
+/// Different refusals remembered for that.
+const TOLD_MAX: usize = 64;
+
 /// The standing, shared by the founding and the listener.
 #[derive(Debug)]
 pub struct Station {
     standing: Mutex<Standing>,
+    /// Refusals and when they were told last, by this clock.
+    told: Mutex<BTreeMap<String, Millis>>,
+    clock: Clock,
     /// Figures about connections, from the first one on.
     pub counters: Arc<PeerCounters>,
 }
@@ -32,7 +43,24 @@ pub struct Station {
 impl Station {
     /// A station in this standing.
     pub fn new(standing: Standing, counters: Arc<PeerCounters>) -> Arc<Self> {
-        Arc::new(Self { standing: Mutex::new(standing), counters })
+        Arc::new(Self {
+            standing: Mutex::new(standing),
+            told: Mutex::default(),
+            clock: Clock::start(),
+            counters,
+        })
+    }
+
+    /// Whether a refusal is to be told in the log now; it then counts as told.
+    pub fn may_tell(&self, text: &str) -> bool {
+        let now = self.clock.now();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.retain(|_, last| now.0 < last.0 + TOLD_EVERY_MS);
+        if told.contains_key(text) || told.len() >= TOLD_MAX {
+            return false;
+        }
+        told.insert(text.to_owned(), now);
+        true
     }
 
     /// What this node is now.
@@ -96,6 +124,26 @@ pub fn judge_member(meta: &Meta, me: NodeNumber, hello: &Hello) -> Result<(), Re
     Ok(())
 }
 
+/// Judges whether a member's process is the one that is in the cluster already: a copy of a data directory that runs beside
+/// its original could vote twice.
+///
+/// # Errors
+/// Why it is refused.
+pub fn judge_life(nodes: &Nodes, hello: &Hello, now: Millis) -> Result<(), Refusal> {
+    let number = NodeNumber(hello.card.number);
+    if hello.purpose == Purpose::Founding || !nodes.has_another_life(number, hello.life(), now) {
+        return Ok(());
+    }
+    let known = nodes.name_of(number).map_or_else(String::new, |(_, address)| format!(" at {address}"));
+    refuse(
+        RefusalCode::Twice,
+        format!(
+            "node {} runs already{known}: a copy of its data directory must not run beside it, since it would vote twice",
+            hello.card.id
+        ),
+    )
+}
+
 /// A blank node may ask whether it is a member; not under the name of one that has another disk.
 fn judge_candidate(meta: &Meta, card: &Card) -> Result<(), Refusal> {
     match meta.node_by_id(&card.id) {
@@ -130,7 +178,7 @@ fn judge_node(meta: &Meta, card: &Card) -> Result<(), Refusal> {
         );
     }
     if known.state == NodeState::Gone {
-        return refuse(RefusalCode::UnknownNode, format!("node {} was removed from the cluster", card.id));
+        return refuse(RefusalCode::Removed, format!("node {} was removed from the cluster", card.id));
     }
     Ok(())
 }
@@ -200,13 +248,44 @@ mod tests {
         let gone = |hello: &mut Hello| {
             hello.card = Card { id: "n3".into(), number: 3, incarnation: 3, ..Card::default() }
         };
-        assert_eq!(judged(gone), Err(RefusalCode::UnknownNode));
+        assert_eq!(judged(gone), Err(RefusalCode::Removed));
         let founding = |hello: &mut Hello| (hello.cluster, hello.purpose) = (0, Purpose::Founding);
         assert_eq!(judged(founding), Ok(()));
         let blank = |hello: &mut Hello| {
             (hello.cluster, hello.purpose, hello.card.incarnation) = (0, Purpose::Founding, 9);
         };
         assert_eq!(judged(blank), Err(RefusalCode::WrongIncarnation));
+    }
+
+    #[test]
+    fn a_second_process_of_a_member_is_refused_while_the_first_is_heard() {
+        let nodes = Nodes::new(Arc::new(meta()));
+        let judged = |life: u32, now| {
+            let hello = Hello { nonce: u64::from(life) << 32 | 5, ..hello() };
+            judge_life(&nodes, &hello, Millis(now)).map_err(|refusal| refusal.code)
+        };
+        assert_eq!(judged(1, 0), Ok(()), "nobody has said who runs");
+        nodes.life_begins(NodeNumber(2), 1);
+        nodes.heard(NodeNumber(2), Millis(1000));
+        assert_eq!((judged(1, 1500), judged(2, 1500)), (Ok(()), Err(RefusalCode::Twice)));
+        assert_eq!(judged(2, 5000), Ok(()), "the first is silent");
+        nodes.life_ends(NodeNumber(2), 9);
+        assert_eq!(judged(2, 1500), Err(RefusalCode::Twice), "another one's end");
+        nodes.life_begins(NodeNumber(2), 1);
+        nodes.life_ends(NodeNumber(2), 1);
+        assert_eq!(judged(2, 1500), Err(RefusalCode::Twice), "it has another link");
+        nodes.life_ends(NodeNumber(2), 1);
+        assert_eq!(judged(2, 1500), Ok(()), "the first has closed its link");
+    }
+
+    #[test]
+    fn the_same_refusal_is_told_once_in_a_while() {
+        let station = Station::new(Standing::Blank(Card::default(), Status::default()), Arc::default());
+        assert!(station.may_tell("a") && !station.may_tell("a") && station.may_tell("b"));
+        for number in 0..2 * TOLD_MAX {
+            station.may_tell(&number.to_string());
+        }
+        assert!(!station.may_tell("c"), "what is remembered is bounded");
     }
 
     #[test]

@@ -200,15 +200,58 @@ impl Router {
         self.gathers.count() == 0 && self.ways.iter().all(|way| way.outstanding() + way.held() == 0)
     }
 
+    /// A line that was not read the quick way: every other command, and what is refused.
+    #[inline(never)]
+    fn other_line<'l>(&mut self, at: &mut LineAt<'_>, line: &'l [u8]) -> Handled<'l> {
+        let request = match request::parse_any(line, &self.settings.limits) {
+            Ok(request) => request,
+            Err(refusal) => return self.refuse(at, line, &refusal),
+        };
+        let id = request.id.unwrap_or_default();
+        if let Some(refused) = self.refuse_now(at, id) {
+            return refused;
+        }
+        let Some(record) = encode::one_key(&request.command) else {
+            return self.plan(at, &request, line.len());
+        };
+        if record.has(flag::DEBUG) && !self.settings.debug_faults {
+            return self.fail(at, id, Code::Forbidden, plan::NO_FAULTS);
+        }
+        let timeout_ms = request.timeout_ms.unwrap_or(self.key_timeout_ms);
+        let deadline = Millis(at.now().0 + u64::from(timeout_ms));
+        self.send_one_key(at, id, deadline, &record)
+    }
+
+    /// Whether [`Router::refuse_now`] is to be asked.
+    #[inline]
+    fn may_refuse_now(&self, at: &LineAt<'_>, id: &[u8]) -> bool {
+        (id.is_empty() && !at.is_ordered()) || self.facts.stop.is_requested()
+    }
+
+    /// Refuses what no request may be now, however sound it is.
+    #[inline(never)]
+    fn refuse_now<'l>(&mut self, at: &mut LineAt<'_>, id: &[u8]) -> Option<Handled<'l>> {
+        if id.is_empty() && !at.is_ordered() {
+            let text = "every request needs field \"id\" while replies may overtake one another";
+            return Some(self.fail(at, id, Code::BadRequest, text));
+        }
+        if self.facts.stop.is_requested() {
+            let text = "the server is stopping; connect again later";
+            return Some(self.fail(at, id, Code::ShuttingDown, text));
+        }
+        None
+    }
+
     /// Sends a request on one key to the group that owns it.
     #[inline]
     fn send_one_key<'l>(
         &mut self,
         at: &mut LineAt<'_>,
-        asked: &Asked<'l>,
-        class: Class,
+        id: &'l [u8],
+        deadline: Millis,
         record: &Record<'_>,
     ) -> Handled<'l> {
+        let class = if record.op.is_logged() { Class::SingleWrite } else { Class::SingleRead };
         if !at.admits(class) {
             return Handled::Hold(class);
         }
@@ -217,19 +260,19 @@ impl Router {
         if let Some(session) = &record.session
             && self.pairs.is_elsewhere(session.client, session.seq, group)
         {
-            return self.fail(at, asked.id, Code::Conflict, SEQ_REUSED);
+            return self.fail(at, id, Code::Conflict, SEQ_REUSED);
         }
         if self.cluster.is_some()
-            && let Some(handled) = self.send_apart(at, asked, class, group, record)
+            && let Some(handled) = self.send_apart(at, (id, deadline), class, group, record)
         {
             return handled;
         }
         let way = &mut self.ways[group.0 as usize];
-        if !way.offer(client_token(at), hash, asked.deadline, |out| record.encode(out)) {
+        if !way.offer(client_token(at), hash, deadline, |out| record.encode(out)) {
             return Handled::HoldForRoom;
         }
         self.counters.sent += 1;
-        Handled::Taken { class, id: asked.id }
+        Handled::Taken { class, id }
     }
 
     /// In a cluster: a request on one key that does not go to the leader, since it may be answered from this node's replica
@@ -237,7 +280,7 @@ impl Router {
     fn send_apart<'l>(
         &mut self,
         at: &mut LineAt<'_>,
-        asked: &Asked<'l>,
+        (id, deadline): (&'l [u8], Millis),
         class: Class,
         group: GroupId,
         record: &Record<'_>,
@@ -246,12 +289,12 @@ impl Router {
         if record.has(flag::LOCAL) {
             let token = client_token(at);
             let hash = hash_of(record.key);
-            let taken = way.offer_local(token, hash, asked.deadline, false, |out| record.encode(out))?;
+            let taken = way.offer_local(token, hash, deadline, false, |out| record.encode(out))?;
             if !taken {
                 return Some(Handled::HoldForRoom);
             }
             self.counters.sent += 1;
-            return Some(Handled::Taken { class, id: asked.id });
+            return Some(Handled::Taken { class, id });
         }
         if at.flags() & answers::CONNECTION_REDIRECT == 0 {
             return None;
@@ -259,7 +302,7 @@ impl Router {
         let Target::There(node) = way.target() else { return None };
         let (_, address) = self.cluster.as_ref()?.nodes.name_of(node)?;
         self.counters.redirects += 1;
-        Some(self.answer(at, asked.id, ReplyKind::Error, |out| {
+        Some(self.answer(at, id, ReplyKind::Error, |out| {
             answers::write_not_leader(out, group, &address);
         }))
     }
@@ -300,30 +343,20 @@ impl Router {
 }
 
 impl LineHandler for Router {
+    #[inline]
     fn line<'l>(&mut self, at: &mut LineAt<'_>, line: &'l [u8]) -> Handled<'l> {
-        let request = match request::parse(line, &self.settings.limits) {
-            Ok(request) => request,
-            Err(refusal) => return self.refuse(at, line, &refusal),
+        let Some(request) = request::key_request(line, &self.settings.limits) else {
+            return self.other_line(at, line);
         };
-        let id = request.id.unwrap_or_default();
-        if id.is_empty() && !at.is_ordered() {
-            let text = "every request needs field \"id\" while replies may overtake one another";
-            return self.fail(at, id, Code::BadRequest, text);
+        if self.may_refuse_now(at, request.id)
+            && let Some(refused) = self.refuse_now(at, request.id)
+        {
+            return refused;
         }
-        if self.facts.stop.is_requested() {
-            let text = "the server is stopping; connect again later";
-            return self.fail(at, id, Code::ShuttingDown, text);
-        }
-        let Some(record) = encode::one_key(&request.command) else {
-            return self.plan(at, &request, line.len());
-        };
-        if record.has(flag::DEBUG) && !self.settings.debug_faults {
-            return self.fail(at, id, Code::Forbidden, plan::NO_FAULTS);
-        }
-        let timeout_ms = request.timeout_ms.unwrap_or(self.key_timeout_ms);
+        let record = encode::key_record(&request);
+        let timeout_ms = request.timeout_ms().unwrap_or(self.key_timeout_ms);
         let deadline = Millis(at.now().0 + u64::from(timeout_ms));
-        let class = if record.op.is_logged() { Class::SingleWrite } else { Class::SingleRead };
-        self.send_one_key(at, &Asked { id, deadline, line_bytes: line.len() }, class, &record)
+        self.send_one_key(at, request.id, deadline, &record)
     }
 
     fn flush(&mut self) {

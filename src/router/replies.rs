@@ -8,7 +8,7 @@ use shards::batch::{NOT_SHARED, NotLeader, ReplyBatch, ReplyHead, ReplyKind};
 use shards::command::answer::{self, Failure, Outcome};
 use shards::command::record::Op;
 use shards::gather::Step;
-use shards::ids::{GroupId, NodeNumber, Token};
+use shards::ids::{GroupId, Millis, NodeNumber, Token};
 use strand_wire::code::{Code, Retry};
 use strand_wire::reply;
 
@@ -19,6 +19,13 @@ const NO_QUORUM: &str = "no leader of the key's group was found in time, since t
 /// Both rings of a way.
 const SIDES: [Side; 2] = [Side::Local, Side::Remote];
 
+/// Whether a reply is all in its batch and goes to a client as it is.
+#[inline]
+fn is_usual(head: &ReplyHead) -> bool {
+    let is_whole = matches!(head.kind, ReplyKind::Ok | ReplyKind::Success | ReplyKind::Error);
+    is_whole && head.shared == NOT_SHARED && calls::is_plain(head.token)
+}
+
 impl Router {
     /// Takes all that shards have answered; true when there was anything, or when gathers ended.
     pub(super) fn bring_replies(&mut self, sink: &mut ReplySink<'_>) -> bool {
@@ -28,15 +35,23 @@ impl Router {
                 while let Some(batch) = self.ways[number].receive(side) {
                     any = true;
                     for head in &batch.heads {
-                        self.bring_reply(number, &batch, head, sink);
+                        if is_usual(head) {
+                            self.ways[number].was_served();
+                            sink.complete(head.token, head.kind, batch.body(head), None);
+                        } else {
+                            self.bring_reply(number, &batch, head, sink);
+                        }
                     }
                     self.ways[number].recycle(side, batch);
                 }
             }
         }
+        // Read before the ways are tended: a gather whose call waits for a leader in vain is to hear that, and not that time
+        // went by between two looks at the clock.
+        let now = (self.gathers.count() > 0).then(|| (self.clock)());
         any |= self.tend_ways(sink);
-        if self.gathers.count() > 0 {
-            any |= self.end_late_gathers(sink);
+        if let Some(now) = now {
+            any |= self.end_late_gathers(now, sink);
         }
         if any {
             for way in &mut self.ways {
@@ -50,7 +65,7 @@ impl Router {
         any
     }
 
-    #[inline]
+    #[inline(never)]
     fn bring_reply(&mut self, number: usize, batch: &ReplyBatch, head: &ReplyHead, sink: &mut ReplySink<'_>) {
         let body = batch.body(head);
         let (mut token, mut is_local) = (head.token, false);
@@ -170,8 +185,8 @@ impl Router {
         }
     }
 
-    fn end_late_gathers(&mut self, sink: &mut ReplySink<'_>) -> bool {
-        let late = self.gathers.take_late((self.clock)());
+    fn end_late_gathers(&mut self, now: Millis, sink: &mut ReplySink<'_>) -> bool {
+        let late = self.gathers.take_late(now);
         self.counters.gather_timeouts += late.len() as u64;
         for running in &late {
             let mut members = Vec::new();

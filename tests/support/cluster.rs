@@ -7,7 +7,8 @@ use super::server::{Ended, IS_INLINE, free_port};
 use super::system::{self, Signal};
 use serde_json::{Value, json};
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -86,6 +87,22 @@ impl Trio {
         self.run(at, &name_of(at), &["--peers", &format!("127.0.0.1:{port}:{cluster_port}")])
     }
 
+    /// As [`Trio::spawn_joining`], under an id of its own; or again, where it has joined before and needs no `member`.
+    pub(crate) fn spawn_named(&self, at: usize, id: &str, member: Option<usize>) -> Node {
+        let peers = member.map(|member| {
+            let (port, cluster_port) = self.ports[member];
+            format!("127.0.0.1:{port}:{cluster_port}")
+        });
+        let more = peers.as_ref().map(|peers| ["--peers", peers.as_str()]);
+        self.run(at, id, more.as_ref().map_or(&[][..], |more| &more[..]))
+    }
+
+    /// Starts a copy of a node's data directory under the same id, at the ports of `at`.
+    pub(crate) fn spawn_copy(&self, of: usize, at: usize) -> Node {
+        copy_directory(&self.data(of), &self.data(at)).expect("a directory can be copied");
+        self.run(at, &name_of(of), &[])
+    }
+
     /// The port for clients of a node.
     pub(crate) fn port(&self, at: usize) -> u16 {
         self.ports[at].0
@@ -147,6 +164,20 @@ impl Trio {
         let child = command.spawn().expect("the binary was built for this test");
         Node { child, port, stderr, began: Instant::now() }
     }
+}
+
+fn copy_directory(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (path, copy) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            copy_directory(&path, &copy)?;
+        } else {
+            fs::copy(path, copy)?;
+        }
+    }
+    Ok(())
 }
 
 fn name_of(at: usize) -> String {
@@ -217,6 +248,12 @@ impl Node {
             assert!(self.began.elapsed() < PATIENCE, "still running: {}", self.stderr());
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// As [`Node::wait`], with all the patience from now on.
+    pub(crate) fn wait_from_now(mut self) -> Ended {
+        self.began = Instant::now();
+        self.wait()
     }
 
     /// Asks it to end in good order.

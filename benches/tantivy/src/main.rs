@@ -7,6 +7,9 @@
 //! Two kinds of tantivy index take part: `en_stem` as it comes, which is the opponent, and `en_stem` with the stop words that
 //! Strand's default analyzer leaves out, for what the difference in work comes to. It must not favour Strand: tantivy gets the
 //! plain text and need not fetch a key for a hit; Strand gets JSON and answers with keys.
+//!
+//! `strand-tantivy-bench watch SECONDS CLASS FILE...` runs Strand alone, on one class of queries or on `indexing`, for a profiler
+//! to look at, and prints what each took.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a measuring tool reads the clock")]
 
 mod corpus;
@@ -18,12 +21,18 @@ mod sets;
 mod strand;
 
 use std::error::Error;
+use std::time::{Duration, Instant};
 
 /// What any part of a run may fail with: the run ends and says why.
 pub type Outcome<T> = Result<T, Box<dyn Error>>;
 
 fn main() -> Outcome<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [word, seconds, class, files @ ..] = &arguments[..]
+        && word == "watch"
+    {
+        return watch(seconds.parse()?, class, &corpus::read(files)?);
+    }
     let [rounds, files @ ..] = &arguments[..] else {
         return Err("strand-tantivy-bench ROUNDS FILE...".into());
     };
@@ -45,4 +54,18 @@ fn main() -> Outcome<()> {
     report::sets(&sets::measure(rounds)?);
     report::building(&sets::build(&documents)?);
     Ok(())
+}
+
+/// Strand alone, for a profiler.
+fn watch(seconds: u64, class: &str, documents: &[corpus::Document]) -> Outcome<()> {
+    let end = Instant::now() + Duration::from_secs(seconds);
+    if class == "indexing" {
+        while Instant::now() < end {
+            let start = Instant::now();
+            let index = strand::fill(documents);
+            println!("{:.2} s, {} parts", start.elapsed().as_secs_f64(), index.parts());
+        }
+        return Ok(());
+    }
+    queries::watch(&strand::fill(documents), class, Duration::from_secs(seconds))
 }

@@ -3,6 +3,7 @@
 use crate::Outcome;
 use crate::indexing::Indexed;
 use crate::strand;
+use shards::index::text::TextIndex;
 use std::time::{Duration, Instant};
 
 /// Hits asked for.
@@ -117,6 +118,25 @@ pub fn compare(indexed: &Indexed, rounds: usize) -> Outcome<Vec<Class>> {
         classes.push(Class { name, live_us, settled_us, peer_us, peer_no_stop_words_us, ratio });
     }
     Ok(classes)
+}
+
+/// Asks Strand alone the queries of the classes whose names begin so, for a while each, and prints each query's median.
+pub fn watch(index: &TextIndex, class: &str, time: Duration) -> Outcome<()> {
+    let classes = CLASSES.iter().chain(OWN_CLASSES).filter(|(name, _)| name.starts_with(class));
+    for (name, queries) in classes {
+        let mut times = vec![Vec::new(); queries.len()];
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            for (query, times) in queries.iter().zip(&mut times) {
+                let start = Instant::now();
+                strand::search(index, query, LIMIT)?;
+                times.push(us(start.elapsed()));
+            }
+        }
+        let each: Vec<String> = queries.iter().zip(times).map(|(q, t)| format!("{q}: {:.1}", median(t))).collect();
+        println!("{name}: {}", each.join(", "));
+    }
+    Ok(())
 }
 
 fn us(time: Duration) -> f64 {

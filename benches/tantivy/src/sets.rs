@@ -189,7 +189,7 @@ pub fn measure(rounds: usize) -> Outcome<Vec<SetCost>> {
 /// Documents of the index whose building is watched.
 const BUILT: usize = 200_000;
 /// Units of a step of work, as the driver gives them.
-const STEP_UNITS: u32 = 1000;
+const STEP_UNITS: usize = 1000;
 
 /// Microseconds of the steps of work while an index is built: the middle, of a hundred and of a thousand the longest, the
 /// longest; and how many there were.

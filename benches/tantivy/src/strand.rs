@@ -45,6 +45,6 @@ pub fn search(index: &TextIndex, text: &str, limit: usize) -> Outcome<Vec<Search
     let query = CompiledQuery::new(&parse(text, &|_| false), &fields, &fields);
     let (view, stats) = index.pin(&query);
     let mut search = Search::new(view, &query, &stats, Model::Bm25, limit)?;
-    while !search.step(&mut Units::new(STEP_UNITS), &mut |_| true) {}
+    while !search.step_trusting(&mut Units::new(STEP_UNITS), &mut |_| true) {}
     Ok(search.into_hits())
 }

@@ -48,10 +48,11 @@ class Options:
     #: Overall deadline of a search, a scan or an administrative command.
     timeout_slow: float = 65.0
     #: How often a request is sent at most, the first time included.
-    attempts_max: int = 16
-    #: Longest pause before the second attempt; it doubles from there up to ``pause_max``.
+    attempts_max: int = 64
+    #: Longest pause before the second attempt; it doubles from there up to ``pause_max``, a quarter of what a
+    #: shard takes to find another leader.
     pause_first: float = 0.01
-    pause_max: float = 1.0
+    pause_max: float = 0.25
     token: Optional[str] = None
     #: Whether replies come in request order.
     ordered: bool = True

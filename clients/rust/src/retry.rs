@@ -17,9 +17,15 @@ pub struct RetryPolicy {
     pub pause_max: Duration,
 }
 
+/// A shard has another leader about a second after it lost one: a longest pause of a quarter of that is not noticed, and the
+/// attempts last for the default deadline of a call.
 impl Default for RetryPolicy {
     fn default() -> Self {
-        Self { attempts_max: 16, pause_first: Duration::from_millis(10), pause_max: Duration::from_secs(1) }
+        Self {
+            attempts_max: 64,
+            pause_first: Duration::from_millis(10),
+            pause_max: Duration::from_millis(250),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::gather::topology::Topology;
 use crate::ids::{GroupId, Version};
 use crate::txn::Kind;
 use crate::txn::message::Start;
-use strand_wire::request::{self, Command, Consistency, Durability};
+use strand_wire::request::{self, Command, Consistency, Durability, KeyCommand, KeyRequest};
 
 /// The version that no record has: what an `if.version` means that is none of ours.
 ///
@@ -30,6 +30,37 @@ pub const fn record_bytes_max(line_bytes_max: usize, items_max: usize) -> usize 
     let fitting = line_bytes_max / ITEM_BYTES_MIN;
     let items = if items_max < fitting { items_max } else { fitting };
     line_bytes_max + items * ITEM_OVERHEAD_BYTES + RECORD_OVERHEAD_BYTES
+}
+
+/// The record of a request on one key that was read the quick way: the same as [`one_key`] makes of the whole request.
+#[inline]
+pub fn key_record<'c>(request: &KeyRequest<'c>) -> Record<'c> {
+    let op = match request.command {
+        KeyCommand::Set => Op::Set,
+        KeyCommand::Get => Op::Get,
+        KeyCommand::Delete => Op::Delete,
+        KeyCommand::Exists => Op::Exists,
+        KeyCommand::Incr => Op::Incr,
+    };
+    let mut record = Record::plain(op, request.key, request.value);
+    if op == Op::Incr {
+        record.argument = Some(request.amount() as u64);
+    }
+    if !request.is_plain() {
+        add_options(&mut record, request);
+    }
+    record
+}
+
+#[inline(never)]
+fn add_options<'c>(record: &mut Record<'c>, request: &KeyRequest<'c>) {
+    record.flags =
+        bits(request.durability(), request.with_version(), false) | consistency_bits(request.consistency());
+    if let Some(ttl_ms) = request.ttl_ms() {
+        record.argument = Some(ttl_ms);
+    }
+    record.session =
+        request.session().map(|(client, seq, acked)| Session { client, seq, acked: acked.unwrap_or(0) });
 }
 
 /// The record of a command on one key; `None` for every other command.
@@ -180,6 +211,9 @@ mod tests {
         let request = request::parse(line.as_bytes(), &Limits::default()).unwrap();
         let record = one_key(&request.command).unwrap();
         assert_eq!(&record, expected, "{line}");
+        if let Some(request) = request::key_request(line.as_bytes(), &Limits::default()) {
+            assert_eq!(&key_record(&request), expected, "{line}");
+        }
         let mut bytes = Vec::new();
         record.encode(&mut bytes);
         let mut read = Record::decode(&bytes).unwrap();
@@ -228,6 +262,39 @@ mod tests {
             r#"{"command":"PERSIST","key":"k","client":"c","seq":1}"#,
             &Record { session, ..Record::plain(Op::Persist, b"k", b"") },
         );
+    }
+
+    #[test]
+    fn the_quick_way_makes_the_same_records() {
+        let members = [
+            r#""id":7"#,
+            r#""timeout_ms":9"#,
+            r#""ttl_ms":5"#,
+            r#""amount":-3"#,
+            r#""consistency":"local""#,
+            r#""consistency":"linearizable""#,
+            r#""durability":"fsync""#,
+            r#""durability":"memory""#,
+            r#""with_version":true"#,
+            r#""client":"c","seq":4"#,
+            r#""client":"c","seq":4,"acked":2"#,
+        ];
+        let mut quick = 0;
+        for command in ["GET", "SET", "DELETE", "EXISTS", "INCR"] {
+            let value = if command == "SET" { r#","value":{"a":1}"# } else { "" };
+            for (first, second) in members.iter().flat_map(|one| members.map(|other| (*one, other))) {
+                let line = format!(r#"{{"command":"{command}","key":"k"{value},{first},{second}}}"#);
+                let Some(request) = request::key_request(line.as_bytes(), &Limits::default()) else {
+                    continue;
+                };
+                let whole = request::parse_any(line.as_bytes(), &Limits::default()).unwrap();
+                assert_eq!(key_record(&request), one_key(&whole.command).unwrap(), "{line}");
+                assert_eq!(request.timeout_ms(), whole.timeout_ms, "{line}");
+                assert_eq!(request.id, whole.id.unwrap_or_default(), "{line}");
+                quick += 1;
+            }
+        }
+        assert!(quick > 100, "{quick}");
     }
 
     #[test]

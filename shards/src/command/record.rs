@@ -94,6 +94,7 @@ pub enum Op {
 
 impl Op {
     /// The operation with this number.
+    #[inline]
     pub fn from_number(number: u8) -> Option<Self> {
         BY_NUMBER.get(usize::from(number)).copied().flatten()
     }
@@ -223,6 +224,7 @@ pub struct Malformed(pub &'static str);
 
 impl<'a> Record<'a> {
     /// A command with neither argument, condition nor session.
+    #[inline]
     pub fn plain(op: Op, key: &'a [u8], value: &'a [u8]) -> Self {
         Self { op, flags: 0, argument: None, condition: None, key, value, session: None }
     }
@@ -241,6 +243,7 @@ impl<'a> Record<'a> {
     ///
     /// # Panics
     /// When a length does not fit its field; the limits of the wire keep them far below.
+    #[inline]
     pub fn encode(&self, out: &mut Vec<u8>) {
         let mut flags = self.flags & !(flag::ARGUMENT | flag::CONDITION);
         if self.argument.is_some() {
@@ -278,7 +281,28 @@ impl<'a> Record<'a> {
     }
 
     /// Reads a record that fills `bytes`.
+    #[inline]
     pub fn decode(bytes: &'a [u8]) -> Result<Self, Malformed> {
+        // Most have a key and perhaps a value, and nothing else.
+        if let Some((head, rest)) = bytes.split_first_chunk::<HEAD_BYTES>() {
+            let flags = u16::from_le_bytes([head[2], head[3]]);
+            let key_length = usize::from(u16::from_le_bytes([head[4], head[5]]));
+            let has_session = head[6] | head[7] != 0;
+            let value_length = u32::from_le_bytes([head[8], head[9], head[10], head[11]]) as usize;
+            if flags & (flag::ARGUMENT | flag::CONDITION) == 0
+                && !has_session
+                && rest.len() == key_length + value_length
+                && let Some(op) = Op::from_number(head[0])
+            {
+                let (key, value) = rest.split_at(key_length);
+                return Ok(Self { flags, ..Self::plain(op, key, value) });
+            }
+        }
+        Self::decode_any(bytes)
+    }
+
+    #[inline(never)]
+    fn decode_any(bytes: &'a [u8]) -> Result<Self, Malformed> {
         let head = bytes.first_chunk::<HEAD_BYTES>().ok_or(Malformed("shorter than its head"))?;
         let op = Op::from_number(head[0]).ok_or(Malformed("unknown operation"))?;
         let flags = u16::from_le_bytes([head[2], head[3]]);
@@ -311,9 +335,17 @@ impl<'a> Record<'a> {
     }
 }
 
-/// The key of an encoded record, for a caller that only needs to place it.
+/// The key of an encoded record, for a caller that only needs to place it. Of a record that is damaged elsewhere it may give
+/// a key all the same.
+#[inline]
 pub fn key_of(bytes: &[u8]) -> Result<&[u8], Malformed> {
-    Record::decode(bytes).map(|record| record.key)
+    if let Some((head, rest)) = bytes.split_first_chunk::<HEAD_BYTES>()
+        && u16::from_le_bytes([head[2], head[3]]) & (flag::ARGUMENT | flag::CONDITION) == 0
+        && let Some(key) = rest.get(..usize::from(u16::from_le_bytes([head[4], head[5]])))
+    {
+        return Ok(key);
+    }
+    Record::decode_any(bytes).map(|record| record.key)
 }
 
 /// Recognises a retry: the hash of all of an encoded record but its session block.
@@ -391,11 +423,14 @@ mod tests {
     fn check(record: Record<'_>) -> Vec<u8> {
         let mut bytes = Vec::new();
         record.encode(&mut bytes);
+        assert_eq!(key_of(&bytes), Ok(record.key));
+        assert_eq!(Record::decode(&bytes), Record::decode_any(&bytes));
         let mut read = Record::decode(&bytes).unwrap();
         read.flags &= !(flag::ARGUMENT | flag::CONDITION);
         assert_eq!(read, record);
         for end in 0..bytes.len() {
             assert!(Record::decode(&bytes[..end]).is_err(), "cut at {end}");
+            assert_eq!(Record::decode(&bytes[..end]), Record::decode_any(&bytes[..end]));
         }
         bytes
     }

@@ -9,11 +9,12 @@
 //! The group never reads a clock and never draws a random number: raft-rs's own random election timeout is overridden
 //! after whatever may have drawn it.
 
+mod handover;
 mod members;
 
 use super::election::{HEARTBEAT_TICKS, LEASE_TICKS, WAIT_TICKS_END, WAIT_TICKS_MIN, wait_ticks};
 use super::membership::decode_change;
-use super::progress::Heard;
+use super::progress::{Heard, UNTIL_HEARD};
 use super::storage::{EntryStore, SnapshotOffer, is_member};
 use crate::command::record::Malformed;
 use crate::ids::{GroupId, ReplicaId, Sequence};
@@ -421,7 +422,7 @@ impl Group {
         }
         self.released.extend(self.word_of_removal(&message));
         self.refuse_impossible(&message)?;
-        self.heard.note(message.from, self.ticks);
+        self.note_word(&message);
         match self.node.step(message) {
             Ok(())
             | Err(raft::Error::StepPeerNotFound | raft::Error::StepLocalMsg | raft::Error::ProposalDropped) =>
@@ -436,6 +437,7 @@ impl Group {
     pub fn unreachable(&mut self, replica: ReplicaId) {
         if self.is_leader() {
             self.node.report_unreachable(replica.0);
+            self.heard.note_unfit(replica.0, UNTIL_HEARD);
         }
     }
 
@@ -492,6 +494,7 @@ impl Group {
         if self.is_leader() {
             self.fail_stalled_snapshots();
             self.leave_joint();
+            self.watch_handover();
         } else {
             self.stalled.clear();
         }

@@ -145,11 +145,18 @@ pub fn check(
     Ok(())
 }
 
-/// Who was heard when, by ticks.
+/// Who was heard when, by ticks, and who is not given leadership now.
 #[derive(Debug, Default)]
 pub(super) struct Heard {
     last: Vec<(u64, u64)>,
+    /// Replicas that would not take leadership, and until which tick; [`UNTIL_HEARD`] for one whose link broke.
+    unfit: Vec<(u64, u64)>,
+    /// To whom leadership is being handed over, and since which tick.
+    pub(super) handing: Option<(u64, u64)>,
 }
+
+/// Ends with the next word of the replica instead of at a tick.
+pub(super) const UNTIL_HEARD: u64 = u64::MAX;
 
 /// Replicas remembered; a group has far fewer members, and what is forgotten is heard again.
 const HEARD_MAX: usize = 64;
@@ -157,6 +164,9 @@ const HEARD_MAX: usize = 64;
 impl Heard {
     /// Notes a word of a replica.
     pub(super) fn note(&mut self, replica: u64, tick: u64) {
+        if !self.unfit.is_empty() {
+            self.unfit.retain(|(id, until)| *id != replica || *until != UNTIL_HEARD);
+        }
         match self.last.iter_mut().find(|(id, _)| *id == replica) {
             Some(known) => known.1 = tick,
             None => {
@@ -166,6 +176,20 @@ impl Heard {
                 self.last.push((replica, tick));
             }
         }
+    }
+
+    /// A replica is not given leadership until this tick.
+    pub(super) fn note_unfit(&mut self, replica: u64, until: u64) {
+        self.unfit.retain(|(id, _)| *id != replica);
+        if self.unfit.len() >= HEARD_MAX {
+            self.unfit.remove(0);
+        }
+        self.unfit.push((replica, until));
+    }
+
+    /// Whether a replica would take leadership, as far as is known.
+    pub(super) fn is_fit(&self, replica: u64, tick: u64) -> bool {
+        !self.unfit.iter().any(|(id, until)| *id == replica && tick < *until)
     }
 
     /// Whether a replica was heard lately.

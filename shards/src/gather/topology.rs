@@ -73,6 +73,9 @@ impl Topology {
     #[inline]
     pub fn group_of_hashed(&self, key: &[u8], hash: KeyHash) -> GroupId {
         debug_assert_eq!(hash, hash_of(key), "the hash is that of the whole key");
+        if self.groups == 1 {
+            return GroupId(0);
+        }
         self.owner(slot_of_hashed(key, hash))
     }
 

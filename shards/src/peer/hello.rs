@@ -67,7 +67,7 @@ pub struct Hello {
     pub to: NodeNumber,
     /// What about.
     pub purpose: Purpose,
-    /// Drawn for this connection.
+    /// The lower half is drawn for this connection, the upper half for the life of the process: see [`Hello::life`].
     pub nonce: u64,
 }
 
@@ -117,6 +117,10 @@ pub enum RefusalCode {
     NotNow = 7,
     /// It makes no sense: a group that does not exist, a node that talks to itself.
     Nonsense = 8,
+    /// Another process of the same node is connected: a copy of a data directory runs beside its original.
+    Twice = 9,
+    /// The node was taken out of the cluster for good.
+    Removed = 10,
 }
 
 impl RefusalCode {
@@ -130,6 +134,8 @@ impl RefusalCode {
             6 => Self::NotMe,
             7 => Self::NotNow,
             8 => Self::Nonsense,
+            9 => Self::Twice,
+            10 => Self::Removed,
             _ => return None,
         })
     }
@@ -166,6 +172,11 @@ struct WelcomeV1 {
 }
 
 impl Hello {
+    /// What tells one process of a node from another.
+    pub fn life(&self) -> u32 {
+        (self.nonce >> 32) as u32
+    }
+
     /// Replaces the contents of `out` with the hello.
     pub fn encode(&self, out: &mut PayloadBuffer) {
         let (purpose, group) = match self.purpose {
@@ -326,7 +337,7 @@ mod tests {
         ] {
             assert_eq!(Hello::decode(&bytes_of(purpose), &mut scratch), Ok(hello(purpose)));
         }
-        for code in (1..=8).filter_map(RefusalCode::from_number) {
+        for code in (1..=10).filter_map(RefusalCode::from_number) {
             let refusal = Some(Refusal { code, text: "because".into() });
             let welcome = Welcome { protocol: 1, cluster: 5, card: card(), session: 9, echo: 77, refusal };
             let mut bytes = PayloadBuffer::new();

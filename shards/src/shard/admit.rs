@@ -68,8 +68,8 @@ impl Shard {
             if number % READ_AHEAD == 0 && batch.heads.len() > 1 {
                 self.read_ahead(&batch, number);
             }
-            let head = batch.heads[number];
-            self.admit(router, &head, batch.record(&head), effects);
+            let head = &batch.heads[number];
+            self.admit(router, head, batch.record(head), effects);
         }
         batch.clear(KEEP_BYTES);
         effects.returned.push((router, batch));
@@ -99,8 +99,8 @@ impl Shard {
                 return self.refuse(router, head, Failure::Internal(text), effects);
             }
         };
-        let asked = Asked { router, head, bytes, record };
-        match record.op {
+        let asked = &Asked { router, head, bytes, record };
+        match asked.record.op {
             Op::Set | Op::Incr | Op::Delete | Op::Expire | Op::Persist => {
                 self.admit_write(asked, effects);
             }
@@ -110,7 +110,7 @@ impl Shard {
             Op::DeletePrefix => self.admit_scan(router, head, bytes, effects),
             Op::Get | Op::Exists | Op::Ttl => self.admit_read(asked, effects),
             Op::ReadMany => self.admit_read_many(asked, effects),
-            Op::Scan | Op::SearchStats | Op::QueryIndex if self.reads_locally(&record) => {
+            Op::Scan | Op::SearchStats | Op::QueryIndex if self.reads_locally(&asked.record) => {
                 if self.slices.is_half_done() {
                     let parked = self.parked(router, head, bytes);
                     return self.slices.hold(parked);
@@ -122,9 +122,9 @@ impl Shard {
             Op::Snapshot => self.admit_snapshot(router, head, effects),
             Op::Indexes => self.answer_indexes(router, head, effects),
             Op::SearchStats | Op::QueryIndex => self.admit_scan(router, head, bytes, effects),
-            Op::SearchHits => self.score(router, head, &record, effects),
-            Op::CatalogChange => self.admit_catalog(router, head, &record),
-            Op::MetaChange => self.admit_meta(router, head, &record, effects),
+            Op::SearchHits => self.score(router, head, &asked.record, effects),
+            Op::CatalogChange => self.admit_catalog(router, head, &asked.record),
+            Op::MetaChange => self.admit_meta(router, head, &asked.record, effects),
             Op::Members => self.answer_members(router, head, effects),
             Op::Expired
             | Op::TxnOpen
@@ -168,7 +168,7 @@ impl Shard {
     }
 
     /// A write that its key's lock lets through goes into the next entry.
-    fn admit_write(&mut self, asked: Asked<'_>, effects: &mut Effects) {
+    fn admit_write(&mut self, asked: &Asked<'_>, effects: &mut Effects) {
         let key = asked.record.key;
         let held = self.locks.is_held(key).then_some(key);
         let hash = hash_checked(asked.head, &asked.record);
@@ -176,7 +176,7 @@ impl Shard {
     }
 
     /// The same for a write of several keys.
-    fn admit_bulk(&mut self, asked: Asked<'_>, effects: &mut Effects) {
+    fn admit_bulk(&mut self, asked: &Asked<'_>, effects: &mut Effects) {
         let items = asked.record.value;
         let held = self.locks.first_held(items, None);
         if self.gather_unless_held(asked, held, None, effects) {
@@ -185,19 +185,19 @@ impl Shard {
     }
 
     /// A write that no lock stands against.
-    fn admit_unlocked(&mut self, asked: Asked<'_>, effects: &mut Effects) {
+    fn admit_unlocked(&mut self, asked: &Asked<'_>, effects: &mut Effects) {
         self.gather_unless_held(asked, None, None, effects);
     }
 
     /// Puts a write into the next entry, lets it wait for a key that is held, or refuses it; whether it was gathered.
     fn gather_unless_held(
         &mut self,
-        asked: Asked<'_>,
+        asked: &Asked<'_>,
         held: Option<&[u8]>,
         hash: Option<KeyHash>,
         effects: &mut Effects,
     ) -> bool {
-        let Asked { router, head, bytes, record } = asked;
+        let Asked { router, head, bytes, record } = *asked;
         if record.has(flag::FSYNC) && self.config.floor == Floor::Off {
             let text = "without a log (wal.sync = \"off\") nothing can be synced; leave out \"durability\"";
             self.refuse(router, head, Failure::UnsupportedInMode(text), effects);
@@ -227,8 +227,8 @@ impl Shard {
     }
 
     /// Turns a request over several groups into an OPEN in this group's log.
-    fn admit_transaction(&mut self, asked: Asked<'_>, effects: &mut Effects) {
-        let Asked { router, head, bytes, record } = asked;
+    fn admit_transaction(&mut self, asked: &Asked<'_>, effects: &mut Effects) {
+        let Asked { router, head, bytes, record } = *asked;
         let start = match Start::decode(record.value) {
             Ok(start) => start,
             Err(malformed) => {
@@ -257,32 +257,31 @@ impl Shard {
         self.gather(&encoded, waiter, None);
     }
 
-    fn admit_read(&mut self, asked: Asked<'_>, effects: &mut Effects) {
-        let Asked { router, head, bytes, record } = asked;
-        let hash = hash_checked(head, &record);
-        if self.reads_locally(&record) {
+    fn admit_read(&mut self, asked: &Asked<'_>, effects: &mut Effects) {
+        let Asked { router, head, bytes, ref record } = *asked;
+        let hash = hash_checked(head, record);
+        if self.reads_locally(record) {
             if self.slices.is_half_done() {
                 let parked = self.parked(router, head, bytes);
                 return self.slices.hold(parked);
             }
-        } else {
-            if self.locks.is_held(record.key) && !is_on(Mutant::ReadThroughLock) {
-                let waiter = LockWaiter::Request(self.parked(router, head, bytes));
-                return self.locks.wait(record.key, waiter);
-            }
-            if !self.is_ready || self.pending.may_have(hash) {
-                return self.park_read(router, head, bytes);
-            }
-            if self.is_overdue(hash, record.key) {
-                self.propose_expiry(&[record.key]);
-                return self.park_read(router, head, bytes);
-            }
+            return self.answer_read(router, head, bytes, record, effects);
         }
-        self.answer_read(router, head, bytes, hash, &record, effects);
+        if self.locks.is_held(record.key) && !is_on(Mutant::ReadThroughLock) {
+            let waiter = LockWaiter::Request(self.parked(router, head, bytes));
+            return self.locks.wait(record.key, waiter);
+        }
+        if !self.is_ready || self.pending.may_have(hash) {
+            return self.park_read(router, head, bytes);
+        }
+        if !self.answer_unless_overdue(router, head, bytes, record, effects) {
+            self.propose_expiry(&[record.key]);
+            self.park_read(router, head, bytes);
+        }
     }
 
-    fn admit_read_many(&mut self, asked: Asked<'_>, effects: &mut Effects) {
-        let Asked { router, head, bytes, record } = asked;
+    fn admit_read_many(&mut self, asked: &Asked<'_>, effects: &mut Effects) {
+        let Asked { router, head, bytes, record } = *asked;
         if self.reads_locally(&record) {
             if self.slices.is_half_done() {
                 let parked = self.parked(router, head, bytes);
@@ -364,7 +363,7 @@ impl Shard {
         if self.is_overdue(head.hash, record.key) || self.txns.lock_of(record.key).is_some() {
             return self.admit_parked(parked, effects);
         }
-        self.answer_read(router, head, &parked.record, head.hash, &record, effects);
+        self.answer_read(router, head, &parked.record, &record, effects);
     }
 
     /// This leader has applied what earlier ones left: scans that came before that wait for the intents in it too.
@@ -480,6 +479,7 @@ pub(super) fn keep_or_note(parked: &Parked, now: Millis, late: &mut Vec<(u8, cra
 }
 
 /// The hash that the router sent, which must be that of the key: a wrong one would hide a record for ever.
+#[inline]
 fn hash_checked(head: &RequestHead, record: &Record<'_>) -> KeyHash {
     debug_assert_eq!(head.hash, hash_of(record.key), "the router hashes the whole key");
     head.hash

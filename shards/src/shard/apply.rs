@@ -11,7 +11,7 @@ use super::{Shard, ShardFault, reads};
 use crate::batch::ReplyKind;
 use crate::command::answer::{self, Failure, Outcome};
 use crate::command::context::{Context, Observer};
-use crate::command::entry::{Entry as EntryData, HEAD_BYTES};
+use crate::command::entry::{Entry as EntryData, HEAD_BYTES, Place};
 use crate::command::record::{Malformed, Op, Record, Session, fingerprint, key_of};
 use crate::command::{bulk, incr, items, write};
 use crate::effect::Effects;
@@ -136,14 +136,28 @@ impl Shard {
         effects: &mut Effects,
     ) -> Result<bool, ShardFault> {
         let Some(place) = current.place else { return Ok(true) };
-        let data = current.entry.data.clone();
+        let data = std::mem::take(&mut current.entry.data);
+        let applied = self.apply_data(current, &data, place, units, effects);
+        current.entry.data = data;
+        applied
+    }
+
+    /// The same, with the entry's data beside it.
+    fn apply_data(
+        &mut self,
+        current: &mut Current,
+        data: &[u8],
+        place: Place,
+        units: &mut Units,
+        effects: &mut Effects,
+    ) -> Result<bool, ShardFault> {
         if let Some(mut inside) = current.inside.take()
-            && !self.go_on(&mut inside, &data, units, effects)?
+            && !self.go_on(&mut inside, data, units, effects)?
         {
             current.inside = Some(inside);
             return Ok(false);
         }
-        let mut commands = EntryData::resume(&data, place);
+        let mut commands = EntryData::resume(data, place);
         let (stamp, needed) = (commands.stamp, current.needed);
         loop {
             if !units.left() {
@@ -167,7 +181,7 @@ impl Shard {
             let end = data.len() - commands.bytes_left();
             let at = end - bytes.len()..end;
             let Some(mut inside) = self.apply_command(bytes, at, &frame, units, effects)? else { continue };
-            if !self.go_on(&mut inside, &data, units, effects)? {
+            if !self.go_on(&mut inside, data, units, effects)? {
                 current.place = Some(commands.place());
                 current.inside = Some(inside);
                 return Ok(false);
@@ -390,6 +404,9 @@ pub(super) fn remember(
 
 /// Reads the records of the next keys ahead, so that their cache misses overlap.
 fn read_ahead(state: &State, first: &[u8], mut next: EntryData<'_>) {
+    if next.bytes_left() == 0 {
+        return;
+    }
     let mut hashes: SmallVec<[KeyHash; READ_AHEAD]> = SmallVec::new();
     let mut record = Some(first);
     while let Some(bytes) = record

@@ -62,6 +62,7 @@ struct HeldReplies {
 
 impl Held {
     /// The batch that takes the one reply to this read.
+    #[inline]
     pub(super) fn replies<'a>(
         &'a mut self,
         effects: &'a mut Effects,
@@ -72,6 +73,11 @@ impl Held {
         if !self.is_on || is_on(Mutant::StaleRead) {
             return effects.replies_to(router);
         }
+        self.held_replies(router, head, record)
+    }
+
+    #[inline(never)]
+    fn held_replies(&mut self, router: u8, head: &RequestHead, record: &[u8]) -> &mut ReplyBatch {
         let number = usize::from(router);
         if self.gathering.replies.len() <= number {
             self.gathering.replies.resize_with(number + 1, HeldReplies::default);

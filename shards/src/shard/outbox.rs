@@ -76,6 +76,9 @@ impl Waiter {
 /// Answers with an outcome at once.
 pub(super) fn reply(effects: &mut Effects, router: u8, token: Token, outcome: &Outcome) {
     let batch = effects.replies_to(router);
+    if let Outcome::Ok = outcome {
+        return batch.push(token, ReplyKind::Ok, |_| {});
+    }
     // The kind is known only after the body is written, so it is set behind.
     let mut kind = ReplyKind::Ok;
     batch.push(token, kind, |out| kind = answer::write(outcome, out));

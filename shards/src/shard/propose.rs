@@ -83,9 +83,8 @@ impl Shard {
         }
     }
 
-    /// Proposes what may be proposed now; whether anything was.
-    pub(super) fn propose_some(&mut self) -> Result<bool, ShardFault> {
-        let mut any = false;
+    /// Proposes what may be proposed now.
+    pub(super) fn propose_some(&mut self) -> Result<(), ShardFault> {
         while self.may_propose() {
             let gathered = self.sealed.pop_front().unwrap_or_else(|| self.gathered.take());
             self.stamp = self.stamp.max(self.now);
@@ -95,9 +94,8 @@ impl Shard {
             let index = self.group.propose(data)?;
             self.proposed.push_back(Proposed { index, term: self.group.term(), bytes, waiters });
             self.counters.entries += 1;
-            any = true;
         }
-        Ok(any)
+        Ok(())
     }
 
     fn may_propose(&self) -> bool {

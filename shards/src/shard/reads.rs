@@ -9,8 +9,9 @@ use crate::command::items;
 use crate::command::record::{Op, Record, flag};
 use crate::effect::Effects;
 use crate::gather::{RESULT_BYTES_MAX, write_too_large};
-use crate::ids::{KeyHash, ReplicaId, Token, hash_of};
-use crate::state::{Check, Position};
+use crate::ids::{KeyHash, Millis, ReplicaId, Token, hash_of};
+use crate::mutants::{Mutant, is_on};
+use crate::state::{Check, Position, Record as StoredRecord};
 use crate::txn::message::push_version;
 use std::io::Write as _;
 
@@ -24,63 +25,37 @@ impl Shard {
         router: u8,
         head: &RequestHead,
         bytes: &[u8],
-        hash: KeyHash,
         record: &Record<'_>,
         effects: &mut Effects,
     ) {
-        // A local read may meet a record whose removal is still on its way: to its client it is gone.
-        let now = self.now;
         let (is_local, stale_at) = (self.reads_locally(record), self.stale_at());
+        let found = self.state.keys.get(head.hash, record.key);
         let batch = match is_local {
             true => effects.replies_to(router),
             false => self.held.replies(effects, router, head, bytes),
         };
-        let mark = |out: &mut Vec<u8>| {
-            if let (true, Some(applied)) = (is_local, stale_at) {
-                answer::write_stale(out, applied);
-                out.push(b',');
-            }
-        };
-        let found = self.state.keys.get(hash, record.key).filter(|found| !is_over(found.expires_at, now));
-        match record.op {
-            Op::Exists => batch.push(head.token, ReplyKind::Success, |out| {
-                mark(out);
-                answer::write(&Outcome::Bool(found.is_some()), out);
-            }),
-            Op::Ttl => batch.push(head.token, ReplyKind::Success, |out| {
-                mark(out);
-                let left = found.map_or(-2, |found| answer::ttl_result(found.expires_at, now));
-                answer::write(&Outcome::Integer(left), out);
-            }),
-            _ => {
-                let Some(found) = found else {
-                    return batch.push(head.token, ReplyKind::Success, |out| {
-                        mark(out);
-                        answer::write_absent(out);
-                    });
-                };
-                let with_version = record.has(flag::WITH_VERSION);
-                let prefix = |out: &mut Vec<u8>| {
-                    mark(out);
-                    if with_version {
-                        answer::write_version(out, found.version);
-                        out.push(b',');
-                    }
-                };
-                match found.value_shared() {
-                    Some(value) if value.len() >= SHARED_VALUE_BYTES => {
-                        batch.push_shared(head.token, value, |out| {
-                            prefix(out);
-                            answer::write_token(out, &[]);
-                        });
-                    }
-                    _ => batch.push(head.token, ReplyKind::Success, |out| {
-                        prefix(out);
-                        answer::write_token(out, found.value);
-                    }),
-                }
-            }
+        let stale_at = stale_at.filter(|_| is_local);
+        write_read(batch, head.token, record, found, stale_at, self.now);
+    }
+
+    /// The same for a read of a leader that serves, unless the record's time is over while its removal is not on its way:
+    /// then false, and nothing is answered.
+    #[inline]
+    pub(super) fn answer_unless_overdue(
+        &mut self,
+        router: u8,
+        head: &RequestHead,
+        bytes: &[u8],
+        record: &Record<'_>,
+        effects: &mut Effects,
+    ) -> bool {
+        let found = self.state.keys.get(head.hash, record.key);
+        if found.is_some_and(|found| is_over(found.expires_at, self.now)) && !is_on(Mutant::OverdueIsRead) {
+            return false;
         }
+        let batch = self.held.replies(effects, router, head, bytes);
+        write_read(batch, head.token, record, found, None, self.now);
+        true
     }
 
     /// Several keys with their versions, for a router that puts them together: per key {found u8, version 12, length u32,
@@ -337,6 +312,65 @@ impl Shard {
         effects.replies_to(router).push(head.token, ReplyKind::Part, |out| {
             out.write_all(text.as_bytes()).expect("a vector takes every byte");
         });
+    }
+}
+
+/// Adds the answer to GET, EXISTS or TTL: what was found, and as of which index if it may be stale.
+#[inline]
+fn write_read(
+    batch: &mut ReplyBatch,
+    token: Token,
+    record: &Record<'_>,
+    found: Option<StoredRecord<'_>>,
+    stale_at: Option<u64>,
+    now: Millis,
+) {
+    let mark = |out: &mut Vec<u8>| {
+        if let Some(applied) = stale_at {
+            answer::write_stale(out, applied);
+            out.push(b',');
+        }
+    };
+    // A local read may meet a record whose removal is still on its way: to its client it is gone.
+    let found = found.filter(|found| !is_over(found.expires_at, now));
+    match record.op {
+        Op::Exists => batch.push(token, ReplyKind::Success, |out| {
+            mark(out);
+            answer::write(&Outcome::Bool(found.is_some()), out);
+        }),
+        Op::Ttl => batch.push(token, ReplyKind::Success, |out| {
+            mark(out);
+            let left = found.map_or(-2, |found| answer::ttl_result(found.expires_at, now));
+            answer::write(&Outcome::Integer(left), out);
+        }),
+        _ => {
+            let Some(found) = found else {
+                return batch.push(token, ReplyKind::Success, |out| {
+                    mark(out);
+                    answer::write_absent(out);
+                });
+            };
+            let with_version = record.has(flag::WITH_VERSION);
+            let prefix = |out: &mut Vec<u8>| {
+                mark(out);
+                if with_version {
+                    answer::write_version(out, found.version);
+                    out.push(b',');
+                }
+            };
+            if found.value.len() >= SHARED_VALUE_BYTES
+                && let Some(value) = found.value_shared()
+            {
+                return batch.push_shared(token, value, |out| {
+                    prefix(out);
+                    answer::write_token(out, &[]);
+                });
+            }
+            batch.push(token, ReplyKind::Success, |out| {
+                prefix(out);
+                answer::write_token(out, found.value);
+            });
+        }
     }
 }
 

@@ -108,9 +108,10 @@ impl Shard {
         record.has(flag::LOCAL) && (self.is_ready || !self.group.is_alone())
     }
 
-    /// The applied index to be told with a local read, if this replica does not lead and so may be behind.
+    /// The applied index to be told with a local read that may be stale. A replica that leads may have been deposed without
+    /// knowing it yet, and a local read does not ask the others; so only a lone voter is sure.
     pub(super) fn stale_at(&self) -> Option<u64> {
-        (!self.is_ready).then_some(self.applied)
+        (!self.is_ready || !self.group.is_alone()).then_some(self.applied)
     }
 
     /// Gives a request back that was not proposed.

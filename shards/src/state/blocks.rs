@@ -23,6 +23,7 @@ pub(super) struct Blocks {
 
 impl Blocks {
     /// The stored record at `position` and what follows it in its block.
+    #[inline]
     pub(super) fn at(&self, position: u32) -> &[u8] {
         &self.blocks[(position >> BLOCK_BITS) as usize][position as usize & (BLOCK_BYTES - 1)..]
     }

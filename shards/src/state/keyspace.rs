@@ -108,6 +108,7 @@ impl KeySpace {
     }
 
     /// The record of a key.
+    #[inline]
     pub fn get(&self, hash: KeyHash, key: &[u8]) -> Option<Record<'_>> {
         self.tables[self.table_of(hash)].get(hash, key)
     }
@@ -138,6 +139,12 @@ impl KeySpace {
         assert!(!key.is_empty() && key.len() <= KEY_BYTES_MAX, "the command checked the key's length");
         assert!(content.value.len() <= VALUE_BYTES_MAX, "the command checked the value's length");
         let mut number = self.table_of(hash);
+        if let Some(position) = self.tables[number].position_in_place(hash, key, &content) {
+            // Nothing grows and nothing shrinks, so there is nothing to split or to count.
+            self.capture_before_change(number);
+            self.tables[number].overwrite(position, key, content);
+            return true;
+        }
         while self.is_full(number) && self.split(hash) {
             number = self.table_of(hash);
         }
@@ -229,6 +236,7 @@ impl KeySpace {
     }
 
     /// The table that holds the keys of this hash.
+    #[inline]
     pub(super) fn table_of(&self, hash: KeyHash) -> usize {
         self.directory[self.entry_of(hash)] as usize
     }
@@ -253,6 +261,7 @@ impl KeySpace {
         }
     }
 
+    #[inline]
     fn entry_of(&self, hash: KeyHash) -> usize {
         // Two shifts, because a shift by 64 would overflow in a directory of one entry.
         (hash.0 >> 1 >> (63 - u32::from(self.depth))) as usize

@@ -126,8 +126,10 @@ pub(super) struct Head {
 
 impl Head {
     /// Reads the head of the record that starts `stored`.
+    #[inline]
     pub(super) fn read(stored: &[u8]) -> Self {
-        let shape = u32::from_le_bytes(array(&stored[12..16]));
+        let fixed = stored.first_chunk::<HEADER_BYTES>().expect("a stored record has its header");
+        let shape = u32::from_le_bytes([fixed[12], fixed[13], fixed[14], fixed[15]]);
         let layout = (shape >> (KEY_BITS + VALUE_BITS)) as u8;
         let has_expiry = layout & HAS_EXPIRY != 0;
         let out_of_line = layout & OUT_OF_LINE != 0;
@@ -136,8 +138,8 @@ impl Head {
         let value_bytes = (shape >> KEY_BITS & ((1 << VALUE_BITS) - 1)) as usize;
         Self {
             version: Version {
-                place: u64::from_le_bytes(array(&stored[..8])),
-                epoch: u32::from_le_bytes(array(&stored[8..12])),
+                place: u64::from_le_bytes(array(&fixed[..8])),
+                epoch: u32::from_le_bytes([fixed[8], fixed[9], fixed[10], fixed[11]]),
             },
             expires_at,
             flags: RecordFlags(layout & !(HAS_EXPIRY | OUT_OF_LINE)),
@@ -145,37 +147,43 @@ impl Head {
             key_start: HEADER_BYTES + if has_expiry { EXPIRY_BYTES } else { 0 },
             key_bytes: (shape & ((1 << KEY_BITS) - 1)) as usize,
             tail_bytes: if out_of_line { LARGE_POSITION_BYTES } else { value_bytes },
-            slack_bytes: usize::from(stored[16]),
+            slack_bytes: usize::from(fixed[16]),
         }
     }
 
     /// The key of the record, given the same bytes as [`Self::read`].
+    #[inline]
     pub(super) fn key<'a>(&self, stored: &'a [u8]) -> &'a [u8] {
         &stored[self.key_start..][..self.key_bytes]
     }
 
     /// What follows the key: the inline value, or the encoded position of a large one.
+    #[inline]
     pub(super) fn tail<'a>(&self, stored: &'a [u8]) -> &'a [u8] {
         &stored[self.key_start + self.key_bytes..][..self.tail_bytes]
     }
 
     /// Position of the value among the table's large ones.
+    #[inline]
     pub(super) fn large_position(&self, stored: &[u8]) -> Option<u32> {
         self.out_of_line.then(|| u32::from_le_bytes(array(self.tail(stored))))
     }
 
     /// Bytes in use, without slack.
+    #[inline]
     pub(super) fn used_bytes(&self) -> usize {
         self.key_start + self.key_bytes + self.tail_bytes
     }
 
     /// Bytes that belong to the record in its block.
+    #[inline]
     pub(super) fn capacity_bytes(&self) -> usize {
         self.used_bytes() + self.slack_bytes
     }
 }
 
 /// Whether the stored record has this key; reads no more than it must.
+#[inline]
 pub(super) fn key_is(stored: &[u8], key: &[u8]) -> bool {
     let shape = u32::from_le_bytes(array(&stored[12..16]));
     let start = HEADER_BYTES + if shape >> 31 != 0 { EXPIRY_BYTES } else { 0 };

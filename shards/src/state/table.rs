@@ -95,6 +95,7 @@ impl Table {
             + self.large_bytes
     }
 
+    #[inline]
     pub(super) fn get(&self, hash: KeyHash, key: &[u8]) -> Option<Record<'_>> {
         let tag = tag_of(hash);
         let slot = self.slots.find(spread(tag), |slot| {
@@ -112,6 +113,32 @@ impl Table {
     /// Reads a byte of the record there, so that it is in the cache.
     pub(super) fn touch(&self, position: u32) -> u8 {
         self.blocks.at(position)[0]
+    }
+
+    /// Where the record of this key stands if this content can take its place there: both are small, and the new one fits.
+    #[inline]
+    pub(super) fn position_in_place(&self, hash: KeyHash, key: &[u8], content: &Content<'_>) -> Option<u32> {
+        if content.value.len() >= LARGE_VALUE_BYTES {
+            return None;
+        }
+        let tag = tag_of(hash);
+        let slot = self.slots.find(spread(tag), |slot| {
+            slot.tag == tag && record::key_is(self.blocks.at(slot.position), key)
+        })?;
+        let head = Head::read(self.blocks.at(slot.position));
+        let draft = Draft { key, content: *content, large: None };
+        (!head.out_of_line && draft.fits(head.capacity_bytes())).then_some(slot.position)
+    }
+
+    /// Stores a record over the one with this key at a position that [`Table::position_in_place`] gave for it.
+    #[inline]
+    pub(super) fn overwrite(&mut self, position: u32, key: &[u8], content: Content<'_>) {
+        if let Some(expires_at) = content.expires_at {
+            self.earliest_expiry = self.earliest_expiry.min(expires_at.0);
+        }
+        let stored = self.blocks.at_mut(position);
+        let capacity_bytes = Head::read(stored).capacity_bytes();
+        Draft { key, content, large: None }.overwrite(stored, capacity_bytes);
     }
 
     /// Stores a record; whether one with this key was there.
@@ -293,6 +320,7 @@ impl Table {
     }
 
     /// The record of a slot of this table.
+    #[inline]
     pub(super) fn record(&self, slot: Slot) -> Record<'_> {
         let stored = self.blocks.at(slot.position);
         let head = Head::read(stored);

@@ -11,12 +11,16 @@
 //! | [`json`] | scanning, unescaping and escaping JSON without building a tree |
 //! | [`request`] | one line in, one [`request::Request`] or [`request::Refusal`] out |
 //! | [`reply`] | appending one reply line to a buffer |
+//! | [`LineEnds`] | where lines end |
 //! | [`slot`] | which part of the key space a key belongs to |
 
 pub mod code;
 pub mod commands;
 pub mod json;
 pub mod limits;
+mod marks;
 pub mod reply;
 pub mod request;
 pub mod slot;
+
+pub use marks::LineEnds;

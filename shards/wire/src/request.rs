@@ -1,7 +1,7 @@
 //! One request line in, one [`Request`] or [`Refusal`] out.
 //!
 //! Everything borrows from the line: keys are unescaped only when they hold a backslash, values stay the bytes that came.
-//! [`parse`] first tries one pass over the common shapes of GET, SET, DELETE, EXISTS and INCR ([`fast`]); whatever that
+//! [`parse`] first tries one pass over the common shapes of GET, SET, DELETE, EXISTS and INCR ([`key_request`]); whatever that
 //! does not recognise goes through [`general`], which the table in [`crate::commands`] drives and which words the
 //! refusals. Both give the same result where both give one. Nothing here panics on any input, and work is linear in the
 //! line (batches: times the logarithm of their items).
@@ -22,6 +22,7 @@ pub use data::{
     Condition, Consistency, Delete, DeletePrefix, Durability, Expire, Get, Incr, KeyRead, Persist, Scan,
     Session, Set,
 };
+pub use fast::{KeyCommand, KeyRequest};
 pub use filter::{Bound, Filter, Test};
 pub use refusal::Refusal;
 pub use search::{
@@ -130,13 +131,25 @@ impl Command<'_> {
 /// Reads one request line, given without its newline. White space around the object, a carriage return included, is
 /// ignored. A line over `line_bytes_max` is refused unread, with [`Refusal::close`] set.
 pub fn parse<'a>(line: &'a [u8], limits: &Limits) -> Result<Request<'a>, Refusal<'a>> {
+    match key_request(line, limits) {
+        Some(request) => Ok(request.whole()),
+        None => parse_any(line, limits),
+    }
+}
+
+/// As [`parse`] where it is quick: a request on one key of a common shape. Nothing for every other line, which says nothing
+/// of whether [`parse_any`] takes it.
+#[inline]
+pub fn key_request<'a>(line: &'a [u8], limits: &Limits) -> Option<KeyRequest<'a>> {
+    if line.len() > limits.line_bytes_max { None } else { fast::parse(line, limits) }
+}
+
+/// As [`parse`] for a line that [`key_request`] did not take: gives the same without trying that first.
+pub fn parse_any<'a>(line: &'a [u8], limits: &Limits) -> Result<Request<'a>, Refusal<'a>> {
     if line.len() > limits.line_bytes_max {
         return Err(Refusal::line_too_long(limits));
     }
-    match fast::parse(line, limits) {
-        Some(request) => Ok(request),
-        None => general::parse(line, limits),
-    }
+    general::parse(line, limits)
 }
 
 #[cfg(test)]

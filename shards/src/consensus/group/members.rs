@@ -101,7 +101,7 @@ impl Group {
         if to == self.replica() || !self.conf_state().voters.contains(&to.0) {
             return Err(MemberRefusal::NoMember(to));
         }
-        if !self.heard.is_active(to.0, self.ticks) {
+        if !self.heard.is_active(to.0, self.ticks) || !self.would_lead(to.0) {
             return Err(MemberRefusal::Silent(to));
         }
         self.node.transfer_leader(to.0);
@@ -124,7 +124,7 @@ impl Group {
         let fit = followers.iter().filter(|one| {
             one.is_voter && one.is_active && one.replica != self.replica() && one.keeps_up(last)
         });
-        if let Some(best) = fit.max_by_key(|one| (one.matched, one.replica)) {
+        if let Some(best) = fit.max_by_key(|one| (self.would_lead(one.replica.0), one.matched, one.replica)) {
             self.node.transfer_leader(best.replica.0);
         }
     }

@@ -9,6 +9,7 @@ mod words;
 
 use frostem::{Algorithm, Stemmer};
 use std::fmt;
+pub(crate) use stem::NO_MEMO;
 use stem::{CachedStemmer, ENGLISH_STOP_WORDS};
 
 /// Rises with every change of what any analyzer makes of any text: our rules, frostem's stems, the Unicode tables.
@@ -113,11 +114,21 @@ impl Analyzer {
 
     /// Calls `each` for every term of `text` in order, and returns the number of positions that the text takes.
     pub fn analyze(&mut self, text: &str, mut each: impl FnMut(Token<'_>)) -> u32 {
+        self.analyze_with_memos(text, |token, _| each(token))
+    }
+
+    /// As [`Analyzer::analyze`]; `each` may leave a number with each word, and finds it, or else [`NO_MEMO`], when the word
+    /// comes again. Two words of one term have each their own.
+    pub(crate) fn analyze_with_memos(
+        &mut self,
+        text: &str,
+        mut each: impl FnMut(Token<'_>, &mut u32),
+    ) -> u32 {
         if self.kind == AnalyzerKind::Keyword {
             if text.is_empty() {
                 return 0;
             }
-            each(Token { term: cut(text), position: 0, start: 0, end: text.len() });
+            each(Token { term: cut(text), position: 0, start: 0, end: text.len() }, &mut { NO_MEMO });
             return 1;
         }
         let (mut position, mut at) = (0u32, 0);
@@ -127,16 +138,25 @@ impl Analyzer {
             words::each_word(&text[at..end], |start, word| {
                 lower_case(word, buffer);
                 let start = at + start;
-                let mut emit = |term: &str| each(Token { term, position, start, end: start + word.len() });
+                let mut emit = |term: &str, memo: &mut u32| {
+                    each(Token { term, position, start, end: start + word.len() }, memo);
+                };
                 match stemmer {
                     Some(stemmer) => stemmer.stem(buffer, emit),
-                    None => emit(buffer),
+                    None => emit(buffer, &mut { NO_MEMO }),
                 }
                 position = position.saturating_add(1);
             });
             at = end;
         }
         position
+    }
+
+    /// Forgets what was left with words.
+    pub(crate) fn forget_memos(&mut self) {
+        if let Some(stemmer) = &mut self.stemmer {
+            stemmer.forget_memos();
+        }
     }
 
     /// Where the piece of `text` that begins at `start` ends. Analysing the pieces one by one comes to the same terms as

@@ -58,7 +58,12 @@ pub(crate) struct CachedStemmer {
     is_caching: bool,
     /// Empty until the first word.
     entries: Vec<Entry>,
+    /// What callers left with the word of an entry; [`NO_MEMO`] before that.
+    memos: Vec<u32>,
 }
+
+/// Nothing was left with a word.
+pub(crate) const NO_MEMO: u32 = u32::MAX;
 
 impl std::fmt::Debug for CachedStemmer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -68,51 +73,57 @@ impl std::fmt::Debug for CachedStemmer {
 
 impl CachedStemmer {
     pub(crate) fn new(stemmer: Stemmer, stop_words: &'static [&'static str], is_caching: bool) -> Self {
-        Self { stemmer, stop_words, is_caching, entries: Vec::new() }
+        Self { stemmer, stop_words, is_caching, entries: Vec::new(), memos: Vec::new() }
     }
 
-    /// Calls `then` with the stem of the lower-case `word`, or not at all for a stop word.
+    /// Forgets what callers left with words.
+    pub(crate) fn forget_memos(&mut self) {
+        self.memos.fill(NO_MEMO);
+    }
+
+    /// Calls `then` with the stem of the lower-case `word`, or not at all for a stop word; and with what the caller left with
+    /// the word when it came before and may leave now, kept as long as the stem is.
     #[inline]
-    pub(crate) fn stem(&mut self, word: &str, then: impl FnOnce(&str)) {
+    pub(crate) fn stem(&mut self, word: &str, then: impl FnOnce(&str, &mut u32)) {
         if !self.is_caching || word.is_empty() || word.len() > CACHED_BYTES_MAX {
             if let Some(stem) = self.compute(word) {
-                then(&stem);
+                then(&stem, &mut { NO_MEMO });
             }
             return;
         }
         if self.entries.is_empty() {
             self.entries.resize(SLOTS, EMPTY);
+            self.memos.resize(SLOTS, NO_MEMO);
         }
         let mut padded: Padded = [0; CACHED_BYTES_MAX + 1];
         padded[..word.len()].copy_from_slice(word.as_bytes());
         padded[CACHED_BYTES_MAX] = word.len() as u8;
         let slot = slot_of(&padded);
-        let entry = &self.entries[slot];
+        let (entry, memo) = (&self.entries[slot], &mut self.memos[slot]);
         if entry.word != padded {
             self.fill(slot, padded, word, then);
             return;
         }
         let (shared, ending) = (usize::from(entry.shared_length), usize::from(entry.ending_length));
         if ending == 0 && shared > 0 {
-            then(&word[..shared]);
+            then(&word[..shared], memo);
         } else if ending > 0 {
             let mut stem = [0; CACHED_BYTES_MAX + ENDING_BYTES_MAX];
             stem[..shared].copy_from_slice(&entry.word[..shared]);
             stem[shared..shared + ending].copy_from_slice(&entry.ending[..ending]);
-            then(
-                std::str::from_utf8(&stem[..shared + ending])
-                    .expect("a cached stem is the UTF-8 that was put there"),
-            );
+            let stem = std::str::from_utf8(&stem[..shared + ending]);
+            then(stem.expect("a cached stem is the UTF-8 that was put there"), memo);
         }
     }
 
     #[cold]
-    fn fill(&mut self, slot: usize, padded: Padded, word: &str, then: impl FnOnce(&str)) {
+    fn fill(&mut self, slot: usize, padded: Padded, word: &str, then: impl FnOnce(&str, &mut u32)) {
         let stem = self.compute(word);
         let text = stem.as_deref().unwrap_or("");
         let shared = word.bytes().zip(text.bytes()).take_while(|(left, right)| left == right).count();
         let shared = text.floor_char_boundary(word.floor_char_boundary(shared));
         let ending = &text.as_bytes()[shared..];
+        let mut memo = NO_MEMO;
         if ending.len() <= ENDING_BYTES_MAX {
             let entry = &mut self.entries[slot];
             entry.word = padded;
@@ -120,8 +131,12 @@ impl CachedStemmer {
             entry.ending_length = ending.len() as u8;
             entry.ending[..ending.len()].copy_from_slice(ending);
         }
+        let is_kept = self.entries[slot].word == padded;
         if let Some(stem) = stem {
-            then(&stem);
+            then(&stem, &mut memo);
+        }
+        if is_kept {
+            self.memos[slot] = memo;
         }
     }
 
@@ -160,12 +175,35 @@ mod tests {
             let fresh = cached.compute(word);
             for _ in 0..2 {
                 let mut seen = None;
-                cached.stem(word, |stem| seen = Some(stem.to_owned()));
+                cached.stem(word, |stem, _| seen = Some(stem.to_owned()));
                 assert_eq!(seen, fresh, "{word}");
             }
         }
         assert_eq!(cached.compute("the"), None);
         assert_eq!(cached.compute("running").as_deref(), Some("run"));
+    }
+
+    #[test]
+    fn memos_stay_with_their_words() {
+        let mut cached = CachedStemmer::new(Stemmer::new(Algorithm::English), &ENGLISH_STOP_WORDS, true);
+        let words: Vec<String> = (0..3 * SLOTS).map(|n| format!("w{n}")).collect();
+        for (n, word) in words.iter().enumerate() {
+            cached.stem(word, |_, memo| {
+                assert_eq!(*memo, NO_MEMO, "{word} is new");
+                *memo = n as u32;
+            });
+        }
+        let mut kept = 0;
+        for (n, word) in words.iter().enumerate().rev() {
+            cached.stem(word, |_, memo| {
+                assert!(*memo == NO_MEMO || *memo == n as u32, "{word} has what another word left");
+                kept += usize::from(*memo == n as u32);
+                *memo = n as u32;
+            });
+        }
+        assert!(kept > SLOTS / 4, "{kept} words were remembered");
+        cached.forget_memos();
+        cached.stem(&words[0], |_, memo| assert_eq!(*memo, NO_MEMO));
     }
 
     #[test]

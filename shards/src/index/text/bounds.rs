@@ -174,6 +174,7 @@ impl Coarse {
     }
 
     /// Of what [`Bounds`] hold.
+    #[cfg(test)]
     pub(crate) fn of(bounds: &Bounds) -> Self {
         let mut coarse = Self::default();
         bounds.pairs().iter().for_each(|pair| coarse.widen_by(*pair));

@@ -6,17 +6,16 @@
 //! the leader meets the other lists at once. Scores are those of [`super::boolean`], which takes every query that is not of
 //! this form.
 
-use super::bitmap::Bitmap;
 use super::boolean::Plan;
 use super::bounds::{ANY_BOUNDS, Bounds, NO_BOUNDS, Pair};
-use super::cursor::{Cursor, END};
+use super::cursor::{Cursor, END, Places};
 use super::dictionary::FieldId;
-use super::maxscore::{Offering, TermPlan, contribution};
+use super::maxscore::{TermPlan, contribution};
+use super::offering::Offering;
 use super::part::{Lengths, Open};
 use super::phrase::Occurrences;
 use super::score::Weigher;
 use super::segment::BLOCK;
-use super::top::Top;
 use crate::index::Units;
 use smallvec::SmallVec;
 
@@ -124,8 +123,9 @@ struct Leg<'a> {
 }
 
 /// Documents of a block of the leader that the other lists have met so far; kept to be used again.
-#[derive(Default)]
-struct Meeting {
+#[derive(Clone, Debug, Default)]
+pub(super) struct Meeting {
+    places: Places,
     documents: Vec<u32>,
     frequencies: Vec<u32>,
     scores: Vec<i64>,
@@ -153,32 +153,28 @@ struct Opened<'a, 'p> {
     bounded_to: u32,
 }
 
-/// Offers a part's documents from `from` on to `top`, until the budget is spent; returns where to go on, or [`END`].
-#[allow(clippy::too_many_arguments)] // One call; a struct of these would be taken apart at once.
-pub(crate) fn search(
+/// Offers a part's documents from `from` on, until the budget is spent; returns where to go on, or [`END`].
+pub(super) fn search(
     open: &Open<'_>,
-    dead: &Bitmap,
     plan: &Conjunction,
-    (part, from): (u32, u32),
-    top: &mut Top,
-    units: &mut Units,
-    accept: &mut dyn FnMut(&[u8]) -> bool,
+    from: u32,
+    meeting: &mut Meeting,
+    offering: &mut Offering<'_, '_, '_>,
 ) -> u32 {
-    units.spend(plan.required.len() as u64 * 8);
-    if plan.bound_of(open) < top.threshold() {
-        return END;
-    }
+    offering.units.spend(plan.required.len() as u64 * 8);
     let Some(mut opened) = Opened::new(plan, open, from) else { return END };
-    let mut offering = Offering { part, open, dead, top, units, accept };
     match plan.phrases.is_empty() {
-        true => search_blocks(&mut opened, &mut offering),
-        false => search_documents(&mut opened, &mut offering),
+        true => search_blocks(&mut opened, meeting, offering),
+        false => search_documents(&mut opened, offering),
     }
 }
 
 /// Goes from block to block of the leader; for plans without phrases.
-fn search_blocks(opened: &mut Opened<'_, '_>, offering: &mut Offering<'_, '_>) -> u32 {
-    let mut meeting = Meeting::default();
+fn search_blocks(
+    opened: &mut Opened<'_, '_>,
+    meeting: &mut Meeting,
+    offering: &mut Offering<'_, '_, '_>,
+) -> u32 {
     // One block is always looked at, so that a query whose opening takes the whole budget comes to its end too.
     let mut is_first = true;
     loop {
@@ -190,7 +186,7 @@ fn search_blocks(opened: &mut Opened<'_, '_>, offering: &mut Offering<'_, '_>) -
             return document;
         }
         is_first = false;
-        let threshold = offering.top.threshold();
+        let threshold = offering.best.threshold();
         if threshold > i64::MIN {
             let possible = opened.first_possible(document, threshold, offering);
             if possible > document {
@@ -198,7 +194,7 @@ fn search_blocks(opened: &mut Opened<'_, '_>, offering: &mut Offering<'_, '_>) -
                 continue;
             }
         }
-        opened.meet_block(&mut meeting, offering.units);
+        opened.meet_block(meeting, offering.units);
         if threshold == i64::MIN && opened.optional.is_empty() && opened.excluded.is_empty() {
             let met = meeting.documents.iter().copied().zip(meeting.scores.iter().copied());
             offering.offer_best_first(&mut met.collect::<SmallVec<[(u32, i64); BLOCK]>>());
@@ -206,7 +202,7 @@ fn search_blocks(opened: &mut Opened<'_, '_>, offering: &mut Offering<'_, '_>) -
         }
         for n in 0..meeting.documents.len() {
             let (document, score) = (meeting.documents[n], meeting.scores[n]);
-            if score + opened.optional_bound >= offering.top.threshold()
+            if score + opened.optional_bound >= offering.best.threshold()
                 && !offering.dead.contains(document)
                 && let Some(score) = opened.complete(document, score)
             {
@@ -217,7 +213,7 @@ fn search_blocks(opened: &mut Opened<'_, '_>, offering: &mut Offering<'_, '_>) -
 }
 
 /// Goes from document to document of the leader.
-fn search_documents(opened: &mut Opened<'_, '_>, offering: &mut Offering<'_, '_>) -> u32 {
+fn search_documents(opened: &mut Opened<'_, '_>, offering: &mut Offering<'_, '_, '_>) -> u32 {
     let mut bounded_to = 0;
     // One document is always looked at, so that a query whose opening takes the whole budget comes to its end too.
     let mut is_first = true;
@@ -231,7 +227,7 @@ fn search_documents(opened: &mut Opened<'_, '_>, offering: &mut Offering<'_, '_>
         }
         is_first = false;
         offering.units.spend(opened.required.len() as u64 * 2);
-        let threshold = offering.top.threshold();
+        let threshold = offering.best.threshold();
         if threshold > i64::MIN && document >= bounded_to {
             let possible = opened.first_possible(document, threshold, offering);
             bounded_to = opened.bounded_to;
@@ -305,7 +301,7 @@ impl<'a, 'p> Opened<'a, 'p> {
 
     /// The first document from `document` on whose range may hold one that reaches the threshold; [`END`] if there is none.
     /// Ranges that cannot get in are passed over by their bounds alone: nothing of them is unpacked.
-    fn first_possible(&mut self, document: u32, threshold: i64, offering: &mut Offering<'_, '_>) -> u32 {
+    fn first_possible(&mut self, document: u32, threshold: i64, offering: &mut Offering<'_, '_, '_>) -> u32 {
         let mut possible = document;
         loop {
             let (end, bound) = self.bound_from(possible);
@@ -355,7 +351,7 @@ impl<'a, 'p> Opened<'a, 'p> {
     /// moves the leader behind the block.
     fn meet_block(&mut self, meeting: &mut Meeting, units: &mut Units) {
         let Self { required, order, norms, .. } = self;
-        let Meeting { documents, frequencies, scores, met } = meeting;
+        let Meeting { places, documents, frequencies, scores, met } = meeting;
         let leader = &mut required[order[0]];
         let taken = leader.cursor.take_below(END);
         let (block, block_frequencies) = leader.cursor.run(taken);
@@ -370,7 +366,7 @@ impl<'a, 'p> Opened<'a, 'p> {
         for n in &order[1..] {
             let leg = &mut required[*n];
             met.clear();
-            leg.cursor.meet(documents, met);
+            leg.cursor.meet(documents, places, met);
             units.spend(met.len() as u64 + 8);
             for (kept, (at, frequency)) in met.iter().enumerate() {
                 let at = *at as usize;

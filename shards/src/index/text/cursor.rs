@@ -314,7 +314,7 @@ impl<'a> Cursor<'a> {
 
     /// Finds the documents of the list among `wanted`, which rise: places in `wanted`, each with the frequency. The cursor
     /// ends at or behind the last one wanted.
-    pub(crate) fn meet(&mut self, wanted: &[u32], met: &mut Vec<(u32, u32)>) {
+    pub(crate) fn meet(&mut self, wanted: &[u32], places: &mut Places, met: &mut Vec<(u32, u32)>) {
         let mut next = 0;
         while next < wanted.len() {
             self.advance(wanted[next]);
@@ -333,17 +333,10 @@ impl<'a> Cursor<'a> {
                         met.push((n as u32, at as u32));
                     }
                 }
-                next = end;
+            } else {
+                at += places.meet(&wanted[next..end], &here[at..], (next as u32, at as u32), met);
             }
-            while next < end && at < here.len() {
-                let (left, right) = (wanted[next], here[at]);
-                if left == right {
-                    met.push((next as u32, at as u32));
-                }
-                // Without branches: which of the two is behind cannot be foretold.
-                next += usize::from(left <= right);
-                at += usize::from(right <= left);
-            }
+            next = end;
             let is_through = next < wanted.len();
             if met.len() > first {
                 self.unpack_frequencies();
@@ -414,6 +407,60 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// Documents that a table of places spans.
+const PLACES: usize = 16 << 10;
+
+/// By document, counted from the first of some that rise, its place among them plus one; zero between calls.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Places(Vec<u8>);
+
+impl Places {
+    /// Notes the pairs of places of documents that stand in both lists, counted from those given; returns how many of `here`
+    /// are not behind the last one wanted. Both lists rise and are no longer than a block.
+    ///
+    /// The wanted go into the table and the others are looked up in it: nothing waits for the outcome of a comparison, as it
+    /// would where the lists are merged.
+    fn meet(
+        &mut self,
+        wanted: &[u32],
+        here: &[u32],
+        (left_base, right_base): (u32, u32),
+        met: &mut Vec<(u32, u32)>,
+    ) -> usize {
+        let (Some(first), Some(last)) = (wanted.first().copied(), wanted.last().copied()) else { return 0 };
+        let here = &here[..here.partition_point(|document| *document <= last)];
+        if (last - first) as usize >= PLACES || here.first().is_some_and(|document| *document < first) {
+            for (right, document) in here.iter().enumerate() {
+                if let Ok(left) = wanted.binary_search(document) {
+                    met.push((left_base + left as u32, right_base + right as u32));
+                }
+            }
+            return here.len();
+        }
+        if self.0.is_empty() {
+            self.0.resize(PLACES, 0);
+        }
+        let table: &mut [u8; PLACES] = self.0.as_mut_slice().try_into().expect("the table has one size");
+        for (place, document) in (1..).zip(wanted) {
+            table[(document - first) as usize % PLACES] = place;
+        }
+        let mut pairs = [(0u8, 0u8); BLOCK + 1];
+        let mut count = 0;
+        for (right, document) in (0..).zip(here) {
+            let place = table[(document - first) as usize % PLACES];
+            pairs[count] = (place, right);
+            count += usize::from(place > 0);
+        }
+        for document in wanted {
+            table[(document - first) as usize % PLACES] = 0;
+        }
+        let pair =
+            |(left, right): &(u8, u8)| (left_base + u32::from(*left) - 1, right_base + u32::from(*right));
+        met.extend(pairs[..count].iter().map(pair));
+        here.len()
+    }
+}
+
 impl Sealed<'_> {
     /// The block that `document` would be in, if not before one asked for earlier; the rest counts as one.
     #[inline]
@@ -448,5 +495,33 @@ pub(crate) struct Taken {
 impl Taken {
     pub(crate) fn len(self) -> usize {
         self.to - self.from
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn lists_meet_as_a_merge_would(mut left in prop::collection::vec(0u32..40_000, 0..BLOCK), mut right in prop::collection::vec(0u32..40_000, 0..BLOCK), thin in 1u32..400) {
+            let mut places = Places::default();
+            for list in [&mut left, &mut right] {
+                list.iter_mut().for_each(|document| *document /= thin);
+                list.sort_unstable();
+                list.dedup();
+            }
+            for _ in 0..2 {
+                let mut met = Vec::new();
+                let passed = places.meet(&left, &right, (7, 9), &mut met);
+                let expected: Vec<(u32, u32)> = (7..)
+                    .zip(&left)
+                    .flat_map(|(n, a)| (9..).zip(&right).filter(move |(_, b)| a == *b).map(move |(m, _)| (n, m)))
+                    .collect();
+                prop_assert_eq!(met, expected);
+                prop_assert_eq!(passed, right.partition_point(|document| left.last().is_some_and(|last| document <= last)));
+            }
+        }
     }
 }

@@ -39,8 +39,8 @@ pub(crate) struct Dictionary {
     /// Next id to move while terms move from the other arena to the current one.
     moving: Option<usize>,
     ordered: Ordered,
-    /// Whether an id was ever given back: before that, all ordered terms are in use.
-    has_freed: bool,
+    /// How many ids were given back: before the first, all ordered terms are in use.
+    freed: u64,
 }
 
 impl Default for Dictionary {
@@ -58,7 +58,7 @@ impl Default for Dictionary {
             wasted_bytes: 0,
             moving: None,
             ordered: Ordered::default(),
-            has_freed: false,
+            freed: 0,
         }
     }
 }
@@ -236,7 +236,12 @@ impl Dictionary {
         };
         self.start[id as usize] = FREE;
         self.free.push(id);
-        self.has_freed = true;
+        self.freed += 1;
+    }
+
+    /// How many ids were given back so far: while this stays, every id stands for the term that it stood for.
+    pub(crate) fn freed(&self) -> u64 {
+        self.freed
     }
 
     /// Keeps every id in use until [`Dictionary::unhold`].
@@ -270,9 +275,9 @@ impl Dictionary {
         if let Some(from) = self.moving {
             self.move_terms(from, units);
         } else {
-            let Self { ordered, tables, start, arenas, has_freed, .. } = self;
+            let Self { ordered, tables, start, arenas, freed, .. } = self;
             ordered.work(units, |field, term| {
-                if !*has_freed {
+                if *freed == 0 {
                     return true;
                 }
                 let hash = hash_of(field, term);

@@ -12,15 +12,14 @@
 //! Source: Turtle and Flood, "Query evaluation: strategies and optimizations" (1995); Ding and Suel, "Faster top-k document
 //! retrieval using block-max indexes" (2011).
 
-use super::bitmap::Bitmap;
-use super::cursor::{Cursor, END};
+use super::cursor::{Cursor, END, Places};
 use super::dictionary::FieldId;
+use super::offering::Offering;
 use super::part::{Lengths, Open};
 use super::score::{Sieve, Weigher};
-use super::segment::{BLOCK, Packed};
+use super::segment::{BLOCK, SHORT_OPEN};
 use super::single::{self, Primed};
-use super::top::Top;
-use crate::index::{ACCEPT_UNITS, Units};
+use crate::index::Units;
 use smallvec::SmallVec;
 
 /// Documents in a window at most.
@@ -47,8 +46,20 @@ pub(crate) struct Sums {
     touched: Vec<u64>,
     tables: Vec<ScoreTable>,
     primed: Primed,
+    lookup: Lookup,
     /// The documents of a window while there is no threshold.
     scored: Vec<(u32, i64)>,
+}
+
+/// Documents of at most a block, with their scores so far.
+type Scored = SmallVec<[(u32, i64); BLOCK]>;
+
+/// What it takes to look a block of documents up in a list; kept to be used again.
+#[derive(Clone, Debug, Default)]
+struct Lookup {
+    places: Places,
+    wanted: Vec<u32>,
+    met: Vec<(u32, u32)>,
 }
 
 impl Sums {
@@ -107,12 +118,6 @@ impl Term<'_> {
         }
         end
     }
-
-    #[inline]
-    fn contribution(&mut self) -> i64 {
-        let frequency = self.cursor.frequency();
-        contribution(self.weigher, self.lengths, self.norms, self.cursor.document(), frequency)
-    }
 }
 
 /// What a term adds to a document.
@@ -131,26 +136,17 @@ pub(crate) fn contribution(
     }
 }
 
-/// Offers a part's documents from `from` on to `top`, until the budget is spent; returns where to go on, or [`END`].
-#[allow(clippy::too_many_arguments)] // One call; a struct of these would be taken apart at once.
-pub(crate) fn search(
+/// Offers a part's documents from `from` on, until the budget is spent; returns where to go on, or [`END`].
+pub(super) fn search(
     open: &Open<'_>,
-    dead: &Bitmap,
     plan: &[TermPlan],
-    (part, from): (u32, u32),
-    top: &mut Top,
+    from: u32,
     sums: &mut Sums,
-    units: &mut Units,
-    accept: &mut dyn FnMut(&[u8]) -> bool,
+    offering: &mut Offering<'_, '_, '_>,
 ) -> u32 {
-    if bound_of(open, plan).is_some_and(|bound| bound < top.threshold()) {
-        units.spend(plan.len() as u64 * 2 + 1);
-        return END;
-    }
     if let ([term], Open::Sealed(segment)) = (plan, open) {
         let Some(list) = segment.postings(term.id) else { return END };
-        let mut offering = Offering { part, open, dead, top, units, accept };
-        return single::search(&list, term, from, &mut sums.primed, &mut offering);
+        return single::search(&list, term, from, &mut sums.primed, offering);
     }
     let norms = open.norms();
     sums.tables.resize(plan.len(), ScoreTable::default());
@@ -161,7 +157,7 @@ pub(crate) fn search(
         Some(Term { cursor, weigher: term.weigher, lengths, norms, bound: 0, number })
     });
     let mut terms: Vec<Term<'_>> = terms.collect();
-    units.spend(plan.len() as u64 * 8);
+    offering.units.spend(plan.len() as u64 * 8);
     let mut order: Vec<usize> = Vec::with_capacity(terms.len());
     let mut below: Vec<i64> = Vec::with_capacity(terms.len());
     let mut base = from;
@@ -173,21 +169,19 @@ pub(crate) fn search(
         if first == END || base >= open.documents() {
             return END;
         }
-        if !units.left() && !is_first {
+        if !offering.units.left() && !is_first {
             return base;
         }
         is_first = false;
-        let end = window_end(&mut terms, base, top.threshold()).min(open.documents());
+        let end = window_end(&mut terms, base, offering.best.threshold()).min(open.documents());
         order.clear();
         below.clear();
-        let essential = partition(&mut terms, base, end, top.threshold(), &mut order, &mut below);
-        units.spend(order.len() as u64 + 8);
-        let mut offering =
-            Offering { part, open, dead, top: &mut *top, units: &mut *units, accept: &mut *accept };
+        let essential = partition(&mut terms, base, end, offering.best.threshold(), &mut order, &mut below);
+        offering.units.spend(order.len() as u64 + 8);
         let (others, essentials) = order.split_at(essential);
         if let [single] = essentials {
             let below = &below[..others.len().min(below.len())];
-            judge_single(&mut terms, *single, others, below, (base, end), &mut offering);
+            judge_single(&mut terms, *single, others, below, (base, end), &mut sums.lookup, offering);
         } else if !essentials.is_empty() {
             sums.prepare();
             for n in essentials {
@@ -195,7 +189,7 @@ pub(crate) fn search(
                 term.cursor.advance(base);
                 offering.units.spend(accumulate(term, base, end, sums));
             }
-            offer_sums(&mut terms, others, &below, base, sums, &mut offering);
+            offer_sums(&mut terms, others, &below, base, sums, offering);
         }
         base = end;
     }
@@ -273,12 +267,12 @@ fn accumulate(term: &mut Term<'_>, base: u32, end: u32, sums: &mut Sums) -> u64 
                     add(document, contribution(weigher, lengths, norms, document, frequency));
                 }
             }
-            (_, Lengths::Packed(Packed::One(lengths))) if by_length.len() == TABLE_LENGTHS as usize => {
+            (_, Lengths::Sealed(short, _)) if by_length.len() == TABLE_LENGTHS as usize => {
                 for (document, frequency) in cursor.taken(taken) {
-                    let length = lengths[document as usize];
+                    let length = short[document as usize];
                     let score = match frequency {
-                        1 => by_length[usize::from(length)],
-                        _ => weigher.by_length(f64::from(frequency), u32::from(length)),
+                        1 if length < SHORT_OPEN => by_length[usize::from(length)],
+                        _ => weigher.by_length(f64::from(frequency), lengths.get(document)),
                     };
                     add(document, score);
                 }
@@ -294,72 +288,36 @@ fn accumulate(term: &mut Term<'_>, base: u32, end: u32, sums: &mut Sums) -> u64 
     count
 }
 
-/// Where hits go, and what they are judged by.
-pub(super) struct Offering<'a, 'o> {
-    pub(super) part: u32,
-    pub(super) open: &'a Open<'o>,
-    pub(super) dead: &'a Bitmap,
-    pub(super) top: &'a mut Top,
-    pub(super) units: &'a mut Units,
-    pub(super) accept: &'a mut dyn FnMut(&[u8]) -> bool,
-}
-
-impl Offering<'_, '_> {
-    /// Completes a document's score with the terms that may still count, and offers it.
-    #[inline]
-    fn offer(
-        &mut self,
-        document: u32,
-        mut score: i64,
-        terms: &mut [Term<'_>],
-        others: &[usize],
-        below: &[i64],
-    ) {
-        let threshold = self.top.threshold();
-        for n in (0..others.len()).rev() {
-            if score + below[n] < threshold {
-                return;
-            }
-            let term = &mut terms[others[n]];
-            term.cursor.advance(document);
-            self.units.spend(1);
-            if term.cursor.document() == document {
-                score += term.contribution();
-            }
-        }
-        self.offer_whole(document, score);
-    }
-
-    /// Offers documents whose scores are complete, the best of them first: while there is no threshold, each hit that comes
-    /// and is pushed out again costs a look at its key.
-    pub(super) fn offer_best_first(&mut self, scored: &mut [(u32, i64)]) {
-        let limit = self.top.limit();
-        let by_score = |a: &(u32, i64), b: &(u32, i64)| b.1.cmp(&a.1);
-        let best = if scored.len() > limit && limit > 0 {
-            scored.select_nth_unstable_by(limit - 1, by_score);
-            limit
-        } else {
-            scored.len()
-        };
-        scored[..best].sort_unstable_by(by_score);
-        for (document, score) in scored.iter() {
-            self.offer_whole(*document, *score);
-        }
-    }
-
-    /// Offers a document whose score is complete.
-    #[inline]
-    pub(super) fn offer_whole(&mut self, document: u32, score: i64) {
-        if score < self.top.threshold() || self.dead.contains(document) {
+/// Completes the scores of at most a block of documents, which rise, with the terms that may still count, and offers those that
+/// reach the threshold. The lists meet a whole block at once: looked up one by one, documents would cost several times as much.
+fn complete(
+    scored: &mut Scored,
+    terms: &mut [Term<'_>],
+    others: &[usize],
+    below: &[i64],
+    meeting: &mut Lookup,
+    offering: &mut Offering<'_, '_, '_>,
+) {
+    let Lookup { places, wanted, met } = meeting;
+    for n in (0..others.len()).rev() {
+        let needed = offering.best.threshold().saturating_sub(below[n]);
+        scored.retain(|(_, score)| *score >= needed);
+        if scored.is_empty() {
             return;
         }
-        let key = self.open.key(document);
-        if self.top.admits(score, key) && {
-            self.units.spend(ACCEPT_UNITS);
-            (self.accept)(key)
-        } {
-            self.top.push(score, key, (self.part, document));
+        wanted.clear();
+        wanted.extend(scored.iter().map(|(document, _)| *document));
+        met.clear();
+        let term = &mut terms[others[n]];
+        term.cursor.meet(wanted, places, met);
+        offering.units.spend(wanted.len() as u64 / 2 + met.len() as u64 + 4);
+        for (at, frequency) in met.iter() {
+            let (document, score) = &mut scored[*at as usize];
+            *score += contribution(term.weigher, term.lengths, term.norms, *document, *frequency);
         }
+    }
+    for (document, score) in scored.iter() {
+        offering.offer_whole(*document, *score);
     }
 }
 
@@ -370,19 +328,21 @@ fn judge_single(
     others: &[usize],
     below: &[i64],
     (base, end): (u32, u32),
-    offering: &mut Offering<'_, '_>,
+    lookup: &mut Lookup,
+    offering: &mut Offering<'_, '_, '_>,
 ) {
     let mut sieve = Sieve::new(terms[single].weigher);
     let rest = below.last().copied().unwrap_or(0);
     terms[single].cursor.advance(base);
-    let mut scored: SmallVec<[(u32, i64); BLOCK]> = SmallVec::new();
+    let mut scored = Scored::new();
+    let mut passed = [0; BLOCK];
     loop {
         let term = &mut terms[single];
         let document = term.cursor.document();
         if document >= end {
             return;
         }
-        let threshold = offering.top.threshold();
+        let threshold = offering.best.threshold();
         let from = term.first_possible(document, end, threshold.saturating_sub(rest), offering.units);
         if from >= end {
             // The cursor stays behind: nothing is unpacked that the next window may pass over too.
@@ -399,20 +359,20 @@ fn judge_single(
         let needed = threshold.saturating_sub(rest);
         sieve.need(needed);
         let (documents, frequencies) = term.cursor.run(taken);
-        sieve.pass(documents, frequencies, lengths, |document, frequency| {
+        let count = sieve.pass(documents, frequencies, lengths, &mut passed);
+        for n in &passed[..count] {
+            let (document, frequency) = (documents[usize::from(*n)], frequencies[usize::from(*n)]);
             let score = contribution(weigher, lengths, norms, document, frequency);
             if score >= needed {
                 scored.push((document, score));
             }
-        });
+        }
         term.cursor.pass(taken);
         if others.is_empty() && threshold == i64::MIN {
             offering.offer_best_first(&mut scored);
             continue;
         }
-        for (document, score) in &scored {
-            offering.offer(*document, *score, terms, others, below);
-        }
+        complete(&mut scored, terms, others, below, lookup, offering);
     }
 }
 
@@ -423,10 +383,12 @@ fn offer_sums(
     below: &[i64],
     base: u32,
     sums: &mut Sums,
-    offering: &mut Offering<'_, '_>,
+    offering: &mut Offering<'_, '_, '_>,
 ) {
-    let Sums { touched, scores, scored, .. } = sums;
-    let is_open = offering.top.threshold() == i64::MIN && others.is_empty();
+    let Sums { touched, scores, scored, lookup, .. } = sums;
+    let is_open = offering.best.threshold() == i64::MIN && others.is_empty();
+    let rest = below[..others.len().min(below.len())].last().copied().unwrap_or(0);
+    let mut possible = Scored::new();
     for (word, bits) in touched.iter_mut().enumerate() {
         let mut bits = std::mem::take(bits);
         while bits != 0 {
@@ -435,11 +397,17 @@ fn offer_sums(
             let score = std::mem::take(&mut scores[at]);
             if is_open {
                 scored.push((base + at as u32, score));
-            } else {
-                offering.offer(base + at as u32, score, terms, others, below);
+            } else if score >= offering.best.threshold().saturating_sub(rest) {
+                possible.push((base + at as u32, score));
             }
         }
+        // A word has half as many documents as a block.
+        if possible.len() > BLOCK / 2 {
+            complete(&mut possible, terms, others, below, lookup, offering);
+            possible.clear();
+        }
     }
+    complete(&mut possible, terms, others, below, lookup, offering);
     offering.offer_best_first(scored);
     scored.clear();
 }

@@ -4,10 +4,12 @@
 //! dies after it was copied dies in the output too ([`Merge::note_death`]), one that dies before is left out. Then the
 //! postings follow, term by term. Inputs stay readable until the output takes their place.
 
+use super::super::codec::{put_varint, skip_varints};
 use super::bitmap::Bitmap;
 use super::dictionary::Dictionary;
 use super::part::{Body, Open, PartView};
-use super::segment::Segment;
+use super::segment::{SealedList, Segment};
+use super::tail::TailReader;
 use super::writer::{SegmentWriter, Sizes};
 use crate::index::Units;
 
@@ -15,6 +17,8 @@ use crate::index::Units;
 pub(crate) const GONE: u32 = u32::MAX;
 /// Postings copied between two looks at the budget.
 const POSTINGS_A_STEP: u32 = 1024;
+/// Positions copied out of a tail between two looks at the budget, about.
+const POSITIONS_A_STEP: u64 = 64 << 10;
 
 pub(crate) struct Merge {
     pub(crate) inputs: Vec<Input>,
@@ -227,6 +231,21 @@ impl Merge {
             return;
         }
         let open = input.body.open(input.documents);
+        match &open {
+            Open::Tail(tail, _) => {
+                let Some(reader) = tail.postings(id) else { return };
+                if let Some(document) = copy_from_tail(reader, input, from, &mut self.writer, units) {
+                    self.stage = Stage::Term { id, input: at, document };
+                }
+                return;
+            }
+            Open::Sealed(segment) => {
+                let Some(list) = segment.postings(id) else { return };
+                if list.blocks == 0 {
+                    return copy_short(&list, input, &mut self.writer, units);
+                }
+            }
+        }
         let Some(mut cursor) = open.cursor(id, true) else { return };
         cursor.advance(from);
         let mut copied = 0;
@@ -254,6 +273,58 @@ impl Merge {
         let forwards = self.inputs.into_iter().map(|input| (input.part, input.forward));
         (self.writer.finish(), self.dead, forwards.collect())
     }
+}
+
+/// Copies the postings of a list without a full block: most terms have one or two, and no cursor is made for these.
+fn copy_short(list: &SealedList<'_>, input: &Input, writer: &mut SegmentWriter, units: &mut Units) {
+    let (stream, mut at) = (list.position_stream(), list.positions_of(0));
+    let mut positions = 0;
+    list.each_of_rest(|document, frequency| {
+        let start = at;
+        skip_varints(stream, &mut at, frequency);
+        positions += u64::from(frequency);
+        let moved = input.forward[document as usize];
+        if moved != GONE {
+            writer.positions().extend_from_slice(&stream[start..at]);
+            writer.push(moved, frequency);
+        }
+    });
+    units.spend(u64::from(list.count) * 2 + positions / 16 + 6);
+}
+
+/// Copies a tail's postings of a term from the document `from` on; returns the document to go on from if there are more than
+/// one step may copy.
+fn copy_from_tail(
+    mut reader: TailReader<'_>,
+    input: &Input,
+    from: u32,
+    writer: &mut SegmentWriter,
+    units: &mut Units,
+) -> Option<u32> {
+    let (mut copied, mut positions) = (0, 0);
+    let mut stopped = None;
+    while let Some((document, frequency)) = reader.next_posting() {
+        if document >= input.documents {
+            break;
+        }
+        let moved = input.forward[document as usize];
+        if document < from || moved == GONE {
+            (0..frequency).for_each(|_| _ = reader.varint());
+            continue;
+        }
+        if copied == POSTINGS_A_STEP || positions >= POSITIONS_A_STEP {
+            stopped = Some(document);
+            break;
+        }
+        for _ in 0..frequency {
+            put_varint(writer.positions(), reader.varint());
+        }
+        writer.push(moved, frequency);
+        copied += 1;
+        positions += u64::from(frequency);
+    }
+    units.spend(u64::from(copied) * 2 + positions / 16 + 6);
+    stopped
 }
 
 impl Input {

@@ -11,11 +11,13 @@ mod bounds;
 mod conjunction;
 pub(crate) mod cursor;
 pub(crate) mod dictionary;
+mod field;
 mod large;
 mod levenshtein;
 mod locations;
 pub(crate) mod maxscore;
 mod merge;
+mod offering;
 mod ordered;
 mod part;
 pub(crate) mod phrase;
@@ -34,11 +36,12 @@ mod stored_tests;
 mod tests;
 
 use super::Units;
-use super::analyze::{Analyzer, AnalyzerKind};
+use super::analyze::{Analyzer, AnalyzerKind, NO_MEMO};
 use super::extract::{STRING_GAP, Scalar, Walker, is_within};
 use crate::ids::{KeyHash, hash_of};
 use bitmap::Bitmap;
 use dictionary::{Dictionary, FieldId};
+use field::Field;
 use locations::{Location, Locations};
 use merge::{GONE, Merge};
 use part::{Body, PartView};
@@ -58,20 +61,6 @@ const MERGES_MAX: usize = 4;
 const SEGMENT_BYTES_MAX: usize = 1 << 30;
 /// Size classes are powers of [`MERGE_WIDTH`] above this.
 const CLASS_BYTES_MIN: usize = 256 << 10;
-
-/// A text field: what it covers and how it is analysed.
-#[derive(Clone, Debug)]
-struct Field {
-    id: FieldId,
-    /// [`WHOLE`] or an escaped path.
-    path: String,
-    analyzer: Analyzer,
-    /// Live documents with at least one token.
-    documents: u64,
-    /// Tokens in them.
-    total_length: u64,
-    dropped: bool,
-}
 
 #[derive(Debug)]
 struct Part {
@@ -194,6 +183,7 @@ impl TextIndex {
             id,
             path: path.to_owned(),
             analyzer,
+            remembered_at: self.dictionary.freed(),
             documents: 0,
             total_length: 0,
             dropped: false,
@@ -332,6 +322,7 @@ impl TextIndex {
         positions.clear();
         positions.resize(fields.len(), 0);
         lengths.extend(fields.iter().map(|field| (field.id, 0, None)));
+        fields.iter_mut().for_each(|field| field.remember_at(dictionary.freed()));
         walker.walk(value, |path, scalar| {
             let Scalar::String(text) = scalar else { return };
             for (n, field) in fields.iter_mut().enumerate() {
@@ -339,9 +330,12 @@ impl TextIndex {
                     continue;
                 }
                 let base = positions[n];
-                let used = field.analyzer.analyze(text, |token| {
-                    if let Some(term) = dictionary.intern(field.id, token.term.as_bytes()) {
-                        let position = base.saturating_add(token.position);
+                let used = field.analyzer.analyze_with_memos(text, |token, memo| {
+                    if *memo == NO_MEMO {
+                        *memo = dictionary.intern(field.id, token.term.as_bytes()).unwrap_or(NO_MEMO);
+                    }
+                    if *memo != NO_MEMO {
+                        let (term, position) = (*memo, base.saturating_add(token.position));
                         pairs.push(u64::from(term) << 32 | u64::from(position));
                         lengths[n].1 += 1;
                     }

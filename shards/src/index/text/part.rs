@@ -4,7 +4,7 @@ use super::bitmap::Bitmap;
 use super::bounds::Bounds;
 use super::cursor::Cursor;
 use super::dictionary::FieldId;
-use super::segment::{DocumentRecord, Packed, Segment};
+use super::segment::{DocumentRecord, Packed, SHORT_OPEN, Segment};
 use super::tail::Tail;
 use std::cell::{Ref, RefCell};
 use std::rc::Rc;
@@ -37,7 +37,8 @@ pub(crate) enum Open<'a> {
 #[derive(Clone, Copy)]
 pub(crate) enum Lengths<'a> {
     None,
-    Packed(&'a Packed),
+    /// In a byte each, up to [`SHORT_OPEN`], and all of them as they are.
+    Sealed(&'a [u8], &'a Packed),
     Plain(&'a [u32]),
 }
 
@@ -46,7 +47,10 @@ impl Lengths<'_> {
     pub(crate) fn get(self, document: u32) -> u32 {
         match self {
             Self::None => 0,
-            Self::Packed(packed) => packed.get(document),
+            Self::Sealed(short, packed) => match short[document as usize] {
+                SHORT_OPEN => packed.get(document),
+                length => u32::from(length),
+            },
             Self::Plain(plain) => plain.get(document as usize).copied().unwrap_or(0),
         }
     }
@@ -138,7 +142,7 @@ impl Open<'_> {
                 None => Lengths::None,
             },
             Self::Sealed(segment) => {
-                segment.column(field).map_or(Lengths::None, |c| Lengths::Packed(&c.lengths))
+                segment.column(field).map_or(Lengths::None, |c| Lengths::Sealed(c.short(), &c.lengths))
             }
         }
     }

@@ -10,7 +10,7 @@
 
 use super::bounds::Bounds;
 use super::part::Lengths;
-use super::segment::Packed;
+use super::segment::BLOCK;
 use std::sync::LazyLock;
 
 /// Fraction bits of a score.
@@ -161,16 +161,18 @@ impl Weigher {
     ///
     /// Exact: scores fall with the length also as floating point rounds them.
     pub(crate) fn lengths_reaching(self, frequency: u32, needed: i64, end: u32) -> u32 {
-        let (mut low, mut high) = (0, end);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            if self.by_length(f64::from(frequency), middle) >= needed {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
+        let Self::Bm25 { weight, base, slope } = self else { return end };
+        // Solved for the length, and then corrected by the scores themselves.
+        let frequency = f64::from(frequency);
+        let near = (frequency * weight / (needed as f64 - 0.5) - frequency - base) / slope;
+        let mut reaching = (near.clamp(0.0, f64::from(end)) as u32).min(end);
+        while reaching > 0 && self.by_length(frequency, reaching - 1) < needed {
+            reaching -= 1;
         }
-        low
+        while reaching < end && self.by_length(frequency, reaching) >= needed {
+            reaching += 1;
+        }
+        reaching
     }
 }
 
@@ -180,18 +182,18 @@ const SIEVED: usize = 16;
 const UNKNOWN: u32 = u32::MAX;
 
 /// Picks the postings that may reach a score, by comparing lengths: for each frequency there is one from which on
-/// documents are too long. Lengths that do not fit a byte are left to the score itself.
+/// documents are too long. Where lengths that do not fit a byte may reach it, they are left to the score itself.
 #[derive(Clone, Debug)]
 pub(crate) struct Sieve {
     weigher: Weigher,
     needed: i64,
-    /// By frequency: documents of at least this length fall through.
-    limits: [u32; SIEVED],
+    /// By frequency: documents of at least this length fall through. Frequencies beyond those before have the last one.
+    limits: [u32; SIEVED + 1],
 }
 
 impl Sieve {
     pub(crate) fn new(weigher: Weigher) -> Self {
-        Self { weigher, needed: i64::MIN, limits: [UNKNOWN; SIEVED] }
+        Self { weigher, needed: i64::MIN, limits: NO_LIMITS }
     }
 
     /// From now on so much is needed.
@@ -199,42 +201,54 @@ impl Sieve {
     pub(crate) fn need(&mut self, needed: i64) {
         if self.needed != needed {
             self.needed = needed;
-            self.limits = [UNKNOWN; SIEVED];
+            self.limits = NO_LIMITS;
         }
     }
 
-    /// Calls `each` with the postings that may reach what is needed, and perhaps with others.
+    /// Notes the places of the postings that may reach what is needed, and perhaps of others; returns how many these are.
+    /// There are no more postings than a block has.
     #[inline]
     pub(crate) fn pass(
         &mut self,
         documents: &[u32],
         frequencies: &[u32],
         lengths: Lengths<'_>,
-        mut each: impl FnMut(u32, u32),
-    ) {
-        let postings = documents.iter().zip(frequencies);
+        passed: &mut [u8; BLOCK],
+    ) -> usize {
+        assert!(documents.len() <= BLOCK && documents.len() == frequencies.len(), "a run of one block");
         let lengths = match lengths {
-            Lengths::Packed(Packed::One(lengths)) if !self.weigher.is_cosine() && self.needed > 0 => lengths,
-            _ => return postings.for_each(|(document, frequency)| each(*document, *frequency)),
-        };
-        for (document, frequency) in postings {
-            let mut limit = match self.limits.get(*frequency as usize) {
-                Some(limit) => *limit,
-                None => TOO_FREQUENT,
-            };
-            if limit == UNKNOWN {
-                limit = self.weigher.lengths_reaching(*frequency, self.needed, 256);
-                self.limits[*frequency as usize] = limit;
+            Lengths::Sealed(short, _) if !self.weigher.is_cosine() && self.needed > 0 => short,
+            _ => {
+                passed.iter_mut().zip(0..).for_each(|(place, n)| *place = n);
+                return documents.len();
             }
-            if u32::from(lengths[*document as usize]) < limit {
-                each(*document, *frequency);
+        };
+        let class = |frequency: u32| frequency.min(SIEVED as u32) as usize;
+        let mut classes = 0u32;
+        frequencies.iter().for_each(|frequency| classes |= 1 << class(*frequency));
+        while classes != 0 {
+            let class = classes.trailing_zeros() as usize;
+            classes &= classes - 1;
+            if self.limits[class] == UNKNOWN {
+                self.limits[class] = self.weigher.lengths_reaching(class as u32, self.needed, 256);
             }
         }
+        let mut count = 0;
+        for ((n, document), frequency) in (0u8..).zip(documents).zip(frequencies) {
+            // Without branches: which posting passes cannot be foretold.
+            passed[count % BLOCK] = n;
+            count += usize::from(u32::from(lengths[*document as usize]) < self.limits[class(*frequency)]);
+        }
+        count
     }
 }
 
-/// The limit of frequencies that have none.
-const TOO_FREQUENT: u32 = UNKNOWN - 1;
+/// No limit is known but that of frequencies beyond those sieved: all of them pass.
+const NO_LIMITS: [u32; SIEVED + 1] = {
+    let mut limits = [UNKNOWN; SIEVED + 1];
+    limits[SIEVED] = UNKNOWN - 1;
+    limits
+};
 
 #[cfg(test)]
 mod tests {

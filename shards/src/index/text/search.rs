@@ -4,15 +4,15 @@
 //! sums and finds the shard's best hits; those of all shards merged are what one shard with all documents would find,
 //! score for score. A view stays valid for as long as it is held and costs the memory of what has been replaced since.
 
-use super::bitmap::Bitmap;
 use super::boolean::{Plan, Scorer};
-use super::conjunction::{self, Conjunction};
+use super::conjunction::{self, Conjunction, Meeting};
 use super::cursor::END;
 use super::dictionary::FieldId;
 use super::maxscore::{self, Sums, TermPlan};
+use super::offering::{Accept, Best, Offering};
 use super::part::PartView;
 use super::score::{Weigher, bm25_idf, cosine_idf, document_weight};
-use super::top::{Hit, Top};
+use super::top::Hit;
 use super::{TextIndex, WHOLE};
 use crate::index::codec::{Corrupt, Reader, put_bytes, put_varint_u64};
 use crate::index::query::compile::Clause;
@@ -236,10 +236,14 @@ impl TextIndex {
 pub struct Search {
     view: View,
     plan: Prepared,
-    top: Top,
+    best: Best,
     sums: Sums,
-    /// The parts in the order in which they are searched; empty before the first step.
-    order: Vec<u32>,
+    meeting: Meeting,
+    /// The parts in the order in which they are searched, each with what its documents cannot exceed; empty before the first
+    /// step.
+    order: Vec<(i64, u32)>,
+    /// Whether every document is judged as it comes, because a hit was refused in the end.
+    is_judging: bool,
     /// Position in `order`.
     part: usize,
     next: u32,
@@ -285,30 +289,65 @@ impl Search {
                 }
             },
         };
-        let (top, sums, order) = (Top::new(limit), Sums::default(), Vec::new());
-        Ok(Self { view, plan, top, sums, order, part: 0, next: 0 })
+        let (best, sums, meeting) = (Best::new(limit), Sums::default(), Meeting::default());
+        Ok(Self { view, plan, best, sums, meeting, order: Vec::new(), is_judging: false, part: 0, next: 0 })
     }
 
     /// Goes on until the budget is spent; true when the search is complete.
     ///
     /// `accept` judges the documents that would be hits: the place for filters.
     pub fn step(&mut self, units: &mut Units, accept: &mut dyn FnMut(&[u8]) -> bool) -> bool {
-        let Self { view, plan, top, sums, order, part, next } = self;
+        self.run(units, &mut Some(accept))
+    }
+
+    /// As [`Search::step`], for an `accept` that hardly ever refuses: it judges the hits in the end, and only where it refuses
+    /// one the search begins again and has every document judged that comes.
+    pub fn step_trusting(&mut self, units: &mut Units, accept: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        if self.is_judging {
+            return self.run(units, &mut Some(accept));
+        }
+        if !self.run(units, &mut None) {
+            return false;
+        }
+        let hits = self.best.hits(&self.view.parts);
+        units.spend(hits.len() as u64 * ACCEPT_UNITS);
+        if hits.iter().all(|hit| accept(&hit.key)) {
+            return true;
+        }
+        self.best.clear();
+        (self.is_judging, self.part, self.next) = (true, 0, 0);
+        false
+    }
+
+    fn run(&mut self, units: &mut Units, accept: &mut Accept<'_>) -> bool {
+        let Self { view, plan, best, sums, meeting, order, part, next, .. } = self;
         if order.is_empty() {
             *order = plan.order(view, units);
         }
         while units.left() {
-            let Some(here) = order.get(*part).copied() else { return true };
-            let seen = &view.parts[here as usize];
-            let open = seen.body.open(seen.documents);
+            let Some((bound, here)) = order.get(*part).copied() else { return true };
+            if bound < best.threshold() {
+                // And so are all that follow.
+                *part = order.len();
+                return true;
+            }
+            let (parts, seen) = (&view.parts[..], &view.parts[here as usize]);
+            let open = &seen.body.open(seen.documents);
+            let mut offering = Offering {
+                parts,
+                part: here,
+                open,
+                dead: &seen.dead,
+                best: &mut *best,
+                units: &mut *units,
+                accept: &mut *accept,
+            };
             *next = match plan {
-                Prepared::Disjunction(terms) => {
-                    maxscore::search(&open, &seen.dead, terms, (here, *next), top, sums, units, accept)
-                }
+                Prepared::Disjunction(terms) => maxscore::search(open, terms, *next, sums, &mut offering),
                 Prepared::Conjunction(plan, _) => {
-                    conjunction::search(&open, &seen.dead, plan, (here, *next), top, units, accept)
+                    conjunction::search(open, plan, *next, meeting, &mut offering)
                 }
-                Prepared::Tree(plan) => run_tree(plan, (here, *next), &seen.dead, &open, top, units, accept),
+                Prepared::Tree(plan) => run_tree(plan, *next, &mut offering),
             };
             if *next == END {
                 *part += 1;
@@ -337,48 +376,39 @@ impl Search {
 
     /// The hits so far, best first; the search stays usable for [`Search::score_documents`].
     pub(crate) fn take_hits(&mut self) -> Vec<Hit> {
-        std::mem::replace(&mut self.top, Top::new(0)).into_sorted()
+        let hits = self.best.hits(&self.view.parts);
+        self.best.clear();
+        hits
     }
 
     /// The hits, best first. What [`merge_hits`] takes.
-    pub fn into_hits(self) -> Vec<Hit> {
-        self.top.into_sorted()
+    pub fn into_hits(mut self) -> Vec<Hit> {
+        self.best.hits(&self.view.parts)
     }
 }
 
 impl Prepared {
     /// The parts of a view, those first in which the best documents may be: they bring the threshold up.
-    fn order(&self, view: &View, units: &mut Units) -> Vec<u32> {
+    fn order(&self, view: &View, units: &mut Units) -> Vec<(i64, u32)> {
         let bound = |part: &PartView| {
             let open = part.body.open(part.documents);
             match self {
-                Self::Disjunction(terms) => maxscore::bound_of(&open, terms).unwrap_or_default(),
+                Self::Disjunction(terms) => maxscore::bound_of(&open, terms).unwrap_or(i64::MAX),
                 Self::Conjunction(conjunction, _) => conjunction.bound_of(&open),
-                Self::Tree(_) => 0,
+                Self::Tree(_) => i64::MAX,
             }
         };
-        let bounds: Vec<i64> = view.parts.iter().map(bound).collect();
-        units.spend(bounds.len() as u64 * 2);
-        let mut order: Vec<u32> = (0..).take(bounds.len()).collect();
+        let mut order: Vec<(i64, u32)> = view.parts.iter().map(bound).zip(0..).collect();
+        units.spend(order.len() as u64 * 2);
         // Of equal bounds the larger part, and then the older one: what is searched first does not change what is found.
-        order.sort_by_key(|part| {
-            let part = *part as usize;
-            std::cmp::Reverse((bounds[part], view.parts[part].documents))
-        });
+        order.sort_by_key(|(bound, part)| std::cmp::Reverse((*bound, view.parts[*part as usize].documents)));
         order
     }
 }
 
 /// Offers the matches of one window of documents; returns where the next begins, or [`END`].
-fn run_tree(
-    plan: &Plan,
-    (part, from): (u32, u32),
-    dead: &Bitmap,
-    open: &super::part::Open<'_>,
-    top: &mut Top,
-    units: &mut Units,
-    accept: &mut dyn FnMut(&[u8]) -> bool,
-) -> u32 {
+fn run_tree(plan: &Plan, from: u32, offering: &mut Offering<'_, '_, '_>) -> u32 {
+    let (open, dead) = (offering.open, offering.dead);
     // Opening the lists anew for each window costs, so where they are thin the windows are wide.
     let documents = open.documents();
     let postings = plan.postings(open).max(1);
@@ -386,7 +416,7 @@ fn run_tree(
     let window = u32::try_from(window).unwrap_or(u32::MAX).max(TREE_WINDOW_MIN);
     let end = from.saturating_add(window).min(documents);
     let mut scorer = Scorer::new(plan, open, from, end);
-    units.spend(64 + postings * u64::from(end - from) / u64::from(documents.max(1)) / 4);
+    offering.units.spend(64 + postings * u64::from(end - from) / u64::from(documents.max(1)) / 4);
     loop {
         let document = scorer.document();
         if document >= end {
@@ -394,17 +424,9 @@ fn run_tree(
         }
         if !dead.contains(document) {
             let score = scorer.score();
-            if score >= top.threshold() {
-                let key = open.key(document);
-                if top.admits(score, key) && {
-                    units.spend(ACCEPT_UNITS);
-                    accept(key)
-                } {
-                    top.push(score, key, (part, document));
-                }
-            }
+            offering.offer_whole(document, score);
         }
-        units.spend(8);
+        offering.units.spend(8);
         scorer.advance(document + 1);
     }
 }

@@ -75,7 +75,39 @@ impl Packed {
 pub(crate) struct Column {
     pub(crate) field: FieldId,
     pub(crate) lengths: Packed,
+    /// The lengths in a byte each, [`SHORT_OPEN`] for that or more; empty where `lengths` are bytes themselves.
+    short: Vec<u8>,
     pub(crate) norms: Vec<f32>,
+}
+
+/// In a byte: a length of so many or more.
+pub(crate) const SHORT_OPEN: u8 = u8::MAX;
+
+impl Column {
+    pub(crate) fn new(field: FieldId, lengths: Packed, norms: Vec<f32>) -> Self {
+        let short = match &lengths {
+            Packed::One(_) => Vec::new(),
+            Packed::Two(lengths) => {
+                lengths.iter().map(|length| (*length).min(SHORT_OPEN.into()) as u8).collect()
+            }
+            Packed::Four(lengths) => {
+                lengths.iter().map(|length| (*length).min(SHORT_OPEN.into()) as u8).collect()
+            }
+        };
+        Self { field, lengths, short, norms }
+    }
+
+    /// The lengths in a byte each, [`SHORT_OPEN`] for that or more: one long document must not make all others slow.
+    pub(crate) fn short(&self) -> &[u8] {
+        match &self.lengths {
+            Packed::One(lengths) => lengths,
+            _ => &self.short,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.lengths.bytes() + self.short.capacity() + self.norms.capacity() * 4
+    }
 }
 
 /// Where a term's lists begin.
@@ -201,7 +233,7 @@ impl Segment {
 
     /// Bytes of memory, and a measure of how much a merge has to move.
     pub(crate) fn bytes(&self) -> usize {
-        let columns: usize = self.columns.iter().map(|c| c.lengths.bytes() + c.norms.capacity() * 4).sum();
+        let columns: usize = self.columns.iter().map(Column::bytes).sum();
         let lists = self.postings.capacity() + self.positions.capacity() + self.entries.capacity() * 8;
         self.records.capacity()
             + self.record_at.capacity() * 4
@@ -324,6 +356,19 @@ impl SealedList<'_> {
             frequencies[n] = if head & 1 == 1 { 1 } else { varint_at(bytes, &mut at) };
         }
         None
+    }
+
+    /// Calls `each` with document and frequency of every posting of a list without a full block.
+    #[inline]
+    pub(crate) fn each_of_rest(&self, mut each: impl FnMut(u32, u32)) {
+        assert!(self.blocks == 0, "the list has no full block");
+        let bytes = &self.segment.postings[..];
+        let (mut at, mut document) = (self.data, 0u32);
+        for _ in 0..self.count {
+            let head = varint_at(bytes, &mut at);
+            document = document.wrapping_add(head >> 1);
+            each(document, if head & 1 == 1 { 1 } else { varint_at(bytes, &mut at) });
+        }
     }
 
     /// Unpacks the frequencies of a full block.

@@ -5,7 +5,8 @@
 //! one comparison. A bound equal to the threshold does not rule a block out, for ties go by key.
 
 use super::cursor::END;
-use super::maxscore::{Offering, TermPlan, contribution};
+use super::maxscore::{TermPlan, contribution};
+use super::offering::Offering;
 use super::score::Sieve;
 use super::segment::{BLOCK, SealedList};
 use bitpacking::{BitPacker, BitPacker4x};
@@ -31,7 +32,7 @@ pub(super) fn search(
     term: &TermPlan,
     from: u32,
     primed: &mut Primed,
-    offering: &mut Offering<'_, '_>,
+    offering: &mut Offering<'_, '_, '_>,
 ) -> u32 {
     let mut unpacked = Unpacked {
         list,
@@ -45,7 +46,7 @@ pub(super) fn search(
         primed.begin(list, term, offering);
         for block in &primed.blocks {
             // The others have lower bounds still.
-            if primed.bounds[*block as usize] < offering.top.threshold() {
+            if primed.bounds[*block as usize] < offering.best.threshold() {
                 break;
             }
             unpacked.judge(*block, offering);
@@ -55,10 +56,10 @@ pub(super) fn search(
     // One block is always looked at, so that a search with a small budget comes to its end too.
     loop {
         let is_possible = match primed.bounds.get(block as usize) {
-            Some(bound) => *bound >= offering.top.threshold(),
+            Some(bound) => *bound >= offering.best.threshold(),
             None => {
                 offering.units.spend(1);
-                term.weigher.bound(&list.bounds(block)) >= offering.top.threshold()
+                term.weigher.bound(&list.bounds(block)) >= offering.best.threshold()
             }
         };
         if is_possible && !primed.blocks.contains(&block) {
@@ -77,7 +78,7 @@ pub(super) fn search(
 impl Primed {
     /// Forgets the part before; bounds the blocks of this one, and while there is no threshold chooses those to look at
     /// first.
-    fn begin(&mut self, list: &SealedList<'_>, term: &TermPlan, offering: &mut Offering<'_, '_>) {
+    fn begin(&mut self, list: &SealedList<'_>, term: &TermPlan, offering: &mut Offering<'_, '_, '_>) {
         self.blocks.clear();
         self.bounds.clear();
         if list.blocks == 0 || list.blocks > BLOCKS_MAX {
@@ -86,7 +87,7 @@ impl Primed {
         let bound = |block| term.weigher.bound(&list.bounds(block));
         self.bounds.extend((0..=list.blocks).map(bound));
         offering.units.spend(u64::from(list.blocks) / 2 + 1);
-        if offering.top.threshold() > i64::MIN {
+        if offering.best.threshold() > i64::MIN {
             return;
         }
         let mut order: Vec<(i64, u32)> = self.bounds.iter().map(|bound| -bound).zip(0..).collect();
@@ -111,7 +112,7 @@ struct Unpacked<'l, 's> {
 
 impl Unpacked<'_, '_> {
     /// Offers the documents of a block.
-    fn judge(&mut self, block: u32, offering: &mut Offering<'_, '_>) {
+    fn judge(&mut self, block: u32, offering: &mut Offering<'_, '_, '_>) {
         let Self { list, term, packer, sieve, documents, frequencies } = self;
         let count = list.block_length(block);
         offering.units.spend(count as u64 / 2 + 1);
@@ -119,15 +120,18 @@ impl Unpacked<'_, '_> {
             list.read_frequencies(*packer, packed, frequencies);
         }
         let (lengths, norms) = (offering.open.lengths(term.field), offering.open.norms());
-        let threshold = offering.top.threshold();
+        let threshold = offering.best.threshold();
         let mut scored: SmallVec<[(u32, i64); BLOCK]> = SmallVec::new();
         sieve.need(threshold);
-        sieve.pass(&documents[..count], &frequencies[..count], lengths, |document, frequency| {
+        let mut passed = [0; BLOCK];
+        let count = sieve.pass(&documents[..count], &frequencies[..count], lengths, &mut passed);
+        for n in &passed[..count] {
+            let (document, frequency) = (documents[usize::from(*n)], frequencies[usize::from(*n)]);
             let score = contribution(term.weigher, lengths, norms, document, frequency);
             if score >= threshold {
                 scored.push((document, score));
             }
-        });
+        }
         offering.offer_best_first(&mut scored);
     }
 }

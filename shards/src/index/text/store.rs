@@ -354,6 +354,7 @@ impl Loader {
                 id,
                 path,
                 analyzer,
+                remembered_at: 0,
                 documents: 0,
                 total_length: 0,
                 dropped: false,
@@ -479,7 +480,7 @@ impl Partial {
                 _ => Packed::Four(words(&lengths)),
             };
             let norms = words(&next()).into_iter().map(f32::from_bits).collect();
-            columns.push(Column { field: *field, lengths, norms });
+            columns.push(Column::new(*field, lengths, norms));
         }
         let documents = record_at.len().checked_sub(1).ok_or(Corrupt("records"))?;
         if vectors.len() != documents * vector_bytes {

@@ -78,11 +78,6 @@ impl Top {
         Self { heap: BinaryHeap::with_capacity(limit.min(1024) + 1), limit }
     }
 
-    /// Most hits that are kept.
-    pub(crate) fn limit(&self) -> usize {
-        self.limit
-    }
-
     /// A hit below this score cannot get in.
     #[inline]
     pub(crate) fn threshold(&self) -> i64 {

@@ -37,9 +37,7 @@ struct TermWriter {
     filled: usize,
     documents: [u32; BLOCK],
     frequencies: [u32; BLOCK],
-    /// Of the block.
-    bounds: Bounds,
-    /// Of the full blocks before it.
+    /// Of the full blocks.
     bounds_before: Bounds,
     metas: Vec<u8>,
     data: Vec<u8>,
@@ -57,6 +55,23 @@ pub(crate) struct Sizes {
     pub(crate) postings: usize,
     pub(crate) positions: usize,
     pub(crate) vectors: usize,
+}
+
+impl GrowingColumn {
+    /// Length and norm of a document.
+    #[inline]
+    fn of(&self, document: u32) -> (u32, f32) {
+        let at = document as usize;
+        (self.lengths.get(at).copied().unwrap_or(0), self.norms.get(at).copied().unwrap_or(0.0))
+    }
+}
+
+impl TermWriter {
+    /// Documents and frequencies since the last full block.
+    fn gathered(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        let gathered = self.documents.iter().zip(&self.frequencies).take(self.filled);
+        gathered.map(|(document, frequency)| (*document, *frequency))
+    }
 }
 
 impl SegmentWriter {
@@ -81,7 +96,6 @@ impl SegmentWriter {
                 filled: 0,
                 documents: [0; BLOCK],
                 frequencies: [0; BLOCK],
-                bounds: NO_BOUNDS,
                 bounds_before: NO_BOUNDS,
                 metas: Vec::new(),
                 data: Vec::new(),
@@ -125,7 +139,6 @@ impl SegmentWriter {
         term.count = 0;
         term.block_start = 0;
         term.filled = 0;
-        term.bounds = NO_BOUNDS;
         term.bounds_before = NO_BOUNDS;
         term.metas.clear();
         term.data.clear();
@@ -142,18 +155,6 @@ impl SegmentWriter {
     /// Appends a posting of the current term, whose positions have been written.
     pub(crate) fn push(&mut self, document: u32, frequency: u32) {
         let term = &mut self.term;
-        let (length, norm) = match term.column {
-            Some(at) => {
-                let column = &self.columns[at];
-                let at = document as usize;
-                (column.lengths.get(at).copied().unwrap_or(0), column.norms.get(at).copied().unwrap_or(0.0))
-            }
-            None => (0, 0.0),
-        };
-        let weight_max =
-            if norm > 0.0 { round_up(document_weight(frequency) / f64::from(norm)) } else { f32::INFINITY };
-        term.bounds.widen_by(Pair { frequency, length });
-        term.bounds.weight_max = term.bounds.weight_max.max(weight_max);
         term.documents[term.filled] = document;
         term.frequencies[term.filled] = frequency;
         term.filled += 1;
@@ -163,18 +164,47 @@ impl SegmentWriter {
         }
     }
 
+    /// The bounds of the postings since the last full block.
+    fn bounds(&self) -> Bounds {
+        let column = self.term.column.map(|at| &self.columns[at]);
+        let mut bounds = NO_BOUNDS;
+        for (document, frequency) in self.term.gathered() {
+            let (length, norm) = column.map_or((0, 0.0), |column| column.of(document));
+            bounds.widen_by(Pair { frequency, length });
+            let weight = if norm > 0.0 {
+                round_up(document_weight(frequency) / f64::from(norm))
+            } else {
+                f32::INFINITY
+            };
+            bounds.weight_max = bounds.weight_max.max(weight);
+        }
+        bounds
+    }
+
+    /// The coarse bounds of the same.
+    fn coarse(&self) -> Coarse {
+        let column = self.term.column.map(|at| &self.columns[at]);
+        let mut bounds = Coarse::default();
+        for (document, frequency) in self.term.gathered() {
+            let length = column.map_or(0, |column| column.of(document).0);
+            bounds.widen_by(Pair { frequency, length });
+        }
+        bounds
+    }
+
     fn flush_block(&mut self) {
+        let bounds = self.bounds();
         let (packer, term) = (self.packer, &mut self.term);
         let last = term.documents[BLOCK - 1];
         let relative = term.block_positions_at - term.positions_at;
-        let weight_max = term.bounds.weight_max.to_bits();
+        let weight_max = bounds.weight_max.to_bits();
         // Where the bounds stand is known when all data are there.
         let bounds_at = term.bounds_data.len();
         for value in [last, term.data.len() as u32, relative as u32, weight_max, bounds_at as u32] {
             term.metas.extend_from_slice(&value.to_le_bytes());
         }
-        term.bounds.encode(&mut term.bounds_data);
-        term.bounds_before.widen(&term.bounds);
+        bounds.encode(&mut term.bounds_data);
+        term.bounds_before.widen(&bounds);
         for frequency in &mut term.frequencies {
             *frequency -= 1;
         }
@@ -188,16 +218,19 @@ impl SegmentWriter {
         packer.compress(&term.frequencies, &mut term.data[at + sizes.0..], narrow);
         term.block_start = last;
         term.filled = 0;
-        term.bounds = NO_BOUNDS;
         term.block_positions_at = self.positions.len();
     }
 
     /// Ends the current term; false if it had no posting, and then it is not in the segment.
     pub(crate) fn end_term(&mut self) -> bool {
-        let term = &mut self.term;
-        if term.count == 0 {
+        let count = self.term.count;
+        if count == 0 {
             return false;
         }
+        // Bounds take looks at the columns: those of a single posting are never asked for.
+        let coarse = if (2..BLOCK as u32).contains(&count) { self.coarse() } else { Coarse::default() };
+        let bounds = if count >= BLOCK as u32 { self.bounds() } else { NO_BOUNDS };
+        let term = &mut self.term;
         self.terms.push(term.id);
         self.entries.push(Entry {
             postings_at: u32::try_from(self.postings.len()).expect("merges stay below 2 GiB"),
@@ -212,9 +245,9 @@ impl SegmentWriter {
                 meta[BOUNDS_IN_META..].copy_from_slice(&offset.to_le_bytes());
             }
             let rest_at = bounds_at + term.bounds_data.len() as u32;
-            term.bounds.encode(&mut term.bounds_data);
+            bounds.encode(&mut term.bounds_data);
             let all_at = bounds_at + term.bounds_data.len() as u32;
-            term.bounds_before.widen(&term.bounds);
+            term.bounds_before.widen(&bounds);
             term.bounds_before.encode(&mut term.bounds_data);
             out.extend_from_slice(&term.metas);
             let relative = term.block_positions_at - term.positions_at;
@@ -225,7 +258,7 @@ impl SegmentWriter {
             out.extend_from_slice(&term.data);
             out.extend_from_slice(&term.bounds_data);
         } else if term.count >= 2 {
-            out.extend_from_slice(&Coarse::of(&term.bounds).to_bytes());
+            out.extend_from_slice(&coarse.to_bytes());
         }
         let mut before = term.block_start;
         for (document, frequency) in term.documents.iter().zip(&term.frequencies).take(term.filled) {
@@ -247,11 +280,7 @@ impl SegmentWriter {
                 column.norms.resize(documents, 0.0);
             }
             column.norms.shrink_to_fit();
-            Column {
-                field: column.field,
-                lengths: Packed::new(&column.lengths),
-                norms: std::mem::take(&mut column.norms),
-            }
+            Column::new(column.field, Packed::new(&column.lengths), std::mem::take(&mut column.norms))
         });
         let mut columns: Vec<Column> = columns.collect();
         columns.sort_by_key(|column| column.field);

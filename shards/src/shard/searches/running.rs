@@ -223,12 +223,15 @@ impl Shard {
             return i64::from(units) - budget.balance();
         }
         let find = |key: &[u8]| keys.get(hash_of(key), key).filter(|found| !is_over(found.expires_at, now));
+        let is_filtered = judge.is_some();
         let mut accept = |key: &[u8]| match (find(key), &mut *judge) {
             (None, _) => false,
             (Some(_), None) => true,
             (Some(found), Some(judge)) => judge.accepts(key, found.value, found.version.index(), indexes),
         };
         let is_scored = match task {
+            // Without a filter only what has expired is refused, and that is seldom among the hits.
+            Task::Text(search) if !is_filtered => search.step_trusting(&mut budget, &mut accept),
             Task::Text(search) => search.step(&mut budget, &mut accept),
             Task::Embedding(search) => search.step(&mut budget, &mut accept),
             Task::Hybrid(search) => search.step(&mut budget, &mut accept),

@@ -109,6 +109,11 @@ impl<'a> Scanner<'a> {
         Self { input, at: 0 }
     }
 
+    /// Goes on at an offset into `input`, at most its length.
+    pub(crate) const fn resume(input: &'a [u8], at: usize) -> Self {
+        Self { input, at }
+    }
+
     /// Offset of the next byte.
     pub const fn at(&self) -> usize {
         self.at

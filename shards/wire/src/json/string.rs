@@ -1,10 +1,10 @@
 //! JSON strings: finding their end, decoding them to text and writing them.
 //!
-//! The end is found eight bytes at a time for short strings and 32 at a time beyond (loops over fixed arrays, which the
-//! compiler turns into vector instructions). A byte above 127 switches to a pass that ignores such bytes and has the
-//! string checked as UTF-8 at its end.
+//! The end is found sixteen bytes at a time. A byte above 127 switches to a pass that ignores such bytes and has the string
+//! checked as UTF-8 at its end.
 
 use super::{Fault, FaultKind};
+use crate::marks;
 use std::borrow::Cow;
 
 /// A string token's inside, between the quotes: valid UTF-8 with valid escapes.
@@ -40,9 +40,6 @@ impl<'a> Text<'a> {
     }
 }
 
-/// Bytes of the widest step of the scan.
-const CHUNK: usize = 32;
-
 /// Reads a string whose opening quote lies before `at`, and leaves `at` behind its closing quote.
 #[inline]
 pub(super) fn scan<'a>(input: &'a [u8], at: &mut usize) -> Result<Text<'a>, Fault> {
@@ -74,71 +71,7 @@ pub(super) fn scan<'a>(input: &'a [u8], at: &mut usize) -> Result<Text<'a>, Faul
 /// Position of the next quote, backslash, control character or (unless `WIDE`) byte above 127, or the input's end.
 #[inline]
 fn next_special<const WIDE: bool>(input: &[u8], at: usize) -> usize {
-    match word_steps::<WIDE>(input, at) {
-        Ok(found) => found,
-        Err(clean) => next_special_far::<WIDE>(input, clean),
-    }
-}
-
-/// Looks at the next [`CHUNK`] bytes by eights: where the scan ends, or up to where there is nothing.
-#[inline]
-fn word_steps<const WIDE: bool>(input: &[u8], mut at: usize) -> Result<usize, usize> {
-    for _ in 0..CHUNK / 8 {
-        let Some(word) = input.get(at..).and_then(|rest| rest.first_chunk::<8>()) else { break };
-        let marks = special_marks::<WIDE>(u64::from_le_bytes(*word));
-        if marks != 0 {
-            return Ok(at + (marks.trailing_zeros() / 8) as usize);
-        }
-        at += 8;
-    }
-    Err(at)
-}
-
-/// As [`next_special`] in large steps, for strings that turned out to be long.
-#[inline(never)]
-fn next_special_far<const WIDE: bool>(input: &[u8], mut at: usize) -> usize {
-    while let Some(chunk) = input.get(at..).and_then(|rest| rest.first_chunk::<CHUNK>()) {
-        let mut found = 0;
-        for &byte in chunk {
-            found |= u8::from(is_special::<WIDE>(byte));
-        }
-        if found != 0 {
-            break;
-        }
-        at += CHUNK;
-    }
-    at = match word_steps::<WIDE>(input, at) {
-        Ok(found) => return found,
-        Err(clean) => clean,
-    };
-    while let Some(&byte) = input.get(at) {
-        if is_special::<WIDE>(byte) {
-            break;
-        }
-        at += 1;
-    }
-    at
-}
-
-#[inline]
-fn is_special<const WIDE: bool>(byte: u8) -> bool {
-    // As a signed number a byte above 127 is below every control character, so one comparison covers both.
-    let low = if WIDE { byte < 0x20 } else { byte.cast_signed() < 0x20 };
-    low | (byte == b'"') | (byte == b'\\')
-}
-
-/// The top bit of every byte that ends the scan; exact up to and including the lowest one set.
-#[inline]
-const fn special_marks<const WIDE: bool>(word: u64) -> u64 {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const TOPS: u64 = 0x8080_8080_8080_8080;
-    // x - 1 borrows into the top bit exactly where a byte was zero (a borrow can spoil only higher bytes).
-    let quote = word ^ (ONES * b'"' as u64);
-    let slash = word ^ (ONES * b'\\' as u64);
-    let zeros = quote.wrapping_sub(ONES) & !quote | slash.wrapping_sub(ONES) & !slash;
-    let control = word.wrapping_sub(ONES * 0x20) & !word;
-    let above = if WIDE { 0 } else { word };
-    (zeros | control | above) & TOPS
+    if WIDE { marks::next_syntax(input, at) } else { marks::next_syntax_or_wide(input, at) }
 }
 
 /// Passes over the escape at `at`, which is a backslash.

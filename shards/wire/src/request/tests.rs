@@ -85,9 +85,9 @@ fn check_paths_agree(line: &[u8], limits: &Limits) -> bool {
             "what is accepted is JSON"
         );
     }
-    match fast::parse(line, limits) {
+    match key_request(line, limits) {
         Some(request) => {
-            assert_eq!(Some(request), general.ok(), "{}", String::from_utf8_lossy(line));
+            assert_eq!(Some(request.whole()), general.ok(), "{}", String::from_utf8_lossy(line));
             true
         }
         None => false,
