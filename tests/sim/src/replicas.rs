@@ -15,7 +15,7 @@ const CONFIGURATIONS: usize = 4;
 /// Above the largest command of the workloads, with what a transaction adds to it.
 const LARGEST_COMMAND_BYTES: usize = 256 << 10;
 /// Requests that wait for a lock although their clients have lost the connection and asked again, until their deadlines.
-const WAITING_MAX: usize = 64;
+const WAITING_MAX: usize = 256;
 /// Entries that may wait in one replica.
 const ENTRIES_MAX: usize = 512;
 
