@@ -286,14 +286,16 @@ impl Machine {
                 let (quiet, ready, group) = (strand.is_quiet(), strand.shard.is_ready(), strand.shard.group());
                 let (conf, role) = (group.conf_state(), group.role_name());
                 format!(
-                    "{shard}: {} {role} of term {}, applied {} of {}, quiet {quiet}, ready {ready}, voters {:?} before {:?} learners {:?}",
+                    "{shard}: {} {role} of term {}, applied {} of {}, quiet {quiet}, ready {ready}, voters {:?} before {:?} learners {:?}, {:?}, {}",
                     group.replica().0,
                     group.term(),
                     strand.shard.applied_index(),
                     group.last_index(),
                     conf.voters,
                     conf.voters_outgoing,
-                    conf.learners
+                    conf.learners,
+                    strand.shard.burden(),
+                    strand.describe_log()
                 )
             })
             .collect();

@@ -14,6 +14,8 @@ const CONFIGURATIONS: usize = 4;
 
 /// Above the largest command of the workloads, with what a transaction adds to it.
 const LARGEST_COMMAND_BYTES: usize = 256 << 10;
+/// Requests that wait for a lock although their clients have lost the connection and asked again, until their deadlines.
+const WAITING_MAX: usize = 256;
 /// Entries that may wait in one replica.
 const ENTRIES_MAX: usize = 512;
 
@@ -184,7 +186,7 @@ fn is_bounded(plan: &Plan, burden: &Burden) -> bool {
     burden.outstanding_bytes <= (plan.outstanding_bytes + LARGEST_COMMAND_BYTES) * (1 + shards)
         && burden.unapplied <= ENTRIES_MAX
         && burden.in_flight <= ENTRIES_MAX + requests
-        && burden.waiting <= 4 * plan.clients as usize * (1 + shards)
+        && burden.waiting <= WAITING_MAX + 4 * plan.clients as usize * (1 + shards)
         && burden.transactions <= requests
         && burden.intents <= requests
         && burden.backlog <= requests

@@ -368,6 +368,18 @@ impl Strand {
         self.wal.durable_upto()
     }
 
+    /// How its log is, for complaints.
+    pub fn describe_log(&self) -> String {
+        let (durable, handed) = (self.wal.durable_upto().0, self.waiting.len());
+        format!(
+            "log durable up to batch {durable}, {handed} batches wait, room {}, due {:?}, device due {:?}, {:?}",
+            self.log_has_room,
+            self.wal.due_ns(),
+            self.device.due(),
+            self.wal.counters()
+        )
+    }
+
     /// Its log may have as many segments as it wants from now on.
     pub fn lift_quota(&self) {
         self.supply.lift_quota();
