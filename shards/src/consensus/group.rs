@@ -460,12 +460,7 @@ impl Group {
         let members = members.map_err(|_| Malformed("a change of members that the members do not allow"))?;
         self.node.mut_store().set_conf_state(members);
         self.changed_at = entry.index;
-        let raft = &mut self.node.raft;
-        if raft.state == StateRole::Leader && raft.prs().get(raft.id).is_none() {
-            // raft-rs would lead on, and panics when it then counts what this replica, or another, has made durable.
-            let term = raft.term;
-            raft.become_follower(term, raft::INVALID_ID);
-        }
+        self.step_down_if_removed();
         self.steady_election_timeout();
         Ok(())
     }

@@ -36,7 +36,11 @@ impl Shard {
     /// Whether a key's time to live is over now.
     pub(super) fn is_overdue(&self, hash: KeyHash, key: &[u8]) -> bool {
         !is_on(Mutant::OverdueIsRead)
-            && self.state.keys.get(hash, key).is_some_and(|record| is_over(record.expires_at, self.read_time()))
+            && self
+                .state
+                .keys
+                .get(hash, key)
+                .is_some_and(|record| is_over(record.expires_at, self.read_time()))
     }
 
     /// Proposes to remove those of these keys that are overdue when the entry is stamped.

@@ -488,14 +488,11 @@ impl TextIndex {
 
     /// Gives back terms that no part has any more.
     fn release_gone(&mut self, units: &mut Units) {
-        while let Some((id, holders)) = self.gone.pop() {
+        let count = self.gone.len().min(64);
+        for (id, holders) in self.gone.drain(self.gone.len() - count..) {
             (0..holders).for_each(|_| self.dictionary.release(id));
-            units.spend(8);
-            if !units.left() {
-                return;
-            }
         }
-        self.gone.shrink_to(0);
+        units.spend(count as u64 * 8);
     }
 
     /// Points the locations of a merged part's documents to it, so that the forwards can go.
