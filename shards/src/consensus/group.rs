@@ -460,6 +460,7 @@ impl Group {
         let members = members.map_err(|_| Malformed("a change of members that the members do not allow"))?;
         self.node.mut_store().set_conf_state(members);
         self.changed_at = entry.index;
+        self.step_down_if_removed();
         self.steady_election_timeout();
         Ok(())
     }

@@ -28,14 +28,14 @@ impl Shard {
         record: &Record<'_>,
         effects: &mut Effects,
     ) {
-        let (is_local, stale_at) = (self.reads_locally(record), self.stale_at());
+        let (is_local, stale_at, now) = (self.reads_locally(record), self.stale_at(), self.read_time());
         let found = self.state.keys.get(head.hash, record.key);
         let batch = match is_local {
             true => effects.replies_to(router),
             false => self.held.replies(effects, router, head, bytes),
         };
         let stale_at = stale_at.filter(|_| is_local);
-        write_read(batch, head.token, record, found, stale_at, self.now);
+        write_read(batch, head.token, record, found, stale_at, now);
     }
 
     /// The same for a read of a leader that serves, unless the record's time is over while its removal is not on its way:
@@ -49,12 +49,13 @@ impl Shard {
         record: &Record<'_>,
         effects: &mut Effects,
     ) -> bool {
+        let now = self.read_time();
         let found = self.state.keys.get(head.hash, record.key);
-        if found.is_some_and(|found| is_over(found.expires_at, self.now)) && !is_on(Mutant::OverdueIsRead) {
+        if found.is_some_and(|found| is_over(found.expires_at, now)) && !is_on(Mutant::OverdueIsRead) {
             return false;
         }
         let batch = self.held.replies(effects, router, head, bytes);
-        write_read(batch, head.token, record, found, None, self.now);
+        write_read(batch, head.token, record, found, None, now);
         true
     }
 
@@ -68,7 +69,7 @@ impl Shard {
         record: &Record<'_>,
         effects: &mut Effects,
     ) {
-        let now = self.now;
+        let now = self.read_time();
         let (is_local, stale_at) = (self.reads_locally(record), self.stale_at());
         let keys = &self.state.keys;
         let value_of = |key| keys.get(hash_of(key), key).map_or(0, |found| found.value.len());
@@ -139,7 +140,7 @@ impl Shard {
         };
         let asked = usize::try_from(record.argument.unwrap_or(100)).unwrap_or(usize::MAX);
         let limit = asked.clamp(1, self.config.page_keys_max);
-        let (with_values, now) = (record.has(flag::WITH_VALUES), self.now);
+        let (with_values, now) = (record.has(flag::WITH_VALUES), self.read_time());
         let mut found = Vec::new();
         let page_bytes_max = self.config.page_bytes_max;
         // A page of large values is cut by their bytes: the walk stops where the page is full and goes on from there.

@@ -424,7 +424,7 @@ impl Shard {
             return false;
         }
         let mut page = values.page(&request, &mut Units::new(QUERY_UNITS));
-        let (keys, now) = (&self.state.keys, self.now);
+        let (keys, now) = (&self.state.keys, self.read_time());
         let live = |key: &[u8]| keys.get(hash_of(key), key).filter(|found| !is_over(found.expires_at, now));
         // The last entry stays as the place where the next page begins.
         let last = page.entries.len().saturating_sub(1);

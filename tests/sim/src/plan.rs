@@ -4,6 +4,7 @@ use crate::fault::{Fault, FaultSet};
 use crate::rng::Rng;
 use shards::ids::GroupId;
 use shards::shard::ShardConfig;
+use shards::state::TableLimits;
 
 /// A plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -253,6 +254,17 @@ impl Plan {
             small_tables: false,
             slow_us: 0,
         }
+    }
+
+    /// When tables of the state are split.
+    pub fn tables(&self) -> TableLimits {
+        const SMALL: TableLimits = TableLimits {
+            records_max: 4,
+            inline_bytes_max: 2000,
+            large_bytes_max: 20_000,
+            large_records_min: 2,
+        };
+        if self.small_tables { SMALL } else { TableLimits::default() }
     }
 
     /// With so many machines; the copies of a group are never more than these.

@@ -166,6 +166,16 @@ impl Group {
         followers
     }
 
+    /// A leader that has just applied its own removal leads no more. raft-rs would go on, and panics when it then counts what
+    /// this replica, or another, has made durable.
+    pub(super) fn step_down_if_removed(&mut self) {
+        let raft = &mut self.node.raft;
+        if raft.state == StateRole::Leader && raft.prs().get(raft.id).is_none() {
+            let term = raft.term;
+            raft.become_follower(term, raft::INVALID_ID);
+        }
+    }
+
     fn propose_change(&mut self, change: ConfChangeV2) -> Result<u64, ConsensusError> {
         self.node.propose_conf_change(Vec::new(), change)?;
         Ok(self.last_index())

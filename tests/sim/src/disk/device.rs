@@ -8,6 +8,7 @@ use crate::fault::Fault;
 use shards::ids::Sequence;
 use shards::log::header::{self, BLOCK_BYTES, BatchHeader, BatchKind};
 use shards::storage::device::{BufferId, Completion, DeviceWrite, EIO, FileSlot, LogDevice, Outcome};
+use shards::storage::wal::WalOptions;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
@@ -79,11 +80,11 @@ impl SimDevice {
     pub fn new(
         disk: SimDisk,
         clock: Rc<Cell<u64>>,
-        buffers: usize,
-        buffer_bytes: usize,
+        options: &WalOptions,
         durable: Sequence,
         slow_us: u64,
     ) -> Self {
+        let (buffers, buffer_bytes) = (options.buffers, options.buffer_bytes);
         let held = |memory| Held { memory, is_taken: false };
         let mut all: Vec<Held> = (0..buffers).map(|_| held(vec![0; buffer_bytes])).collect();
         all.extend((0..LARGE_BUFFERS).map(|_| held(Vec::new())));
