@@ -256,12 +256,12 @@ impl Shard {
                 "{{\"shard\":{},\"keys\":{},\"memory_bytes\":{},\"role\":\"{}\",\"leader\":{},\"term\":{},\"commit_index\":{},",
                 "\"applied_index\":{},\"last_index\":{},\"followers\":[{}],",
                 "\"requests\":{},\"entries\":{},\"commands\":{},\"expired\":{},\"transactions\":{},\"log_bytes\":{},",
-                "\"outstanding_bytes\":{},\"index_bytes\":{},\"sessions\":{},",
+                "\"outstanding_bytes\":{},\"index_bytes\":{},\"log_memory_bytes\":{},\"sessions\":{},",
                 "\"queues\":{{\"gathered\":{},\"in_flight\":{},\"unapplied\":{},\"waiting_reads\":{},",
                 "\"waiting_for_locks\":{},\"locked_keys\":{},\"index_backlog\":{},\"searches\":{}}},",
                 "\"wal\":{{\"batches\":{},\"writes\":{},\"syncs\":{},\"bytes\":{},\"segments\":{},\"live_bytes\":{},",
                 "\"commit_p50_us\":{},\"commit_p99_us\":{},\"commits_measured\":{}}},\"snapshots\":{{\"kept\":{},\"refused\":{},\"failed\":{},\"last_bytes\":{},",
-                "\"last_index\":{},\"last_digest\":\"{:016x}{:016x}\",\"running\":{}}}}}"
+                "\"last_index\":{},\"last_digest\":\"{:016x}{:016x}\",\"restored\":{},\"running\":{}}}}}"
             ),
             self.config.group,
             keys.len(),
@@ -281,6 +281,7 @@ impl Shard {
             counters.log_bytes,
             self.outstanding_bytes(),
             self.searches.bytes,
+            self.group.entry_bytes(),
             self.state.sessions.clients(),
             self.gathered.waiters.len()
                 + self.sealed.iter().map(|gathered| gathered.waiters.len()).sum::<usize>(),
@@ -307,6 +308,7 @@ impl Shard {
             snapshots.last_index,
             snapshots.last_digest[0],
             snapshots.last_digest[1],
+            counters.restores,
             self.snapshots.is_running(),
         );
         effects.replies_to(router).push(head.token, ReplyKind::Part, |out| {
