@@ -64,17 +64,15 @@ fn figure(shard: &Value, path: &str) -> u64 {
     shard.pointer(path).and_then(Value::as_u64).unwrap_or_else(|| panic!("no {path} in {shard}"))
 }
 
-/// The nodes in the order leader, follower, follower.
-fn by_role(trio: &Trio) -> [(usize, Node); 3] {
-    let mut nodes = [0, 1, 2].map(|at| (at, trio.spawn(at)));
-    for (_, node) in &nodes {
+/// The nodes, of which the first leads and is to lead.
+fn begin(trio: &Trio) -> [Node; 3] {
+    let nodes = [0, 1, 2].map(|at| trio.spawn(at));
+    for node in &nodes {
         node.until_it_answers();
         node.ask_until_success(&json!({"command": "GET", "key": "any"}));
     }
-    eventually("one leads", PATIENCE, || {
-        nodes.sort_by_key(|(_, node)| shard(node)["role"] != "leader");
-        shard(&nodes[0].1)["role"] == "leader"
-    });
+    nodes[0].ask_until_success(&json!({"command": "TRANSFER_LEADER", "node": "n1", "shard": 0}));
+    eventually("the first leads", PATIENCE, || shard(&nodes[0])["role"] == "leader");
     nodes
 }
 
@@ -124,7 +122,7 @@ fn what_the_log_still_holds_is_sent_from_the_log() {
     let _timed = timed("a follower that misses entries gets them from the log");
     let entries = from_environment("STRAND_BEHIND_ENTRIES", 20_000);
     let trio = trio("behind-log", 1 + entries * ENTRY_BYTES.1 / (1 << 20), 64);
-    let [(_, leader), (_, other), (at, victim)] = by_role(&trio);
+    let ([leader, other, victim], at) = (begin(&trio), 2);
     load(leader.port(), KEYS);
     let before = figure(&shard(&victim), "/last_index");
     victim.kill();
@@ -170,7 +168,7 @@ fn a_follower_that_stands_still_holds_the_log_up_to_its_cap_only() {
     let catch_up_mib = (entries * ENTRY_BYTES.0 / (2 << 20)).max(1);
     let snapshot_mib = if entries > 100_000 { 64 } else { 8 };
     let trio = trio("behind-cap", catch_up_mib, snapshot_mib);
-    let [(leads_at, leader), (_, other), (at, victim)] = by_role(&trio);
+    let ([leader, other, victim], at) = (begin(&trio), 2);
     load(leader.port(), KEYS);
     let before = figure(&shard(&victim), "/last_index");
     victim.signal(Signal::Stop);
@@ -190,7 +188,7 @@ fn a_follower_that_stands_still_holds_the_log_up_to_its_cap_only() {
             let shard = shard(&leader);
             in_memory = in_memory.max(figure(&shard, "/log_memory_bytes"));
             live = live.max(figure(&shard, "/wal/live_bytes"));
-            on_disk = on_disk.max(bytes_on_disk(&trio.data(leads_at)));
+            on_disk = on_disk.max(bytes_on_disk(&trio.data(0)));
         }
         let loading = begun.elapsed();
         let stopped = traffic.take_longest();
@@ -203,6 +201,7 @@ fn a_follower_that_stands_still_holds_the_log_up_to_its_cap_only() {
         assert!(on_disk <= disk_max, "{on_disk} bytes on disk of {disk_max}");
         let missed = figure(&shard(&leader), "/commit_index") - before;
         assert!(missed >= entries, "{missed} entries for {entries} commands");
+        assert_eq!(shard(&leader)["role"], "leader");
 
         victim.signal(Signal::Continue);
         let (took, lag_max) = has_applied(&victim, &leader, at);

@@ -46,15 +46,16 @@ pub struct Follower {
 pub struct Applied {
     /// Index of the last entry that it has applied.
     pub index: u64,
-    /// Entries that it knew to be committed and had not applied.
-    pub left: u64,
+    /// Index of the last entry that it knew to be committed.
+    pub commit: u64,
 }
 
 impl Follower {
     /// Entries up to `index` that it has not in its log, and those that it has and has not applied. What is in its log and not
     /// yet known there to be committed does not count: that is how every entry is for a moment.
     pub fn lag(&self, index: u64) -> u64 {
-        index.saturating_sub(self.matched) + self.applied.map_or(0, |applied| applied.left)
+        let unapplied = |applied: Applied| applied.commit.min(self.matched).saturating_sub(applied.index);
+        index.saturating_sub(self.matched) + self.applied.map_or(0, unapplied)
     }
 
     /// Whether it has everything or is being sent what is new. raft-rs goes on probing a follower that has everything until
@@ -285,7 +286,7 @@ mod tests {
             replica: ReplicaId(4),
             is_voter: false,
             matched,
-            applied: Some(Applied { index: 6, left: 2 }),
+            applied: Some(Applied { index: 6, commit: 9 }),
             state,
             is_active: true,
         };

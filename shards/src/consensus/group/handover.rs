@@ -27,7 +27,7 @@ impl Group {
         self.heard.note(message.from, self.ticks);
         if message.get_msg_type() == MessageType::MsgHeartbeatResponse {
             let Message { index, commit, .. } = *message;
-            self.heard.note_applied(message.from, Applied { index, left: commit.saturating_sub(index) });
+            self.heard.note_applied(message.from, Applied { index, commit });
         }
         if message.get_msg_type() == MessageType::MsgTimeoutNow {
             self.heard.note_unfit(message.from, self.ticks + LEFT_ALONE_TICKS);

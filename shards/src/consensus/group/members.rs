@@ -169,7 +169,7 @@ impl Group {
 
     fn own_applied(&self) -> Applied {
         let log = &self.node.raft.raft_log;
-        Applied { index: log.applied, left: log.committed - log.applied }
+        Applied { index: log.applied, commit: log.committed }
     }
 
     /// Says in answers to heartbeats what this replica has applied, where raft-rs leaves the index empty.
