@@ -45,9 +45,7 @@ fn trio(name: &str, catch_up_mib: u64, snapshot_mib: u64) -> Trio {
 fn load(port: u16, entries: u64) {
     let mut connection = Connection::open(port).expect("the node listens");
     for from in (0..entries).step_by(DEPTH as usize) {
-        let set = |number: u64| {
-            json!({"command": "SET", "key": format!("k{}", number % KEYS), "value": number, "timeout_ms": 20000})
-        };
+        let set = |number: u64| json!({"command": "SET", "key": format!("k{}", number % KEYS), "value": number, "timeout_ms": 20000});
         let requests: Vec<Value> = (from..entries.min(from + DEPTH)).map(set).collect();
         for reply in connection.pipeline(&requests) {
             assert_eq!(reply["result"], "OK", "{reply}");
@@ -220,7 +218,9 @@ fn a_follower_that_stands_still_holds_the_log_up_to_its_cap_only() {
              {catch_up_mib}, on disk {:.1} MiB, of it live log {:.1}; then filled from a snapshot in {took:?}, lag at most \
              {lag_max}; {counted} requests, the longest {stopped:?} while it stood still and {back:?} while it was filled, \
              before {calm:?}",
-            mib(in_memory), mib(on_disk), mib(live)
+            mib(in_memory),
+            mib(on_disk),
+            mib(live)
         ));
         for pause in [stopped, back] {
             assert!(pause < PAUSE_MAX, "{pause:?}");

@@ -326,7 +326,20 @@ impl RaftLinks {
                 Ok(Some(frame)) => format!("a frame of kind {:?} on a raft link", frame.kind),
                 Err(error) => {
                     self.hub.counters.frame_error(&error);
-                    tracing::warn!(shard = self.group.0, node = node.0, "a raft link was closed: {error}");
+                    if *is_proven {
+                        tracing::warn!(
+                            shard = self.group.0,
+                            node = node.0,
+                            "a raft link was closed: {error}"
+                        );
+                    } else {
+                        // Who plays old conversations again must not fill the log; the figures tell.
+                        tracing::debug!(
+                            shard = self.group.0,
+                            node = node.0,
+                            "a raft link was closed: {error}"
+                        );
+                    }
                     return false;
                 }
             };

@@ -291,7 +291,11 @@ mod tests {
             is_active: true,
         };
         let behind = learner(8, FollowerState::Replicating);
-        assert_eq!((behind.lag(9), behind.lag(7)), (3, 2), "one is not in its log, two are and are not applied");
+        assert_eq!(
+            (behind.lag(9), behind.lag(7)),
+            (3, 2),
+            "one is not in its log, two are and are not applied"
+        );
         assert!(learner(9, FollowerState::Probing).keeps_up(9), "there is nothing new to be sent");
         assert!(!learner(8, FollowerState::Probing).keeps_up(9));
         assert!(!learner(8, FollowerState::Snapshot).keeps_up(9));
