@@ -206,7 +206,7 @@ fn a_recorded_conversation_is_of_no_use_again() {
         let was = std::mem::replace(&mut before, state((node, port)));
         was == before && is_level()
     });
-    let memory_before = second.resident_bytes();
+    let (memory_before, open) = (second.resident_bytes(), tap.recordings().len());
 
     // To the node itself, beside the living link: every kind of link, the raft link many times over.
     let (raft, all) = (links(Purpose::Raft(GroupId(0))), tap.recordings());
@@ -232,7 +232,6 @@ fn a_recorded_conversation_is_of_no_use_again() {
     });
     assert_eq!(state((node, port)), before, "nothing that was played has moved anything");
     assert!(is_level(), "nor elsewhere");
-    let open = tap.recordings().len();
     assert_eq!(counted(), count + 1);
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(tap.recordings().len(), open, "the living links were not disturbed");
