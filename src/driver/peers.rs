@@ -70,7 +70,10 @@ impl PeerSide {
     }
 
     /// The replica that a start finds here.
-    pub fn found_at_start(&self) -> Option<Appointment> {
+    ///
+    /// # Errors
+    /// When the shard's directory cannot be read.
+    pub fn found_at_start(&self) -> std::io::Result<Option<Appointment>> {
         self.links.hub().found_at_start(self.group)
     }
 

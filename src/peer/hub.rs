@@ -222,15 +222,20 @@ impl Hub {
     /// The replica that a start finds here: the one of the meta state, or else one whose files stand here. The meta state
     /// says what is wished for; a replica on its way out has its vote until the group's configuration has changed, and the
     /// others may need it.
-    pub fn found_at_start(&self, group: GroupId) -> Option<Appointment> {
-        self.appointment(group).or_else(|| {
-            let held = replica_dir::held(&self.shard_path(group))?;
-            let replica = ReplicaId::new(held, self.me);
-            let founding = lock(&self.stored).membership.as_ref()?.founding(group, replica);
-            // A directory that names no replica is the first one's, or nobody's on a node that came later.
-            let is_first = matches!(founding, Founding::Alone | Founding::Voter { .. });
-            (held > 0 || is_first).then_some(Appointment { replica, founding, is_preferred: false })
-        })
+    ///
+    /// # Errors
+    /// When the group's directory cannot be read.
+    pub fn found_at_start(&self, group: GroupId) -> std::io::Result<Option<Appointment>> {
+        if let Some(appointment) = self.appointment(group) {
+            return Ok(Some(appointment));
+        }
+        let Some(held) = replica_dir::held(&self.shard_path(group))? else { return Ok(None) };
+        let replica = ReplicaId::new(held, self.me);
+        let stored = lock(&self.stored);
+        let founding = stored.membership.as_ref().expect("only a member has a hub").founding(group, replica);
+        // A directory that names no replica is the first one's, or nobody's on a node that came later.
+        let is_first = matches!(founding, Founding::Alone | Founding::Voter { .. });
+        Ok((held > 0 || is_first).then_some(Appointment { replica, founding, is_preferred: false }))
     }
 
     /// Has this done when the node turns out to have been removed from its cluster.

@@ -37,7 +37,7 @@ const VIEWS_MAX: usize = 1024;
 /// Searches and index queries that may wait or run at once.
 const TASKS_MAX: usize = 16_384;
 /// Units of one slice of indexing, small enough to stay well below a millisecond.
-const INDEX_UNITS: u32 = 2048;
+pub(super) const INDEX_UNITS: u32 = 2048;
 /// Keys that wait to be indexed before writes slow down to the speed of indexing.
 const BACKLOG_MAX: usize = 100_000;
 /// A snapshot begins when no more than so many keys wait: draining them takes a moment.
@@ -149,7 +149,7 @@ impl Shard {
         }
         self.run_searches(effects);
         if self.searches.indexes.has_work() {
-            let mut units = Units::new(INDEX_UNITS);
+            let mut units = Units::new(self.config.index_units);
             self.searches.indexes.work(&mut units, &Documents(&self.state.keys));
         }
         self.answer_waiting_searches(effects);

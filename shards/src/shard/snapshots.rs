@@ -22,7 +22,7 @@ use crate::snapshot::{Chunk, SlotSet, SnapshotHeader, SnapshotWriter};
 /// Bytes on their way to the file at once; more are produced when these are written.
 const IN_FLIGHT_BYTES_MAX: u64 = 4 << 20;
 /// Bytes of one slice; a slice ends at the end of a table.
-const SLICE_BYTES: usize = 64 << 10;
+pub(super) const SLICE_BYTES: usize = 64 << 10;
 /// Units of one slice of the indexes.
 const INDEX_UNITS: u32 = 4096;
 /// Pause before a snapshot that could not be written is tried again, in ms.
@@ -147,17 +147,21 @@ impl Shard {
                 self.begin_snapshot(with_faults, effects);
             }
         }
+        let is_behind = self.snapshot_is_behind();
         let Some(run) = &mut self.snapshots.run else { return false };
         let Stage::Writing { writer, indexes, state_is_written } = &mut run.stage else { return false };
         let elapsed_ms = self.now.0.saturating_sub(self.snapshots.begun_at.0);
         let rate = self.config.snapshot_bytes_per_s_max;
-        let is_early = rate > 0 && run.bytes > IN_FLIGHT_BYTES_MAX + rate.saturating_mul(elapsed_ms) / 1000;
+        // Once writes wait for it, the snapshot goes as fast as the disk takes it.
+        let is_early = !is_behind
+            && rate > 0
+            && run.bytes > IN_FLIGHT_BYTES_MAX + rate.saturating_mul(elapsed_ms) / 1000;
         if run.in_flight_bytes >= IN_FLIGHT_BYTES_MAX || is_early {
             return false;
         }
         let mut chunks = Vec::new();
         if !*state_is_written {
-            *state_is_written = !writer.slice(&mut self.state, SLICE_BYTES, &mut chunks);
+            *state_is_written = !writer.slice(&mut self.state, self.config.snapshot_slice_bytes, &mut chunks);
         } else if let Some(sections) = indexes {
             let mut section = Vec::new();
             let set = &mut self.searches.indexes;

@@ -22,7 +22,7 @@ use shards::shard::image::{
     Founding, ImageIdentity, SnapshotImage, SnapshotIntake, encode_append, encode_start,
 };
 use shards::shard::{Floor, Left, Shard, ShardConfig};
-use shards::state::SessionLimits;
+use shards::state::{SessionLimits, TableLimits};
 use shards::storage::disk::{Disk as _, Open};
 use shards::storage::manifest::{MANIFEST_FILE, create_manifest};
 use shards::storage::recovery::RecoveryError;
@@ -43,6 +43,10 @@ use xxhash_rust::xxh3::xxh3_64;
 const TICK_MS: u64 = 20;
 /// As the server's driver has it: a replica that is no more wanted and hears of no leader goes after this time.
 const DISMISSED_AFTER_MS: u64 = 30_000;
+
+/// So small that a few keys fill several tables.
+const SMALL_TABLES: TableLimits =
+    TableLimits { records_max: 4, inline_bytes_max: 2000, large_bytes_max: 20_000, large_records_min: 2 };
 
 /// Why a process ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,7 +155,7 @@ pub struct Moment {
     pub elapsed_ns: u64,
 }
 
-fn log_identity(group: GroupId) -> LogIdentity {
+pub(crate) fn log_identity(group: GroupId) -> LogIdentity {
     LogIdentity { cluster: CLUSTER, key: 0x6b65_7900 + u64::from(group.0), shard: group.0 }
 }
 
@@ -187,6 +191,13 @@ fn config(plan: &Plan, group: GroupId, is_preferred: bool) -> ShardConfig {
         snapshot_log_bytes: plan.snapshot_log_bytes,
         snapshot_every_ms: plan.snapshot_every_ms,
         outstanding_bytes_max: plan.outstanding_bytes,
+        index_units: plan.index_units,
+        tables: if plan.small_tables { SMALL_TABLES } else { TableLimits::default() },
+        snapshot_slice_bytes: if plan.small_tables {
+            1
+        } else {
+            ShardConfig::new(group).snapshot_slice_bytes
+        },
         ..ShardConfig::new(group)
     }
 }
@@ -244,8 +255,14 @@ impl Strand {
             },
             ..WalOptions::default()
         };
-        let device =
-            SimDevice::new(disk.clone(), Rc::clone(clock), options.buffers, options.buffer_bytes, last);
+        let device = SimDevice::new(
+            disk.clone(),
+            Rc::clone(clock),
+            options.buffers,
+            options.buffer_bytes,
+            last,
+            plan.slow_us,
+        );
         let supply = SimSupply::new(
             disk.clone(),
             Rc::clone(clock),
