@@ -256,7 +256,7 @@ fn a_snapshot_of_a_later_format_stops_the_server_by_name_and_is_left_alone() {
         }
         let before = shards_of(&Picture::take(&data));
         for round in 0..2 {
-            let ended = base.setup.try_start().err().expect("a later format is refused");
+            let ended = base.setup.try_start().expect_err("a later format is refused");
             assert_eq!(ended.code(), Some(CONFIGURATION), "{ended:#?}");
             for part in ["snap-", "snapshot format 2", "does not know", "\"exit_code\":78"] {
                 assert!(

@@ -436,6 +436,7 @@ impl Shard {
                 Event::Raft(message) => self.hear_raft(*message, effects)?,
                 Event::Unreachable(replica) => self.group.unreachable(replica),
                 Event::SnapshotFetched { index, image } => self.snapshot_fetched(index, image, effects)?,
+                Event::Leader(group) => self.hear_of_leader(group, effects),
                 Event::Meta(meta) => self.hear_meta(meta),
                 Event::Resign(until) => self.resign(until),
             }

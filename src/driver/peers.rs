@@ -147,6 +147,9 @@ impl PeerSide {
             && self.links.hub().view.learn_role(self.group, &role)
         {
             self.links.hub().notice(Notice::Leader);
+            if self.links.hub().view.leader(self.group).node.0 != 0 {
+                self.links.hub().leader_changed(self.group);
+            }
         }
         let (view, me) = (&self.links.hub().view, self.links.hub().me);
         let (view, me) = (std::sync::Arc::clone(view), me);

@@ -54,6 +54,8 @@ pub enum News {
     Arrived(Socket),
     /// A connection that this shard asked for, or why there is none.
     Dialled(NodeNumber, Result<Socket, String>),
+    /// Another replica leads a group.
+    Leader(GroupId),
     /// The cluster's meta state is newer.
     Meta(Arc<Meta>),
     /// The process wants to stop by this time: hand leadership over.
@@ -335,6 +337,14 @@ impl Hub {
         let _ = self.notices.send(notice);
     }
 
+    /// Tells the shards that another replica leads a group. A shard with too much to look at goes without: it says again
+    /// what finds no answer.
+    pub fn leader_changed(&self, group: GroupId) {
+        for door in &self.doors {
+            door.hand_in(News::Leader(group));
+        }
+    }
+
     /// Has the threads that speak to other nodes say now what is new.
     pub fn speak(&self) {
         for worker in lock(&self.workers).values() {
@@ -401,6 +411,14 @@ impl Hub {
         } else if addresses.get(&node) != Some(&heard) {
             tracing::info!(node = node.0, host, cluster_port, "a node is at another address now");
             addresses.insert(node, heard);
+        }
+    }
+
+    /// A node does not listen where it was heard to be, and is where the meta state says.
+    pub fn is_not_there(&self, node: NodeNumber, heard: &(String, u16)) {
+        let mut addresses = lock(&self.addresses);
+        if addresses.get(&node) == Some(heard) {
+            addresses.remove(&node);
         }
     }
 

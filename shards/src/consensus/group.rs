@@ -316,6 +316,7 @@ impl Group {
             let mut ready = self.node.ready();
             out.messages.append(&mut ready.take_messages());
             let mut held = ready.take_persisted_messages();
+            self.tell_applied(&mut held);
             for state in ready.take_read_states() {
                 let context = state.request_ctx.try_into().map_or(0, u64::from_le_bytes);
                 out.confirmed = out.confirmed.max(Some(context));
