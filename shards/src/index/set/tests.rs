@@ -144,3 +144,27 @@ fn a_field_added_later_is_built_for_old_documents_too() {
     assert_eq!(stats.document_frequencies, [1, 0]);
     assert_eq!(stats.fields[0].documents, 100);
 }
+
+#[test]
+fn no_step_of_building_goes_far_beyond_its_budget() {
+    let (mut records, mut set) = (Records::default(), IndexSet::default());
+    for n in 0..12_000u64 {
+        // Every document brings new words, so that tails are sealed, parts merged and ordered terms built.
+        let text = format!("\"word{} name{} common {}\"", n, n * 7919 % 12_007, n % 100);
+        records.set(&mut set, &format!("k{n:05}"), Some(&text));
+    }
+    set.define(whole_text());
+    let (mut beyond, mut steps) = (0, 0);
+    loop {
+        let mut units = Units::new(1000);
+        let more = set.work(&mut units, &records);
+        beyond = beyond.max(-units.balance());
+        steps += 1;
+        if !more {
+            break;
+        }
+    }
+    // Eight short documents, a turn of merging, or the terms of a tail.
+    assert!(beyond <= 40_000 && steps > 1000, "{beyond} units beyond the budget in one of {steps} steps");
+    assert_eq!(search(&set, "name5"), ["k05"].map(|_| search(&set, "name5")[0].clone()));
+}

@@ -224,13 +224,11 @@ impl Sieve {
             }
         };
         let class = |frequency: u32| frequency.min(SIEVED as u32) as usize;
-        let mut classes = 0u32;
-        frequencies.iter().for_each(|frequency| classes |= 1 << class(*frequency));
-        while classes != 0 {
-            let class = classes.trailing_zeros() as usize;
-            classes &= classes - 1;
-            if self.limits[class] == UNKNOWN {
-                self.limits[class] = self.weigher.lengths_reaching(class as u32, self.needed, 256);
+        // Most blocks have low frequencies alone, so that few limits are computed.
+        let most = class(frequencies.iter().fold(0, |most, frequency| most.max(*frequency)));
+        for (frequency, limit) in (1..).zip(&mut self.limits[1..=most]) {
+            if *limit == UNKNOWN {
+                *limit = self.weigher.lengths_reaching(frequency, self.needed, 256);
             }
         }
         let mut count = 0;
