@@ -236,6 +236,23 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[test]
+    fn what_was_built_goes_a_little_at_a_time() {
+        let mut ordered = Ordered::default();
+        (0..=RECENT_MAX).for_each(|n| ordered.insert(0, format!("{n:05}").as_bytes()));
+        while ordered.retired.is_empty() {
+            assert!(ordered.has_work(), "a build ends with what it retires");
+            ordered.work(64, |_, _| true);
+        }
+        assert_eq!((ordered.retired.len(), ordered.sets[0].len()), (RECENT_MAX + 1, RECENT_MAX + 1));
+        ordered.work(64, |_, _| true);
+        assert_eq!(ordered.retired.len(), RECENT_MAX + 1 - 64, "as many as were asked for");
+        while ordered.has_work() {
+            ordered.work(64, |_, _| true);
+        }
+        assert!(ordered.retired.is_empty() && ordered.bytes() < ordered.sets[0].as_fst().size() + 48);
+    }
+
     proptest! {
         #[test]
         fn prefixes_and_neighbours_agree_with_a_scan(
