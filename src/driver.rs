@@ -8,9 +8,11 @@
 
 mod clients;
 mod commit_times;
+mod figures;
 mod peers;
 mod snapshot;
 mod vacant;
+mod windows;
 
 use crate::disk::replica_dir;
 use crate::disk::wal::Wal;
@@ -23,7 +25,7 @@ use commit_times::CommitTimes;
 pub use peers::{IntakeSettings, PeerSide};
 use shards::consensus::group::Append;
 use shards::effect::Effects;
-use shards::event::{DiskFigures, Event};
+use shards::event::Event;
 use shards::ids::{Millis, ReplicaId};
 use shards::log::payload::PayloadBuffer;
 use shards::shard::image::{encode_append, encode_start};
@@ -35,6 +37,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 pub use vacant::Seat;
+use windows::Windows;
 
 /// Times and bounds of the loop.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +68,7 @@ pub struct Driver {
     effects: Effects,
     payload: PayloadBuffer,
     commit_times: CommitTimes,
+    turn_times: Windows,
     next_tick: Millis,
     has_more_work: bool,
     /// Since when the meta state names no replica of the group here and no leader was heard of.
@@ -108,6 +112,7 @@ impl Driver {
             effects: Effects::default(),
             payload: PayloadBuffer::new(),
             commit_times: CommitTimes::new(),
+            turn_times: Windows::new(),
             next_tick: Millis(0),
             has_more_work: true,
             unwanted_since: None,
@@ -142,6 +147,7 @@ impl Driver {
 
     /// One turn: whatever has happened, stepped and performed, and a slice of background work.
     pub fn turn(&mut self) -> Result<Turn, Fatal> {
+        let begun_us = self.seat.clock.elapsed_us();
         self.gather_events()?;
         let now = self.seat.clock.now();
         let is_tick = now >= self.next_tick;
@@ -149,7 +155,7 @@ impl Driver {
         if busy || is_tick {
             if is_tick {
                 self.next_tick = Millis(now.0 + self.seat.settings.tick_ms);
-                self.report_disk();
+                self.report_figures();
             }
             self.step()?;
             self.perform()?;
@@ -159,11 +165,16 @@ impl Driver {
             self.work()?;
             busy |= self.has_more_work;
         }
+        let ended_us = self.seat.clock.elapsed_us();
         if let Some(wal) = &mut self.wal {
-            let flushed = wal.flush(self.seat.clock.elapsed_us() * 1000);
+            let flushed = wal.flush(ended_us * 1000);
             flushed.map_err(|failure| log_failed(self.seat.number, failure))?;
         }
-        Ok(if busy { Turn::Busy } else { Turn::Idle })
+        if !busy {
+            return Ok(Turn::Idle);
+        }
+        self.turn_times.count(ended_us - begun_us, ended_us);
+        Ok(Turn::Busy)
     }
 
     /// Whether a turn would find something now: asked again after the park was announced.
@@ -423,25 +434,6 @@ impl Driver {
             }
         }
         Ok(())
-    }
-
-    fn report_disk(&mut self) {
-        if let Some(wal) = &self.wal {
-            let counters = wal.counters();
-            let commits = self.commit_times.percentiles(self.seat.clock.elapsed_us());
-            let figures = DiskFigures {
-                batches: counters.batches,
-                writes: counters.writes,
-                syncs: counters.syncs,
-                bytes: counters.bytes,
-                segments: counters.segments,
-                live_bytes: wal.live_bytes(),
-                commit_p50_us: commits.p50_us,
-                commit_p99_us: commits.p99_us,
-                commits_measured: commits.count,
-            };
-            self.events.push(Event::Disk(figures));
-        }
     }
 
     fn checked<T>(&self, result: Result<T, ShardFault>) -> Result<T, Fatal> {

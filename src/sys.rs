@@ -1,11 +1,14 @@
-//! The few system calls without a safe wrapper: resource limits, CPU sets, free space, random bytes.
+//! The few system calls without a safe wrapper: resource limits, CPU sets, free space, random bytes,
+//! writing pages out.
 //!
 //! Every function is safe to call, returns what the kernel said, and keeps no state. Nothing here decides anything.
 #![allow(unsafe_code, reason = "libc is the only way to these calls; each block argues its safety")]
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -51,6 +54,25 @@ pub fn limit(resource: Resource) -> io::Result<Limit> {
     let result = unsafe { libc::getrlimit(resource.number(), &raw mut raw) };
     checked(result)?;
     Ok(Limit { soft: raw.rlim_cur, hard: raw.rlim_max })
+}
+
+/// Writes what the page cache holds of this part of a file out to the device and waits for it; no more is promised, and
+/// where the system cannot do that, nothing is done.
+///
+/// # Errors
+/// What went wrong with these pages; a later sync may not tell it again.
+pub fn write_out(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+    let flags =
+        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    let (offset, bytes) = (offset.cast_signed(), bytes.cast_signed());
+    // SAFETY: the descriptor is open as long as the file is borrowed, and the call touches no memory of this process.
+    let result = unsafe { libc::sync_file_range(file.as_raw_fd(), offset, bytes, flags) };
+    match checked(result) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL | libc::EPERM)) => {
+            Ok(())
+        }
+        done => done,
+    }
 }
 
 /// Sets the limit of this process.

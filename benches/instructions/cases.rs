@@ -36,11 +36,14 @@ const fn case(name: &'static str, depth: u64, rounds: u64, prepare: fn(&mut Serv
 }
 
 /// All cases, in the order of the table.
-pub(crate) const CASES: [Case; 9] = [
+pub(crate) const CASES: [Case; 11] = [
     case("get", 64, 100, keys, get),
     case("get-alone", 1, 500, keys, get),
     case("set", 64, 100, keys, set),
     case("set-alone", 1, 500, keys, set),
+    // As many for each of four shards as one shard has in `get` and `set`.
+    case("get-deep", 256, 40, keys, get),
+    case("set-deep", 256, 40, keys, set),
     case("incr", 64, 100, counters, incr),
     Case { before: Some(set), ..case("delete", 64, 100, keys, delete) },
     case("bulk-set", 4, 40, keys, bulk_set),

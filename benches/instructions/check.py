@@ -31,14 +31,15 @@ PARTS = {
     "log": ("::Server::log_encode",),
 }
 # These also with several shards, for the curve.
-SPREAD = ("get", "set")
-SHARDS = (2, 4)
+SPREAD = {"get": (2, 4), "set": (2, 4), "get-deep": (4,), "set-deep": (4,)}
 
 NAMES = {
     "get": "GET, 64 at once",
     "get-alone": "GET, one at a time",
     "set": "SET, 64 at once",
     "set-alone": "SET, one at a time",
+    "get-deep": "GET, 256 at once",
+    "set-deep": "SET, 256 at once",
     "incr": "INCR, 64 at once",
     "delete": "DELETE, 64 at once",
     "bulk-set": "BULK_SET of 100 keys, 4 at once",
@@ -109,7 +110,7 @@ def count(binary, case):
 
 def cases_of(arguments):
     listed = subprocess.run([arguments.binary, "list"], capture_output=True, text=True, check=True).stdout.split()
-    every = [f"{name}@1" for name in listed] + [f"{name}@{shards}" for name in SPREAD for shards in SHARDS]
+    every = [f"{name}@1" for name in listed] + [f"{name}@{shards}" for name, counts in SPREAD.items() for shards in counts]
     if not arguments.only:
         return every
     wanted = arguments.only.split(",")

@@ -26,6 +26,8 @@ pub enum Event {
     LogRoom(bool),
     /// Figures of the log's disk, to be told by INFO.
     Disk(DiskFigures),
+    /// How long the shard's turns took.
+    Turns(TurnFigures),
     /// Bytes of a snapshot have reached the file.
     SnapshotWritten {
         /// How many bytes since the last such event.
@@ -72,4 +74,20 @@ pub struct DiskFigures {
     pub commit_p99_us: u64,
     /// Batches that these two figures are of; 0 when none became durable, and then they are 0 too.
     pub commits_measured: u64,
+}
+
+/// How long the turns of one shard took that had something to do, over the last 10 to 20 s: nobody else is served on the
+/// shard meanwhile. Time by the clock, with what the system took of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TurnFigures {
+    /// The median, in microseconds.
+    pub p50_us: u64,
+    /// 99 of 100 stayed below.
+    pub p99_us: u64,
+    /// 999 of 1,000 stayed below.
+    pub p999_us: u64,
+    /// The longest one.
+    pub longest_us: u64,
+    /// Turns that these figures are of; 0 when there was none, and then they are 0 too.
+    pub measured: u64,
 }

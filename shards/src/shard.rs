@@ -34,7 +34,7 @@ use crate::command::record::Malformed;
 use crate::consensus::group::{Collected, ConsensusError, Group, GroupConfig, Restored};
 use crate::consensus::storage::SnapshotOffer;
 use crate::effect::Effects;
-use crate::event::{DiskFigures, Event};
+use crate::event::{DiskFigures, Event, TurnFigures};
 use crate::ids::{GroupId, Millis, Sequence, Slot};
 use crate::index::set::{IndexSet, IndexSettings};
 use crate::meta::Meta;
@@ -287,6 +287,7 @@ pub struct Shard {
 
     counters: ShardCounters,
     disk: DiskFigures,
+    turns: TurnFigures,
     last_tick: Millis,
     collected: Collected,
 }
@@ -389,6 +390,7 @@ impl Shard {
             snapshots: snapshots::Snapshots::restored(applied, log_bytes, now),
             counters: ShardCounters::default(),
             disk: DiskFigures::default(),
+            turns: TurnFigures::default(),
             last_tick: now,
             collected: Collected::default(),
         })
@@ -418,6 +420,7 @@ impl Shard {
                 Event::Durable(sequence) => self.became_durable(sequence, effects),
                 Event::LogRoom(has_room) => self.has_log_room = has_room,
                 Event::Disk(figures) => self.disk = figures,
+                Event::Turns(figures) => self.turns = figures,
                 Event::SnapshotWritten { bytes } => self.snapshot_written(bytes),
                 Event::SnapshotFinished(result) => self.snapshot_finished(result, effects),
                 Event::Raft(message) => self.hear_raft(*message, effects)?,

@@ -232,9 +232,9 @@ sections! {
         /// Most that one shard writes to its snapshot a second, so that it does not take the disk from the log; 0 means no
         /// limit.
         mib_per_s_max: u32 = 200, "MiB a second", integer(0, 100_000);
-        /// Tables of one shard that changed before the snapshot reached them and wait for it as they were; above it writes
-        /// wait.
-        buffer_mib_max: u32 = 16, "MiB", integer(1, 1024);
+        /// Memory of one shard for records that change before the snapshot has come to them, as they were; above it writes
+        /// wait, and the snapshot goes as fast as the disk takes it.
+        buffer_mib_max: u32 = 64, "MiB", integer(1, 4096);
     }
 
     /// How much memory the data may take.

@@ -246,7 +246,7 @@ impl Shard {
     /// The figures of this shard as a JSON object, for a router that puts them together.
     pub(super) fn answer_info(&mut self, router: u8, head: &RequestHead, effects: &mut Effects) {
         let (keys, counters) = (&self.state.keys, &self.counters);
-        let (disk, snapshots) = (&self.disk, &self.snapshots.counters);
+        let (disk, turns, snapshots) = (&self.disk, &self.turns, &self.snapshots.counters);
         let leader = match self.group.leader() {
             ReplicaId(0) => "null".to_owned(),
             leader => leader.node().to_string(),
@@ -261,7 +261,8 @@ impl Shard {
                 "\"waiting_for_locks\":{},\"locked_keys\":{},\"index_backlog\":{},\"searches\":{}}},",
                 "\"wal\":{{\"batches\":{},\"writes\":{},\"syncs\":{},\"bytes\":{},\"segments\":{},\"live_bytes\":{},",
                 "\"commit_p50_us\":{},\"commit_p99_us\":{},\"commits_measured\":{}}},\"snapshots\":{{\"kept\":{},\"refused\":{},\"failed\":{},\"last_bytes\":{},",
-                "\"last_index\":{},\"last_digest\":\"{:016x}{:016x}\",\"running\":{}}}}}"
+                "\"last_index\":{},\"last_digest\":\"{:016x}{:016x}\",\"running\":{}}},",
+                "\"turns\":{{\"p50_us\":{},\"p99_us\":{},\"p999_us\":{},\"longest_us\":{},\"measured\":{}}}}}"
             ),
             self.config.group,
             keys.len(),
@@ -308,6 +309,11 @@ impl Shard {
             snapshots.last_digest[0],
             snapshots.last_digest[1],
             self.snapshots.is_running(),
+            turns.p50_us,
+            turns.p99_us,
+            turns.p999_us,
+            turns.longest_us,
+            turns.measured,
         );
         effects.replies_to(router).push(head.token, ReplyKind::Part, |out| {
             out.write_all(text.as_bytes()).expect("a vector takes every byte");

@@ -147,11 +147,15 @@ impl Shard {
                 self.begin_snapshot(with_faults, effects);
             }
         }
+        let is_behind = self.snapshot_is_behind();
         let Some(run) = &mut self.snapshots.run else { return false };
         let Stage::Writing { writer, indexes, state_is_written } = &mut run.stage else { return false };
         let elapsed_ms = self.now.0.saturating_sub(self.snapshots.begun_at.0);
         let rate = self.config.snapshot_bytes_per_s_max;
-        let is_early = rate > 0 && run.bytes > IN_FLIGHT_BYTES_MAX + rate.saturating_mul(elapsed_ms) / 1000;
+        // Once writes wait for it, the snapshot goes as fast as the disk takes it.
+        let is_early = !is_behind
+            && rate > 0
+            && run.bytes > IN_FLIGHT_BYTES_MAX + rate.saturating_mul(elapsed_ms) / 1000;
         if run.in_flight_bytes >= IN_FLIGHT_BYTES_MAX || is_early {
             return false;
         }

@@ -306,6 +306,45 @@ fn a_snapshot_given_up_leaves_no_trace() {
     assert_ne!(load(&file, 4096).unwrap().0.keys.digest(), before);
 }
 
+#[test]
+fn a_write_during_a_snapshot_keeps_one_record_and_not_its_table() {
+    let mut state = State::default();
+    let key = |number: u32| format!("key{number}").into_bytes();
+    let content = |place: u64, value: &'static [u8]| Content {
+        value,
+        version: Version::new(1, place, 0),
+        expires_at: None,
+        flags: RecordFlags::NONE,
+    };
+    for number in 0..3_000 {
+        state.keys.set(hash_of(&key(number)), &key(number), content(1, &[b'v'; 100]));
+    }
+    let large: &[u8] = Box::leak(vec![b'l'; 1 << 20].into_boxed_slice());
+    state.keys.set(hash_of(b"large"), b"large", content(2, large));
+    assert_eq!(state.keys.tables(), 1);
+    let before = state.keys.digest();
+    let mut out = Vec::new();
+    let mut writer = SnapshotWriter::begin(&header(), false, &mut state, &mut out);
+    for place in 10..20 {
+        state.keys.set(hash_of(&key(7)), &key(7), content(place, b"again and again"));
+    }
+    state.keys.remove(hash_of(&key(8)), &key(8), Version::new(1, 21, 0));
+    state.keys.set(hash_of(b"new"), b"new", content(22, b"was not there"));
+    let kept = SnapshotWriter::pending_bytes(&state);
+    assert!(kept > 200 && kept < 4096, "three records were kept, in {kept} bytes");
+    state.keys.set(hash_of(b"large"), b"large", content(23, b"small now"));
+    let kept = SnapshotWriter::pending_bytes(&state) - kept;
+    assert!((1 << 20..1 << 21).contains(&kept), "the snapshot alone holds the large value: {kept} bytes");
+    while writer.slice(&mut state, 1000, &mut out) {}
+    assert_eq!(SnapshotWriter::pending_bytes(&state), 0);
+    let summary = writer.finish(&mut state, &mut out);
+    assert_eq!(summary.footer.records, before);
+    let (loaded, ..) = load(&bytes_of(&out), 1 << 20).unwrap();
+    assert_eq!(loaded.keys.digest(), before);
+    assert_eq!(loaded.keys.get(hash_of(b"large"), b"large").unwrap().value, large);
+    assert!(loaded.keys.get(hash_of(b"new"), b"new").is_none());
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Change(Change),

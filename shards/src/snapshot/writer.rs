@@ -49,8 +49,8 @@ impl SnapshotWriter {
     pub fn slice(&mut self, state: &mut State, budget_bytes: usize, out: &mut Vec<Chunk>) -> bool {
         let mut written = 0;
         while written < budget_bytes.max(1) {
-            // What changes took ahead of its turn goes first: it is held in memory until then.
-            let sessions_turn = state.keys.cut_pending_bytes() == 0 && !state.sessions.snapshot_written();
+            // What splits took ahead of its turn goes first: it is held in memory until then.
+            let sessions_turn = !state.keys.has_payload() && !state.sessions.snapshot_written();
             let payload =
                 if sessions_turn { state.sessions.next_payload() } else { state.keys.next_payload() };
             match payload {

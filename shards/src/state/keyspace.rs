@@ -2,7 +2,7 @@
 //!
 //! Growth never stalls: a table that is full splits in two by its next hash bit, and when it already uses every bit of
 //! the directory, the directory doubles, which copies four bytes an entry (Fagin et al., "Extendible Hashing", 1979).
-//! One table is the largest unit of work anywhere: split, compaction, capture for a snapshot. Tables never merge.
+//! One table is the largest unit of work anywhere: split, compaction, its part of a snapshot. Tables never merge.
 //!
 //! The caller gives the hash with every key; it must be [`hash_of`](crate::ids::hash_of) of it.
 
@@ -11,7 +11,6 @@ use super::digest::Digest;
 use super::record::{Content, KEY_BYTES_MAX, Record, VALUE_BYTES_MAX};
 use super::table::Table;
 use crate::ids::{KeyHash, Version};
-use crate::mutants::{Mutant, is_on};
 
 /// When a table is full. Tests make tables small; the server uses the defaults.
 #[derive(Clone, Copy, Debug)]
@@ -141,14 +140,14 @@ impl KeySpace {
         let mut number = self.table_of(hash);
         if let Some(position) = self.tables[number].position_in_place(hash, key, &content) {
             // Nothing grows and nothing shrinks, so there is nothing to split or to count.
-            self.capture_before_change(number);
+            self.keep_before_change(number, hash, key);
             self.tables[number].overwrite(position, key, content);
             return true;
         }
         while self.is_full(number) && self.split(hash) {
             number = self.table_of(hash);
         }
-        self.capture_before_change(number);
+        self.keep_before_change(number, hash, key);
         let table = &mut self.tables[number];
         let before = table.memory_bytes();
         let replaced = table.set(hash, key, content);
@@ -164,7 +163,7 @@ impl KeySpace {
             if self.tables[number].get(hash, key).is_none() {
                 return false;
             }
-            self.capture_before_change(number);
+            self.keep_before_change(number, hash, key);
         }
         let table = &mut self.tables[number];
         let before = table.memory_bytes();
@@ -251,16 +250,6 @@ impl KeySpace {
         ((hash.0 >> shift) + 1).checked_mul(1 << shift).map(KeyHash)
     }
 
-    /// Takes a table's content for the running snapshot before it changes for the first time.
-    fn capture_before_change(&mut self, number: usize) {
-        if self.cut.is_some()
-            && self.tables[number].captured != self.generation
-            && !is_on(Mutant::NoCopyBeforeChange)
-        {
-            self.capture(number);
-        }
-    }
-
     #[inline]
     fn entry_of(&self, hash: KeyHash) -> usize {
         // Two shifts, because a shift by 64 would overflow in a directory of one entry.
@@ -282,7 +271,10 @@ impl KeySpace {
         if depth == self.depth && !self.double_directory() {
             return false;
         }
-        self.capture_before_change(number);
+        // What is kept of a table is found by its number and its place among all hashes, which change now.
+        if self.cut.is_some() && self.tables[number].captured != self.generation {
+            self.capture(number);
+        }
         let before = self.tables[number].memory_bytes();
         let right = self.tables[number].split();
         let left = &self.tables[number];

@@ -49,7 +49,9 @@ impl RecordFlags {
     pub const NONE: Self = Self(0);
     /// Its part of the next snapshot is to be lost, as a file system might lose it (DESIGN.md, "Faults as a feature").
     pub const DEBUG_FAULT: Self = Self(1);
-    /// Every mark that exists; the two upper bits belong to the layout.
+    /// There was no record with this key. Stands only beside a table that a snapshot has not come to, never in one.
+    pub(super) const ABSENT: Self = Self(2);
+    /// Every mark of a record; the two upper bits belong to the layout.
     const KNOWN: u8 = 1;
 
     /// The marks as stored in a snapshot.

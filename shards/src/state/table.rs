@@ -186,6 +186,17 @@ impl Table {
         true
     }
 
+    /// Stores a copy of another table's record, whose key this one does not have. A large value is shared.
+    pub(super) fn keep(&mut self, hash: KeyHash, record: &Record<'_>) {
+        let large = record.large.map(|large| self.put(large.clone()));
+        let Record { key, value, version, expires_at, flags, .. } = *record;
+        let draft = Draft { key, content: Content { value, version, expires_at, flags }, large };
+        let position = self.blocks.append(&draft);
+        self.live_bytes += draft.bytes();
+        let tag = tag_of(hash);
+        self.slots.insert_unique(spread(tag), Slot { position, tag }, |slot| spread(slot.tag));
+    }
+
     /// Forgets a record; whether it was there.
     pub(super) fn remove(&mut self, hash: KeyHash, key: &[u8], version: Version) -> bool {
         let tag = tag_of(hash);

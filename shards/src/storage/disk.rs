@@ -58,6 +58,12 @@ pub trait Disk {
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
+    /// Removes a file of which nothing is needed any more, in pieces that hold nobody else up; after a crash any part of
+    /// it may be left. Some file systems stop every sync for tens of milliseconds while they free hundreds of megabytes.
+    fn shred(&self, path: &Path) -> io::Result<()> {
+        self.remove(path)
+    }
+
     /// Makes every name that was created, renamed or removed in the directory so far durable.
     fn sync_directory(&self, directory: &Path) -> io::Result<()>;
 }
@@ -72,6 +78,12 @@ pub trait DiskFile {
 
     /// Makes what was written durable, and the length.
     fn sync(&self) -> io::Result<()>;
+
+    /// Has these bytes on their way to the device when it returns, so that a later sync has little left to do and holds
+    /// nobody else up. Promises nothing but to say what went wrong with them: a sync may not say it again.
+    fn write_out(&self, _offset: u64, _bytes: u64) -> io::Result<()> {
+        Ok(())
+    }
 
     /// The length in bytes.
     fn bytes(&self) -> io::Result<u64>;

@@ -1,8 +1,8 @@
 //! Snapshot files: written beside the final name, synced, read back from the disk, and only then put in place.
 //!
 //! The bytes are the engine's (`shards::snapshot`); this file moves them and never interprets them. A snapshot is called
-//! `snap-` and its log index in twenty digits, so that names sort by index; unfinished ones end in `.tmp`. Older snapshots
-//! are removed only after a newer one was verified and its name is durable. Everything here blocks.
+//! `snap-` and its log index in twenty digits, so that names sort by index; unfinished and retired ones end in `.tmp`. Older
+//! snapshots are removed only after a newer one was verified and its name is durable. Everything here blocks.
 
 use super::disk::{Disk, DiskFile, Open};
 use super::segments::BlockBuffer;
@@ -101,6 +101,7 @@ impl<D: Disk> SnapshotWriter<D> {
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), SnapshotError> {
         let written = self.file.write_at(bytes, self.written);
+        let written = written.and_then(|()| self.file.write_out(self.written, bytes.len() as u64));
         written.map_err(|error| SnapshotError::Io(self.temporary.clone(), error))?;
         self.written += bytes.len() as u64;
         Ok(())
@@ -115,14 +116,20 @@ impl<D: Disk> SnapshotWriter<D> {
             return result;
         }
         // From here on the snapshot stands; what cannot be removed now goes with the next one.
-        for older in list_snapshots(&self.disk, &self.directory)
-            .unwrap_or_default()
-            .into_iter()
-            .filter(|older| *older < self.index)
-        {
-            let _ = self.disk.remove(&self.directory.join(snapshot_file_name(older)));
+        let older = list_snapshots(&self.disk, &self.directory).unwrap_or_default();
+        for older in older.into_iter().filter(|older| *older < self.index) {
+            let _ = self.retire(older);
         }
         result
+    }
+
+    /// Removes an older snapshot. It loses its name first, so that no crash leaves a part of it under that name.
+    fn retire(&self, older: u64) -> io::Result<()> {
+        let name = self.directory.join(snapshot_file_name(older));
+        let retired = self.directory.join(format!("{}.tmp", snapshot_file_name(older)));
+        self.disk.rename(&name, &retired)?;
+        self.disk.sync_directory(&self.directory)?;
+        self.disk.shred(&retired)
     }
 
     /// Gives up and removes the unfinished file.
