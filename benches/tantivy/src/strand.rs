@@ -11,7 +11,7 @@ use shards::index::text::{TextIndex, WHOLE};
 /// Units of a step of background work or of a search, as in a shard.
 const STEP_UNITS: u32 = 20_000;
 /// Units of indexing after which as many go to merging, as in a shard.
-const MAINTENANCE_UNITS: u32 = 1024;
+const MAINTENANCE_UNITS: u32 = 2048;
 
 /// Indexes all documents, each visible to a search as soon as it is in; merging keeps pace, unit for unit.
 pub fn fill(documents: &[Document]) -> TextIndex {

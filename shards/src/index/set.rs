@@ -23,8 +23,8 @@ pub use sections::{SetLoader, SetWriter};
 
 /// Records looked at in one go while an index is built.
 const SCAN_RECORDS: usize = 8;
-/// Units of indexing after which as many go to merging: half of what the engine gives in one go, so that no step is long.
-const MAINTENANCE_UNITS: u32 = 1024;
+/// Units of indexing after which as many go to merging: as many as the engine gives in one go, so that no step is long.
+const MAINTENANCE_UNITS: u32 = 2048;
 
 /// Lends the records of the shard.
 pub trait DocumentSource {
