@@ -155,8 +155,9 @@ fn compare(source: &mut Source, metric: Metric, vectors: usize, dimensions: usiz
     let mut flat = VectorIndex::new("v", dimensions, metric);
     let mut graph = VectorIndex::new("v", dimensions, metric);
     flat.set_hnsw_from(usize::MAX);
-    for n in 0..vectors {
-        let value = format!("{{\"v\":{:?}}}", source.vector());
+    let all: Vec<Vec<f32>> = (0..vectors).map(|_| source.vector()).collect();
+    for (n, vector) in all.iter().enumerate() {
+        let value = format!("{{\"v\":{vector:?}}}");
         for index in [&mut flat, &mut graph] {
             index.apply(format!("key:{n}").as_bytes(), Some(value.as_bytes()));
         }
@@ -179,14 +180,31 @@ fn compare(source: &mut Source, metric: Metric, vectors: usize, dimensions: usiz
         slice_max * 1e6,
     );
     let queries: Vec<Vec<f32>> = (0..QUERIES).map(|_| source.vector()).collect();
-    let exact = run("flat", &flat, &queries);
-    let found = run("graph", &graph, &queries);
-    let met: usize = exact
-        .iter()
-        .zip(&found)
-        .map(|(exact, found)| exact.iter().filter(|key| found.contains(key)).count())
-        .sum();
-    println!("recall@10 of the graph against the flat scan: {:.4}", met as f64 / (QUERIES * 10) as f64);
+    let exact: Vec<Vec<usize>> = queries.iter().map(|query| nearest(metric, &all, query)).collect();
+    for (name, index) in [("flat", &flat), ("graph", &graph)] {
+        let found = run(name, index, &queries);
+        let has = |found: &[Box<[u8]>], n: &usize| found.contains(&format!("key:{n}").into_bytes().into());
+        let of_query =
+            |(exact, found): (&Vec<usize>, &Vec<Box<[u8]>>)| exact.iter().filter(|n| has(found, n)).count();
+        let met: usize = exact.iter().zip(&found).map(of_query).sum();
+        println!("recall@10 against exact: {:.4}", met as f64 / (QUERIES * 10) as f64);
+    }
+}
+
+/// The numbers of the ten nearest vectors, by all bits of their numbers.
+fn nearest(metric: Metric, all: &[Vec<f32>], query: &[f32]) -> Vec<usize> {
+    let dot = |left: &[f32], right: &[f32]| -> f64 {
+        left.iter().zip(right).map(|(left, right)| f64::from(*left) * f64::from(*right)).sum()
+    };
+    let closeness = |vector: &Vec<f32>| match metric {
+        Metric::Dot => dot(query, vector),
+        Metric::Cosine => dot(query, vector) / dot(vector, vector).sqrt(),
+        Metric::L2 => 2.0 * dot(query, vector) - dot(vector, vector),
+    };
+    let mut closest: Vec<(f64, usize)> =
+        all.iter().enumerate().map(|(n, vector)| (closeness(vector), n)).collect();
+    closest.sort_by(|a, b| b.0.total_cmp(&a.0));
+    closest.iter().take(10).map(|(_, n)| *n).collect()
 }
 
 fn run(name: &str, index: &VectorIndex, queries: &[Vec<f32>]) -> Vec<Vec<Box<[u8]>>> {

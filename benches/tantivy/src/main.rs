@@ -67,5 +67,9 @@ fn watch(seconds: u64, class: &str, documents: &[corpus::Document]) -> Outcome<(
         }
         return Ok(());
     }
+    if class == "building" {
+        report::building(&sets::build(documents)?);
+        return Ok(());
+    }
     queries::watch(&strand::fill(documents), class, Duration::from_secs(seconds))
 }

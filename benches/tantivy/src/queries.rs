@@ -133,7 +133,8 @@ pub fn watch(index: &TextIndex, class: &str, time: Duration) -> Outcome<()> {
                 times.push(us(start.elapsed()));
             }
         }
-        let each: Vec<String> = queries.iter().zip(times).map(|(q, t)| format!("{q}: {:.1}", median(t))).collect();
+        let each: Vec<String> =
+            queries.iter().zip(times).map(|(q, t)| format!("{q}: {:.1}", median(t))).collect();
         println!("{name}: {}", each.join(", "));
     }
     Ok(())

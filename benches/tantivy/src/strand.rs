@@ -11,7 +11,7 @@ use shards::index::text::{TextIndex, WHOLE};
 /// Units of a step of background work or of a search, as in a shard.
 const STEP_UNITS: u32 = 20_000;
 /// Units of indexing after which as many go to merging, as in a shard.
-const MAINTENANCE_UNITS: i64 = 8192;
+const MAINTENANCE_UNITS: u32 = 2048;
 
 /// Indexes all documents, each visible to a search as soon as it is in; merging keeps pace, unit for unit.
 pub fn fill(documents: &[Document]) -> TextIndex {
@@ -22,11 +22,14 @@ pub fn fill(documents: &[Document]) -> TextIndex {
         let mut units = Units::new(0);
         index.put(document.key.as_bytes(), document.value.as_bytes(), &mut units);
         debt -= units.balance();
-        if debt >= MAINTENANCE_UNITS {
-            if index.has_work() {
-                index.work(&mut Units::new(u32::try_from(debt).unwrap_or(u32::MAX)));
+        while debt >= i64::from(MAINTENANCE_UNITS) {
+            if !index.has_work() {
+                debt = 0;
+                break;
             }
-            debt = 0;
+            let mut budget = Units::new(MAINTENANCE_UNITS);
+            index.work(&mut budget);
+            debt -= i64::from(MAINTENANCE_UNITS) - budget.balance();
         }
     }
     index

@@ -23,8 +23,8 @@ pub use sections::{SetLoader, SetWriter};
 
 /// Records looked at in one go while an index is built.
 const SCAN_RECORDS: usize = 8;
-/// Units of indexing after which as many go to merging.
-const MAINTENANCE_UNITS: u32 = 8192;
+/// Units of indexing after which as many go to merging: as many as the engine gives in one go, so that no step is long.
+const MAINTENANCE_UNITS: u32 = 2048;
 
 /// Lends the records of the shard.
 pub trait DocumentSource {
@@ -226,7 +226,12 @@ impl IndexSet {
             let (entries, bytes) = match (&entry.body, &self.text) {
                 (Body::Values(values), _) => (values.entries(), values.bytes()),
                 (Body::Vectors(vectors), _) => (vectors.entries(), vectors.memory_bytes()),
-                (Body::Text, Some(text)) => (text.documents(), text.bytes()),
+                (Body::Text, Some(text)) if entry.definition.kind == IndexKind::Embedding => {
+                    (text.documents(), text.bytes())
+                }
+                (Body::Text, Some(text)) => {
+                    (text.documents_in(&entry.definition.path) as usize, text.bytes())
+                }
                 (Body::Text, None) => (0, 0),
             };
             let state = match entry.is_ready {
@@ -329,6 +334,9 @@ impl IndexSet {
     /// Indexes the backlog, builds and merges until the budget is spent; true while there is more to do.
     pub fn work(&mut self, units: &mut Units, source: &dyn DocumentSource) -> bool {
         while units.left() {
+            if self.pay(units) {
+                continue;
+            }
             let before = units.balance();
             if let Some(text) = self.text.as_mut().filter(|text| text.is_busy()) {
                 if text.go_on(units) {
@@ -353,22 +361,25 @@ impl IndexSet {
             let spent = u32::try_from(before - units.balance()).unwrap_or(u32::MAX);
             self.debt = self.debt.saturating_add(spent.saturating_add(4));
             units.spend(4);
-            self.pay(units);
         }
         self.has_work()
     }
 
-    /// Merging keeps pace with indexing, so that the number of parts stays small while writes pour in.
-    fn pay(&mut self, units: &mut Units) {
+    /// Merging keeps pace with indexing, so that the number of parts stays small while writes pour in; true if some was due.
+    fn pay(&mut self, units: &mut Units) -> bool {
         if self.debt < MAINTENANCE_UNITS {
-            return;
+            return false;
         }
-        let share = std::mem::take(&mut self.debt);
-        if let Some(text) = self.text.as_mut().filter(|text| text.has_work()) {
-            let mut budget = Units::new(share);
-            text.work(&mut budget);
-            units.spend(u64::try_from(i64::from(share) - budget.balance()).unwrap_or(0));
-        }
+        let Some(text) = self.text.as_mut().filter(|text| text.has_work()) else {
+            self.debt = 0;
+            return false;
+        };
+        let mut budget = Units::new(MAINTENANCE_UNITS);
+        text.work(&mut budget);
+        let paid = u64::try_from(i64::from(MAINTENANCE_UNITS) - budget.balance()).unwrap_or(0);
+        self.debt = self.debt.saturating_sub(u32::try_from(paid).unwrap_or(u32::MAX));
+        units.spend(paid);
+        true
     }
 
     /// Goes on with merges and graphs, half and half; false if there is nothing to do.

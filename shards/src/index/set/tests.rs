@@ -144,3 +144,42 @@ fn a_field_added_later_is_built_for_old_documents_too() {
     assert_eq!(stats.document_frequencies, [1, 0]);
     assert_eq!(stats.fields[0].documents, 100);
 }
+
+#[test]
+fn no_step_of_building_goes_far_beyond_its_budget() {
+    let (mut records, mut set) = (Records::default(), IndexSet::default());
+    for n in 0..20_000u64 {
+        // Few words, so that nothing but the turns of merging takes long.
+        let text = format!("\"word{} name{} common\"", n % 97, n * n % 101);
+        records.set(&mut set, &format!("k{n:05}"), Some(&text));
+    }
+    set.define(whole_text());
+    let (mut beyond, mut steps) = (0, 0);
+    loop {
+        let mut units = Units::new(1000);
+        let more = set.work(&mut units, &records);
+        beyond = beyond.max(-units.balance());
+        steps += 1;
+        if !more {
+            break;
+        }
+    }
+    // A turn of merging and what it began last, or eight short documents.
+    assert!(beyond <= 5000 && steps > 1000, "{beyond} units beyond the budget in one of {steps} steps");
+    assert_eq!(search(&set, "+word5 +name25").first().map(String::as_str), Some("k00005"));
+}
+
+#[test]
+fn each_text_field_tells_its_own_documents() {
+    let (mut records, mut set) = (Records::default(), IndexSet::default());
+    set.define(whole_text());
+    let title = IndexDefinition { path: "title".to_owned(), ..whole_text() };
+    set.define(title);
+    for n in 0..50 {
+        let value = if n % 5 == 0 { "{\"title\":\"one two\"}" } else { "{\"body\":\"three\"}" };
+        records.set(&mut set, &format!("k{n}"), Some(value));
+    }
+    while set.work(&mut Units::new(1000), &records) {}
+    let entries: Vec<u64> = set.list().iter().map(|info| info.entries).collect();
+    assert_eq!(entries, [50, 10]);
+}

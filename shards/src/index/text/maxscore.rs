@@ -208,10 +208,12 @@ fn window_end(terms: &mut [Term<'_>], base: u32, threshold: i64) -> u32 {
     end
 }
 
-/// The most that a document of a part can score; `None` if the query has too many terms to tell.
+/// The most that a document of a part can score, the least number there is if the part has none of the terms; `None` if the
+/// query has too many terms to tell.
 pub(crate) fn bound_of(open: &Open<'_>, plan: &[TermPlan]) -> Option<i64> {
-    let bound = |term: &TermPlan| open.bounds(term.id).map_or(0, |bounds| term.weigher.bound(&bounds));
-    (plan.len() <= BOUNDED_TERMS_MAX).then(|| plan.iter().map(bound).sum())
+    let bounds = plan.iter().filter_map(|term| Some(term.weigher.bound(&open.bounds(term.id)?)));
+    let sum = |sum: i64, bound: i64| sum.max(0) + bound;
+    (plan.len() <= BOUNDED_TERMS_MAX).then(|| bounds.fold(i64::MIN, sum))
 }
 
 /// Orders the terms of a window by bound; returns the number of non-essential ones. `below[n]` is the most that the first

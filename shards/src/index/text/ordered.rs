@@ -27,6 +27,8 @@ pub(crate) struct Ordered {
     /// What the running build adds to the sets.
     frozen: BTreeSet<Box<[u8]>>,
     build: Option<Build>,
+    /// What was built last, and goes a little at a time: to free many thousand terms at once takes long.
+    retired: BTreeSet<Box<[u8]>>,
 }
 
 struct Build {
@@ -80,7 +82,7 @@ impl Ordered {
     }
 
     pub(crate) fn has_work(&self) -> bool {
-        self.build.is_some() || self.recent.len() > RECENT_MAX
+        self.build.is_some() || self.recent.len() > RECENT_MAX || !self.retired.is_empty()
     }
 
     fn begin(&mut self) -> Build {
@@ -99,9 +101,13 @@ impl Ordered {
         if !self.has_work() {
             return;
         }
+        if !self.retired.is_empty() {
+            (0..units).for_each(|_| _ = self.retired.pop_first());
+            return;
+        }
         let mut build = match self.build.take() {
             Some(build) => build,
-            None => self.begin(),
+            None => return self.build = Some(self.begin()),
         };
         match self.add_some(&mut build, units, in_use) {
             true => self.finish(build),
@@ -136,7 +142,7 @@ impl Ordered {
     fn finish(&mut self, build: Build) {
         self.sets.truncate(build.from);
         self.sets.push(build.builder.into_set());
-        self.frozen = BTreeSet::new();
+        self.retired = std::mem::take(&mut self.frozen);
     }
 
     /// The first `limit` terms with `prefix` for which `live` gives an id, in byte order.
@@ -210,7 +216,7 @@ impl Ordered {
     pub(crate) fn bytes(&self) -> usize {
         // A B-tree entry is a fat pointer, an allocation with its header, and a share of half-empty nodes.
         let sets: usize = self.sets.iter().map(|set| set.as_fst().size()).sum();
-        sets + self.recent_bytes + (self.recent.len() + self.frozen.len()) * 48
+        sets + self.recent_bytes + (self.recent.len() + self.frozen.len() + self.retired.len()) * 48
     }
 }
 
@@ -229,6 +235,23 @@ fn run(automaton: &Levenshtein, key: &[u8]) -> Option<u8> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_was_built_goes_a_little_at_a_time() {
+        let mut ordered = Ordered::default();
+        (0..=RECENT_MAX).for_each(|n| ordered.insert(0, format!("{n:05}").as_bytes()));
+        while ordered.retired.is_empty() {
+            assert!(ordered.has_work(), "a build ends with what it retires");
+            ordered.work(64, |_, _| true);
+        }
+        assert_eq!((ordered.retired.len(), ordered.sets[0].len()), (RECENT_MAX + 1, RECENT_MAX + 1));
+        ordered.work(64, |_, _| true);
+        assert_eq!(ordered.retired.len(), RECENT_MAX + 1 - 64, "as many as were asked for");
+        while ordered.has_work() {
+            ordered.work(64, |_, _| true);
+        }
+        assert!(ordered.retired.is_empty() && ordered.bytes() < ordered.sets[0].as_fst().size() + 48);
+    }
 
     proptest! {
         #[test]

@@ -178,6 +178,8 @@ impl Weigher {
 
 /// Frequencies that a sieve has limits for.
 const SIEVED: usize = 16;
+/// Postings that a sieve notes in one word.
+const RUN: usize = 32;
 /// A limit that was not computed yet.
 const UNKNOWN: u32 = u32::MAX;
 
@@ -233,11 +235,20 @@ impl Sieve {
                 self.limits[class] = self.weigher.lengths_reaching(class as u32, self.needed, 256);
             }
         }
+        // Without branches, for which posting passes cannot be foretold; and those that do are few, so they are noted as bits.
         let mut count = 0;
-        for ((n, document), frequency) in (0u8..).zip(documents).zip(frequencies) {
-            // Without branches: which posting passes cannot be foretold.
-            passed[count % BLOCK] = n;
-            count += usize::from(u32::from(lengths[*document as usize]) < self.limits[class(*frequency)]);
+        let runs = documents.chunks(RUN).zip(frequencies.chunks(RUN));
+        for (from, (documents, frequencies)) in (0u8..).step_by(RUN).zip(runs) {
+            let mut bits = 0u32;
+            for (document, frequency) in documents.iter().zip(frequencies).rev() {
+                let limit = self.limits[class(*frequency)];
+                bits = bits << 1 | u32::from(u32::from(lengths[*document as usize]) < limit);
+            }
+            while bits != 0 {
+                passed[count % BLOCK] = from + bits.trailing_zeros() as u8;
+                count += 1;
+                bits &= bits - 1;
+            }
         }
         count
     }
@@ -253,6 +264,7 @@ const NO_LIMITS: [u32; SIEVED + 1] = {
 #[cfg(test)]
 mod tests {
     use super::super::bounds::{ANY_BOUNDS, Bounds, Coarse, NO_BOUNDS, Pair};
+    use super::super::segment::Packed;
     use super::*;
     use proptest::prelude::*;
 
@@ -271,6 +283,27 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_sieve_keeps_what_reaches_and_its_order(
+            postings in prop::collection::vec((0u32..300, 1u32..20), 0..=BLOCK), lengths in prop::collection::vec(1u8..60, 300),
+            needed in 0i64..(20 << SCORE_BITS),
+        ) {
+            let weigher = Weigher::bm25(7.0, 100, 2000);
+            let (documents, frequencies): (Vec<u32>, Vec<u32>) = postings.iter().copied().unzip();
+            let packed = Packed::One(lengths.clone());
+            let (mut sieve, mut passed) = (Sieve::new(weigher), [0; BLOCK]);
+            sieve.need(needed);
+            let count = sieve.pass(&documents, &frequencies, Lengths::Sealed(&lengths, &packed), &mut passed);
+            let passed: Vec<usize> = passed[..count].iter().map(|n| usize::from(*n)).collect();
+            prop_assert!(passed.is_sorted_by(|a, b| a < b));
+            for (n, (document, frequency)) in postings.iter().enumerate() {
+                let score = weigher.by_length(f64::from(*frequency), u32::from(lengths[*document as usize]));
+                prop_assert!(score < needed || passed.contains(&n), "what reaches the score passes");
+                let is_sieved = (*frequency as usize) < SIEVED && needed > 0;
+                prop_assert!(score >= needed || !passed.contains(&n) || !is_sieved, "and of the others few");
+            }
+        }
+
         #[test]
         fn bounds_hold(weight in 0.0f64..20.0, average in 1u64..2000, frequency in 1u32..400, length in 1u32..5000, more in 0u32..300, less in 0u32..5000) {
             let weigher = Weigher::bm25(weight, 10, average * 10);

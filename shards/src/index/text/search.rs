@@ -244,6 +244,8 @@ pub struct Search {
     order: Vec<(i64, u32)>,
     /// Whether every document is judged as it comes, because a hit was refused in the end.
     is_judging: bool,
+    /// The hits, when they were judged in the end and none was refused.
+    judged: Option<Vec<Hit>>,
     /// Position in `order`.
     part: usize,
     next: u32,
@@ -289,8 +291,18 @@ impl Search {
                 }
             },
         };
-        let (best, sums, meeting) = (Best::new(limit), Sums::default(), Meeting::default());
-        Ok(Self { view, plan, best, sums, meeting, order: Vec::new(), is_judging: false, part: 0, next: 0 })
+        Ok(Self {
+            view,
+            plan,
+            best: Best::new(limit),
+            sums: Sums::default(),
+            meeting: Meeting::default(),
+            order: Vec::new(),
+            is_judging: false,
+            judged: None,
+            part: 0,
+            next: 0,
+        })
     }
 
     /// Goes on until the budget is spent; true when the search is complete.
@@ -312,6 +324,7 @@ impl Search {
         let hits = self.best.hits(&self.view.parts);
         units.spend(hits.len() as u64 * ACCEPT_UNITS);
         if hits.iter().all(|hit| accept(&hit.key)) {
+            self.judged = Some(hits);
             return true;
         }
         self.best.clear();
@@ -376,14 +389,14 @@ impl Search {
 
     /// The hits so far, best first; the search stays usable for [`Search::score_documents`].
     pub(crate) fn take_hits(&mut self) -> Vec<Hit> {
-        let hits = self.best.hits(&self.view.parts);
+        let hits = self.judged.take().unwrap_or_else(|| self.best.hits(&self.view.parts));
         self.best.clear();
         hits
     }
 
     /// The hits, best first. What [`merge_hits`] takes.
     pub fn into_hits(mut self) -> Vec<Hit> {
-        self.best.hits(&self.view.parts)
+        self.judged.take().unwrap_or_else(|| self.best.hits(&self.view.parts))
     }
 }
 
@@ -398,8 +411,10 @@ impl Prepared {
                 Self::Tree(_) => i64::MAX,
             }
         };
-        let mut order: Vec<(i64, u32)> = view.parts.iter().map(bound).zip(0..).collect();
-        units.spend(order.len() as u64 * 2);
+        units.spend(view.parts.len() as u64 * 2);
+        let order = view.parts.iter().map(bound).zip(0..);
+        // Parts without any of the terms are not looked at again.
+        let mut order: Vec<(i64, u32)> = order.filter(|(bound, _)| *bound > i64::MIN).collect();
         // Of equal bounds the larger part, and then the older one: what is searched first does not change what is found.
         order.sort_by_key(|(bound, part)| std::cmp::Reverse((*bound, view.parts[*part as usize].documents)));
         order

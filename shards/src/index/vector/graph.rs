@@ -5,6 +5,7 @@
 //! apart (algorithm 4, filled up with what it pruned). A node's level comes from the hash of its key and equal closeness goes by
 //! age, so the graph depends on nothing but the order of its insertions. Never removes a node: it is built anew when too many are dead.
 
+use super::metric::Distance;
 use super::probe::Probe;
 use super::slots::{BLOCK_SLOTS, Slots};
 use crate::index::Units;
@@ -68,12 +69,19 @@ pub(super) struct Graph {
     blocks: Vec<Block>,
     entry: Option<u32>,
     nodes: usize,
+    /// Of the longest vector.
+    length_max: f64,
 }
 
 impl Graph {
     /// Number of nodes, dead ones too.
     pub(super) fn nodes(&self) -> usize {
         self.nodes
+    }
+
+    /// The length of the longest vector among the nodes, dead ones too.
+    pub(super) fn length_max(&self) -> f64 {
+        self.length_max
     }
 
     pub(super) fn entry(&self) -> Option<u32> {
@@ -116,8 +124,9 @@ impl Graph {
         links.clone_into(&mut levels[usize::from(level) - 1]);
     }
 
-    /// Adds a node with its neighbours from level 0 up, which do not know it yet.
-    pub(super) fn add(&mut self, slot: u32, links: &[Vec<u32>]) {
+    /// Adds a node, whose vector has this length, with its neighbours from level 0 up, which do not know it yet.
+    pub(super) fn add(&mut self, slot: u32, length: f64, links: &[Vec<u32>]) {
+        self.length_max = self.length_max.max(length);
         while self.blocks.len() <= slot as usize / BLOCK_SLOTS {
             self.blocks.push(Block {
                 levels: [ABSENT; BLOCK_SLOTS],
@@ -272,26 +281,41 @@ pub(super) struct Beam {
     visited: Visited,
     width: usize,
     level: u8,
-    /// For a search: when to believe that nothing better comes.
-    patience: Option<Patience>,
+    /// For a search: how far to go. An insertion goes on while nodes are better than the worst of the best `width`.
+    reach: Option<Reach>,
 }
 
-/// Ends a walk when its best few have not changed for most of its length: soon where neighbours lie in clusters, late
-/// where all vectors are about equally far.
+/// How far a search's walk goes: until no node is left that is less than [`REACH`] times as far as the worst of its best few.
+///
+/// Where neighbours lie in clusters that is soon, where all vectors are about equally far it is nearly the whole graph, and
+/// the search gives way to a flat scan. (Al-Jazzazi and others, "Distance Adaptive Beam Search for Provably Accurate
+/// Graph-Based Nearest Neighbor Search", 2025: a walk that ends so cannot miss a neighbour that is much nearer.)
 #[derive(Debug)]
-struct Patience {
+struct Reach {
+    distance: Distance,
     few: usize,
     best: BinaryHeap<Reverse<i64>>,
     steps: usize,
-    changed_at: usize,
+    /// The closeness at which the walk's reach ends.
+    edge: i64,
+    /// Nodes that the walk may meet.
+    met_max: usize,
+    gave_up: bool,
 }
 
-/// A walk has so many steps at least,
-const STEPS_MIN: usize = 192;
-/// and so many times as many as it had when its best few changed last.
-const STEPS_PER_CHANGE: usize = 5;
+/// How many times as far as the best few a walk looks. At 1.05 walks among 100,000 independent vectors find .78 of the best
+/// ten, at 1.1 (without giving way to a scan) .98; vectors of texts take 5 in 100 of the graph at 1.1 and 7 in 100 at 1.2.
+const REACH: f64 = 1.1;
+/// A walk has so many steps at least.
+const STEPS_MIN: usize = 100;
+/// Steps between two looks at how far a walk still has to go.
+const STEPS_A_LOOK: usize = 64;
 
-impl Patience {
+impl Reach {
+    fn new(distance: Distance, few: usize, met_max: usize) -> Self {
+        Self { distance, few, best: BinaryHeap::new(), steps: 0, edge: i64::MIN, met_max, gave_up: false }
+    }
+
     fn found(&mut self, closeness: i64) {
         if self.best.len() == self.few {
             if self.best.peek().is_some_and(|Reverse(worst)| closeness <= *worst) {
@@ -300,26 +324,33 @@ impl Patience {
             self.best.pop();
         }
         self.best.push(Reverse(closeness));
-        self.changed_at = self.steps;
+        if let Some(Reverse(worst)) = self.best.peek().filter(|_| self.best.len() == self.few) {
+            self.edge = self.distance.closeness_at(*worst, REACH);
+        }
     }
 
-    fn is_over(&self) -> bool {
-        self.best.len() == self.few
-            && self.steps >= STEPS_MIN.max(self.few)
-            && self.steps > self.changed_at * STEPS_PER_CHANGE
+    /// Whether nothing from this closeness on is worth a step.
+    fn is_beyond(&self, closeness: i64) -> bool {
+        closeness < self.edge && self.steps >= STEPS_MIN.max(self.few)
     }
 }
 
 impl Beam {
     pub(super) fn new(slots: &Slots, level: u8, width: usize) -> Self {
         let (frontier, best) = (BinaryHeap::new(), BinaryHeap::with_capacity(width + 1));
-        Self { frontier, best, visited: Visited::new(slots.count()), width, level, patience: None }
+        Self { frontier, best, visited: Visited::new(slots.count()), width, level, reach: None }
     }
 
-    /// A beam for a search that wants the best few.
-    pub(super) fn of_search(slots: &Slots, width: usize, few: usize) -> Self {
-        let patience = Patience { few, best: BinaryHeap::new(), steps: 0, changed_at: 0 };
-        Self { patience: Some(patience), ..Self::new(slots, 0, width) }
+    /// A beam for a search that wants the best few, and gives up when it would meet more than so many nodes.
+    pub(super) fn of_search(
+        slots: &Slots,
+        width: usize,
+        few: usize,
+        distance: Distance,
+        met_max: usize,
+    ) -> Self {
+        assert!(few <= width, "the few are among those that are kept");
+        Self { reach: Some(Reach::new(distance, few, met_max)), ..Self::new(slots, 0, width) }
     }
 
     /// A beam of the width that insertions need.
@@ -327,9 +358,20 @@ impl Beam {
         Self::new(slots, level, CONSTRUCTION_WIDTH)
     }
 
-    /// Number of nodes met.
-    pub(super) fn met(&self) -> usize {
-        self.visited.met
+    /// Whether a search's walk has ended because it would meet too many nodes: what it found is of no use.
+    pub(super) fn gave_up(&self) -> bool {
+        self.reach.as_ref().is_some_and(|reach| reach.gave_up)
+    }
+
+    /// Looks now and then at how far a search's walk still has to go, as far as can be told from what waits within its reach.
+    fn look_ahead(&mut self) {
+        let (met, Some(reach)) = (self.visited.met, &mut self.reach) else { return };
+        if reach.steps < STEPS_MIN || !reach.steps.is_multiple_of(STEPS_A_LOOK) {
+            return;
+        }
+        let waiting = self.frontier.iter().filter(|node| node.closeness >= reach.edge).count();
+        // Each step meets fewer new nodes than the ones before it.
+        reach.gave_up = met + waiting * (met / reach.steps) / 4 > reach.met_max;
     }
 
     /// A node to begin with.
@@ -341,22 +383,40 @@ impl Beam {
 
     fn take(&mut self, node: Candidate, admit: &mut dyn FnMut(u32) -> bool) {
         let is_full = self.best.len() == self.width;
-        if is_full && self.best.peek().is_some_and(|Reverse(worst)| node < *worst) {
-            return;
+        let is_among_best = !is_full || self.best.peek().is_none_or(|Reverse(worst)| node >= *worst);
+        let leads_on = match &self.reach {
+            Some(reach) => !reach.is_beyond(node.closeness),
+            None => is_among_best,
+        };
+        if leads_on {
+            self.frontier.push(node);
         }
-        self.frontier.push(node);
-        if admit(node.slot) {
+        if is_among_best && admit(node.slot) {
             if is_full {
                 self.best.pop();
             }
             self.best.push(Reverse(node));
-            if let Some(patience) = &mut self.patience {
-                patience.found(node.closeness);
+            if let Some(reach) = &mut self.reach {
+                reach.found(node.closeness);
             }
         }
     }
 
-    /// Walks on until the budget is spent; true when nothing closer can be found.
+    /// Whether the closest node that waits need not be looked at, and so none.
+    fn is_over(&mut self, closest: Candidate) -> bool {
+        match &mut self.reach {
+            Some(reach) => {
+                reach.steps += 1;
+                reach.is_beyond(closest.closeness)
+            }
+            None => {
+                let worst = self.best.peek().filter(|_| self.best.len() == self.width);
+                worst.is_some_and(|Reverse(worst)| closest < *worst)
+            }
+        }
+    }
+
+    /// Walks on until the budget is spent; true when nothing closer can be found, or the walk gives up.
     pub(super) fn step(
         &mut self,
         graph: &Graph,
@@ -368,15 +428,12 @@ impl Beam {
         let cost = units_of(slots.dimensions);
         while units.left() {
             let Some(node) = self.frontier.pop() else { return true };
-            let worst = self.best.peek().filter(|_| self.best.len() == self.width);
-            if worst.is_some_and(|Reverse(worst)| node < *worst) {
+            if self.is_over(node) {
                 return true;
             }
-            if let Some(patience) = &mut self.patience {
-                patience.steps += 1;
-                if patience.is_over() {
-                    return true;
-                }
+            self.look_ahead();
+            if self.gave_up() {
+                return true;
             }
             units.spend(2);
             for slot in graph.links(node.slot, self.level) {

@@ -309,7 +309,7 @@ impl Insertion {
         let top = graph.entry().and_then(|entry| graph.level(entry));
         let level = top.map_or(0, |top| top.min(own));
         let Some(start) = graph.descend(slots, &self.probe, level, units) else {
-            return self.add(graph);
+            return self.add(graph, slots);
         };
         let mut beam = Beam::of_insertion(slots, level);
         beam.start(start, &mut |_| true);
@@ -327,14 +327,14 @@ impl Insertion {
             near.clone_from(&found);
         }
         self.links[usize::from(level)] = choose(slots, &near, chosen_on(level), units);
-        let Some(below) = level.checked_sub(1) else { return self.add(graph) };
+        let Some(below) = level.checked_sub(1) else { return self.add(graph, slots) };
         let mut beam = Beam::of_insertion(slots, below);
         found.into_iter().for_each(|node| beam.start(node, &mut |_| true));
         self.stage = Stage::Walk { level: below, beam };
     }
 
-    fn add(&mut self, graph: &mut Graph) {
-        graph.add(self.slot, &self.links);
+    fn add(&mut self, graph: &mut Graph, slots: &Slots) {
+        graph.add(self.slot, slots.head(self.slot).length, &self.links);
         let back =
             (0u8..).zip(&self.links).flat_map(|(level, links)| links.iter().map(move |slot| (*slot, level)));
         self.stage = Stage::Link { back: back.collect() };

@@ -70,6 +70,39 @@ impl Metric {
     }
 }
 
+/// The distance of a query from vectors, told from their closeness: its square is `zero - slope * closeness`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Distance {
+    zero: f64,
+    slope: f64,
+}
+
+impl Distance {
+    /// Of a query of this length from vectors that are at most `length_max` long.
+    ///
+    /// For the cosine all vectors are taken as being of length one. For the dot product the query is taken as being as long as the
+    /// longest vector, and all vectors are given one more dimension that makes them that long too (Bachrach and others, "Speeding up
+    /// the Xbox recommender system using a Euclidean transformation for inner-product spaces", RecSys 2014).
+    pub(super) fn new(metric: Metric, length: f64, length_max: f64) -> Self {
+        match metric {
+            Metric::Cosine => Self { zero: 2.0, slope: 2.0 },
+            Metric::L2 => Self { zero: 0.0, slope: 1.0 },
+            Metric::Dot if length > 0.0 && length_max > 0.0 => {
+                Self { zero: 2.0 * length_max * length_max, slope: 2.0 * length_max / length }
+            }
+            // All are equally close.
+            Metric::Dot => Self { zero: 1.0, slope: 1.0 },
+        }
+    }
+
+    /// The closeness, in sortable form, of what is `times` as far as what has this closeness.
+    pub(super) fn closeness_at(self, closeness: i64, times: f64) -> i64 {
+        // Closeness comes from rounded copies: what is equal to the query may seem to be nearer than that.
+        let square = (self.zero - self.slope * from_sortable(closeness)).max(0.0);
+        sortable((self.zero - times * times * square) / self.slope)
+    }
+}
+
 /// Bits of a fraction that rounding drops: 32 of 52 stay, far more than vectors of 32-bit numbers tell apart.
 const DROPPED_BITS: u32 = 20;
 
@@ -104,6 +137,24 @@ mod tests {
         assert_eq!(Metric::L2.similarity(&[3.0, 4.0], &[3.0, 5.0]), 0.5);
         let far = [Metric::L2.similarity(&[0.0], &[1000.0]), Metric::L2.similarity(&[0.0], &[1000.1])];
         assert!(sortable(far[0]) > sortable(far[1]), "far vectors are told apart");
+    }
+
+    /// The closeness at twice the distance, and what it must be.
+    fn check_twice(metric: Metric, length: f64, length_max: f64, closeness: f64, expected: f64) {
+        let at = Distance::new(metric, length, length_max).closeness_at(sortable(closeness), 2.0);
+        assert!((from_sortable(at) - expected).abs() < 1e-9, "{metric:?}: {}", from_sortable(at));
+    }
+
+    #[test]
+    fn distances_by_example() {
+        check_twice(Metric::L2, 5.0, 9.0, -3.0, -12.0);
+        // The chord of a cosine of 7/8 is 1/2; that of 1/2 is 1.
+        check_twice(Metric::Cosine, 5.0, 9.0, 0.875, 0.5);
+        // The same on a sphere of radius 9, for a query of length 5.
+        check_twice(Metric::Dot, 5.0, 9.0, 0.875 * 45.0, 0.5 * 45.0);
+        check_twice(Metric::Cosine, 5.0, 9.0, 1.001, 1.0);
+        let nowhere = Distance::new(Metric::Dot, 0.0, 9.0);
+        assert!(from_sortable(nowhere.closeness_at(sortable(0.0), 1.1)) < 0.0, "all are within reach");
     }
 
     proptest! {

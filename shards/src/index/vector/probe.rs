@@ -1,6 +1,6 @@
 //! What vectors are compared with: a query, or a vector of the index, as 16-bit numbers.
 
-use super::metric::sortable;
+use super::metric::{Distance, Metric, sortable};
 use super::slots::Slots;
 
 /// Highest magnitude of a query's number.
@@ -31,6 +31,11 @@ impl Probe {
         let head = slots.head(slot);
         let coarse = slots.bytes(slot).iter().map(|byte| i16::from(*byte)).collect();
         Self { coarse, scale: head.scale, length: head.length }
+    }
+
+    /// Its distance from vectors that are at most `length_max` long.
+    pub(super) fn distance(&self, metric: Metric, length_max: f64) -> Distance {
+        Distance::new(metric, self.length, length_max)
     }
 
     /// How close the vector in a slot is, by its int8 copy.

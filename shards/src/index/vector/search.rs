@@ -13,11 +13,11 @@ use super::slots::Pin;
 use crate::index::text::top::{Hit, Top};
 use crate::index::{ACCEPT_UNITS, Units};
 
-/// Candidates that a walk keeps at least; it ends before it has filled them where neighbours are easy to find.
-const SEARCH_WIDTH: usize = 1024;
+/// A walk goes by the distance of so many of its best at least.
+const FEW_MIN: usize = 10;
 /// A walk pays only in a graph of so many nodes for each candidate that will be scored exactly;
 const NODES_A_CANDIDATE: usize = 32;
-/// and only until it has met one node in so many: a flat scan costs less from there on.
+/// and only while it meets no more than one node in so many: a flat scan costs less from there on.
 const MET_SHARE: usize = 8;
 
 /// How many of the scan's best are scored exactly.
@@ -148,10 +148,13 @@ impl VectorSearch {
         accept: &mut dyn FnMut(&[u8]) -> bool,
     ) {
         let graph = hnsw.serving.as_ref();
-        let start = graph.and_then(|graph| graph.descend(&index.slots, &self.probe, 0, units));
-        let Some(start) = start else { return self.scan_all() };
-        let width = rescored(self.limit).max(SEARCH_WIDTH);
-        let mut beam = Beam::of_search(&index.slots, width, self.limit.max(10));
+        let start =
+            graph.and_then(|graph| Some((graph, graph.descend(&index.slots, &self.probe, 0, units)?)));
+        let Some((graph, start)) = start else { return self.scan_all() };
+        let distance = self.probe.distance(index.slots.metric, graph.length_max());
+        let few = self.limit.max(FEW_MIN);
+        let mut beam =
+            Beam::of_search(&index.slots, rescored(self.limit), few, distance, graph.nodes() / MET_SHARE);
         let moment = self.pin.moment;
         beam.start(start, &mut |slot| {
             index.slots.head(slot).is_visible(moment) && accept(index.slots.key(slot))
@@ -178,11 +181,11 @@ impl VectorSearch {
             is_visible && accept(slots.key(slot))
         });
         units.spend(asked * ACCEPT_UNITS);
-        if beam.met() > graph.nodes() / MET_SHARE {
-            return self.scan_all();
-        }
         if !is_done {
             return;
+        }
+        if beam.gave_up() {
+            return self.scan_all();
         }
         if let Stage::Walk { beam, .. } = std::mem::replace(&mut self.stage, Stage::Done) {
             let mut scanned: Vec<u32> = self.top.places().map(|(_, slot)| slot).collect();

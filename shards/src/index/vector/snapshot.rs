@@ -231,7 +231,7 @@ impl VectorIndex {
             links.push((0..count).map(|_| reader.varint()).collect::<Result<Vec<u32>, Corrupt>>()?);
         }
         if !links.is_empty() {
-            graph.add(slot, &links);
+            graph.add(slot, self.slots.head(slot).length, &links);
         }
         Ok(())
     }
