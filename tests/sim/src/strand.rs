@@ -251,7 +251,7 @@ impl Strand {
             },
             ..WalOptions::default()
         };
-        let device = SimDevice::new(disk.clone(), Rc::clone(clock), &options, last, plan.slow_us);
+        let device = SimDevice::new(disk.clone(), Rc::clone(clock), &options, last);
         let supply = SimSupply::new(
             disk.clone(),
             Rc::clone(clock),

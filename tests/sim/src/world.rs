@@ -181,7 +181,9 @@ impl World {
             .map(|number| {
                 let disk = SimDisk::new(rng.fork(100 + u64::from(number)));
                 let machine = Machine::new(plan, number as usize, disk, &mut rng);
-                machine.disk.set_faults(|faults| faults.lies = plan.lying_disk);
+                machine
+                    .disk
+                    .set_faults(|faults| (faults.lies, faults.slow_us) = (plan.lying_disk, plan.slow_us));
                 machine
             })
             .collect();

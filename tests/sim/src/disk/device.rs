@@ -75,21 +75,14 @@ pub struct SimDevice {
 pub struct DeviceHandle(Rc<RefCell<State>>);
 
 impl SimDevice {
-    /// A device with a pool of buffers, on the world's clock. Everything up to `durable` was made durable before. Its writes
-    /// and syncs take `slow_us` beyond what a quick disk's do.
-    pub fn new(
-        disk: SimDisk,
-        clock: Rc<Cell<u64>>,
-        options: &WalOptions,
-        durable: Sequence,
-        slow_us: u64,
-    ) -> Self {
+    /// A device with a pool of buffers, on the world's clock. Everything up to `durable` was made durable before.
+    pub fn new(disk: SimDisk, clock: Rc<Cell<u64>>, options: &WalOptions, durable: Sequence) -> Self {
         let (buffers, buffer_bytes) = (options.buffers, options.buffer_bytes);
         let held = |memory| Held { memory, is_taken: false };
         let mut all: Vec<Held> = (0..buffers).map(|_| held(vec![0; buffer_bytes])).collect();
         all.extend((0..LARGE_BUFFERS).map(|_| held(Vec::new())));
         // How fast this disk is for as long as the process lives: nothing that a stall of this moment may slow down.
-        let write_us = 20 + slow_us + disk.0.borrow_mut().rng.around(60);
+        let write_us = 20 + disk.0.borrow_mut().rng.around(60);
         let state = State {
             disk,
             clock,
@@ -139,6 +132,11 @@ impl DeviceHandle {
 }
 
 impl State {
+    /// How long a write or sync takes, without what happens to it.
+    fn usual_us(&self) -> u64 {
+        self.write_us + self.disk.faults().slow_us
+    }
+
     fn advance(&mut self) {
         let now = self.clock.get();
         loop {
@@ -177,7 +175,7 @@ impl State {
                     let outcome = if whole { self.sync_outcome() } else { Outcome::Cancelled };
                     let mut covered = self.covered(slot);
                     covered.extend(write);
-                    let due = self.clock.get() + self.disk.latency_us(self.write_us);
+                    let due = self.clock.get() + self.disk.latency_us(self.usual_us());
                     self.under_way.push((due, Request::Sync { slot, covered, outcome }));
                 }
             }
@@ -356,8 +354,7 @@ impl LogDevice for SimDevice {
     fn submit(&mut self) -> io::Result<()> {
         let mut state = self.state.borrow_mut();
         for request in self.queued.drain(..) {
-            let usual = state.write_us;
-            let due = state.clock.get() + state.disk.latency_us(usual);
+            let due = state.clock.get() + state.disk.latency_us(state.usual_us());
             state.under_way.push((due, request));
         }
         Ok(())

@@ -53,6 +53,8 @@ pub struct DiskFaults {
     pub is_full: bool,
     /// Everything takes so much longer, in microseconds at most.
     pub stall_us: u64,
+    /// Writes and syncs of the log take so much longer, in microseconds.
+    pub slow_us: u64,
     /// Syncs answer and do nothing.
     pub lies: bool,
 }
@@ -333,7 +335,8 @@ impl SimDisk {
         let before = {
             let mut platter = self.0.borrow_mut();
             let kept = (platter.faults, platter.operations_left.take(), platter.is_cut);
-            platter.faults = DiskFaults { lies: kept.0.lies, ..DiskFaults::default() };
+            platter.faults =
+                DiskFaults { lies: kept.0.lies, slow_us: kept.0.slow_us, ..DiskFaults::default() };
             platter.is_cut = false;
             kept
         };
