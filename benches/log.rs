@@ -13,6 +13,8 @@
 
 #[path = "../src/disk/mod.rs"]
 mod disk;
+#[path = "../src/sys.rs"]
+mod sys;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use disk::files::RealDisk;

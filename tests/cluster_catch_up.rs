@@ -7,10 +7,10 @@ mod support;
 
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use support::client::Connection;
 use support::cluster::{Node, Trio};
+use support::traffic::{Ends, Traffic};
 use support::{eventually, from_environment, say, timed};
 
 /// Longest wait for a replica to have everything.
@@ -37,22 +37,6 @@ fn load(port: u16, keys: u64, round: u64) {
             assert_eq!(reply["result"], "OK", "{reply}");
         }
     }
-}
-
-/// Counts on until it is told to stop; the longest that a request took goes to `longest_us`.
-fn traffic(ports: [u16; 2], name: &str, enough: &AtomicBool, longest_us: &AtomicU64) -> u64 {
-    let mut connection = Connection::open(ports[0]).expect("the node listens");
-    let mut count = 0;
-    while !enough.load(Ordering::Acquire) {
-        let begun = Instant::now();
-        count += 1;
-        let request =
-            json!({"command": "INCR", "key": name, "client": name, "seq": count, "timeout_ms": 10000});
-        let reply = connection.ask(&request);
-        assert_eq!(reply["result"], count, "a counter counts each request once");
-        longest_us.fetch_max(begun.elapsed().as_micros() as u64, Ordering::AcqRel);
-    }
-    count
 }
 
 fn answers(node: &Node) {
@@ -147,12 +131,11 @@ fn who_is_far_behind_catches_up_under_traffic() {
     load(first.port(), keys, 2);
     let loading = begun.elapsed();
     let second = nodes[1].take().expect("it runs");
-    let (enough, longest_us) = (AtomicBool::new(false), AtomicU64::new(0));
-    let take_longest = || Duration::from_micros(longest_us.swap(0, Ordering::AcqRel));
+    let traffic = Traffic::default();
+    let take_longest = || traffic.take_longest();
     std::thread::scope(|scope| {
-        let (ports, enough_now, longest) = ([first.port(), second.port()], &enough, &longest_us);
-        let counters =
-            ["c1", "c2", "c3"].map(|name| scope.spawn(move || traffic(ports, name, enough_now, longest)));
+        let (port, traffic, _ends) = (first.port(), &traffic, Ends(&traffic));
+        let counters = ["c1", "c2", "c3"].map(|name| scope.spawn(move || traffic.count_on(port, name)));
         std::thread::sleep(Duration::from_millis(500));
         let calm = take_longest();
 
@@ -185,7 +168,7 @@ fn who_is_far_behind_catches_up_under_traffic() {
         has_applied(&fourth, &[&first, &second]);
         let empty = (begun.elapsed(), take_longest());
         has_the_same(&fourth, &first, keys, 2);
-        enough.store(true, Ordering::Release);
+        traffic.end();
         let counted: Vec<u64> =
             counters.into_iter().map(|counter| counter.join().expect("a counter")).collect();
         for (name, count) in ["c1", "c2", "c3"].iter().zip(&counted) {

@@ -116,7 +116,10 @@ fn a_copy_of_a_data_directory_is_refused_beside_its_original() {
     let known = nodes[2].ask(&json!({"command": "CLUSTER"}))["result"]["nodes"][1].clone();
     assert_eq!(known["address"], format!("127.0.0.1:{}", trio.port(1)), "{known}");
     assert_eq!(nodes[1].ask_until_success(&json!({"command": "INCR", "key": "n"}))["result"], 4);
-    copy.kill();
+    // It cannot know that it is the copy. It is told so for a while by those who know another one, and ends.
+    let ended = copy.wait_from_now();
+    assert_eq!(ended.code(), Some(78), "{ended:#?}");
+    assert!(ended.stderr.contains("refuses this process, since node n2 runs already"), "{}", ended.stderr);
     // A node that starts again is another life of it and is let in.
     let [first, second, third] = nodes;
     second.kill();
@@ -124,6 +127,43 @@ fn a_copy_of_a_data_directory_is_refused_beside_its_original() {
     again.until_it_answers();
     assert_eq!(again.ask_until_success(&json!({"command": "INCR", "key": "n"}))["result"], 5);
     drop([first, third]);
+}
+
+/// Nobody is there to tell a copy from its original: neither of them does anything alone, and the first of the others that comes
+/// takes one of them and refuses the other, which ends.
+#[test]
+fn of_two_copies_that_start_before_the_others_one_ends() {
+    let _timed = timed("two copies of a data directory");
+    let trio = Trio::new("founding-copies", &["--shards", "2"]);
+    let nodes = [0, 1, 2].map(|at| trio.spawn(at));
+    for node in &nodes {
+        node.until_it_answers();
+        node.ask_until_success(&json!({"command": "INCR", "key": "n"}));
+    }
+    for node in nodes {
+        node.kill();
+    }
+    let mut copies = vec![trio.spawn_copy(1, 3), trio.spawn_without_peers(1)];
+    for copy in &copies {
+        copy.until_it_answers();
+        let refused = copy.ask(&json!({"command": "INCR", "key": "n", "timeout_ms": 1500}));
+        assert_eq!(refused["code"], "NO_QUORUM", "{refused}");
+    }
+    let first = trio.spawn_without_peers(0);
+    let mut over = None;
+    eventually("one of the two ends", Duration::from_secs(30), || {
+        over = copies.iter_mut().position(support::cluster::Node::has_ended);
+        over.is_some()
+    });
+    let ended = copies.swap_remove(over.expect("it ended")).wait_from_now();
+    assert_eq!(ended.code(), Some(78), "{ended:#?}");
+    assert!(ended.stderr.contains("Keep one of the two data directories"), "{}", ended.stderr);
+    // What is left is the cluster that it was.
+    assert_eq!(first.ask_until_success(&json!({"command": "INCR", "key": "n"}))["result"], 4);
+    let third = trio.spawn_without_peers(2);
+    third.until_it_answers();
+    assert_eq!(third.ask_until_success(&json!({"command": "INCR", "key": "n"}))["result"], 5);
+    assert!(!copies[0].has_ended(), "{}", copies[0].stderr());
 }
 
 #[test]

@@ -8,7 +8,7 @@ mod support;
 
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use support::client::Connection;
 use support::directory::{Picture, TemporaryDirectory, files};
@@ -20,6 +20,7 @@ const BLOCK_BYTES: usize = 4096;
 const HEADER_BYTES: usize = 128;
 const LOG_MAGIC: &[u8] = b"STRNDWAL";
 const CORRUPTION: i32 = 70;
+const CONFIGURATION: i32 = 78;
 
 /// What every key must hold; `Null` for one that must be absent.
 type Expected = BTreeMap<String, Value>;
@@ -216,6 +217,76 @@ fn damage_to_a_known_record_is_refused_with_its_place() {
     let name = path.file_name().expect("a file has a name").to_string_lossy().into_owned();
     for part in [&name, "checksum", "at byte ", "\"exit_code\":70"] {
         assert!(ended.stderr.contains(part), "{part:?} is missing in {}", ended.stderr);
+    }
+}
+
+/// Length of a snapshot's header, which ends with its checksum, and where its format number stands in it.
+const SNAPSHOT_HEADER_BYTES: usize = 580;
+const SNAPSHOT_FORMAT_AT: usize = 8;
+
+/// A snapshot that a later version of the server might have written: another format number under a right checksum.
+fn of_a_later_format(bytes: &[u8]) -> Vec<u8> {
+    let mut later = bytes.to_vec();
+    let format = later[SNAPSHOT_FORMAT_AT] + 1;
+    later[SNAPSHOT_FORMAT_AT] = format;
+    let crc = crc32c::crc32c(&later[..SNAPSHOT_HEADER_BYTES - 4]);
+    later[SNAPSHOT_HEADER_BYTES - 4..SNAPSHOT_HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+    later
+}
+
+#[test]
+fn a_snapshot_of_a_later_format_stops_the_server_by_name_and_is_left_alone() {
+    let _timed = timed("snapshots of a later format");
+    let base = Base::new("later-format", End::Stopped);
+    let data = base.setup.data();
+    let is_snapshot = |path: &Path| path.to_string_lossy().contains("snap-");
+    let snapshots: Vec<usize> =
+        (0..base.picture.files().len()).filter(|n| is_snapshot(&base.picture.files()[*n].0)).collect();
+    assert_eq!(snapshots.len(), 2, "each shard has a snapshot");
+    let shards_of = |picture: &Picture| -> Vec<(PathBuf, Vec<u8>)> {
+        let files = picture.files().iter();
+        files.filter(|(path, _)| path.to_string_lossy().contains("shard-")).cloned().collect()
+    };
+    // One of them, and both: a server that refused may have counted a start of a shard that it could read.
+    for later in [&snapshots[..1], &snapshots[1..], &snapshots[..]] {
+        base.picture.restore(&data);
+        for number in later {
+            let (path, bytes) = &base.picture.files()[*number];
+            std::fs::write(data.join(path), of_a_later_format(bytes)).expect("the file can be written");
+        }
+        let before = shards_of(&Picture::take(&data));
+        for round in 0..2 {
+            let ended = base.setup.try_start().expect_err("a later format is refused");
+            assert_eq!(ended.code(), Some(CONFIGURATION), "{ended:#?}");
+            for part in ["snap-", "snapshot format 2", "does not know", "\"exit_code\":78"] {
+                assert!(
+                    ended.stderr.contains(part),
+                    "round {round}: {part:?} is missing in {}",
+                    ended.stderr
+                );
+            }
+            assert!(!ended.stderr.contains("panicked"), "{ended:#?}");
+        }
+        let after = shards_of(&Picture::take(&data));
+        let folders: Vec<&Path> =
+            later.iter().filter_map(|number| base.picture.files()[*number].0.parent()).collect();
+        let of_refused = |files: &[(PathBuf, Vec<u8>)]| -> Vec<(PathBuf, Vec<u8>)> {
+            files
+                .iter()
+                .filter(|(path, _)| folders.iter().any(|folder| path.starts_with(folder)))
+                .cloned()
+                .collect()
+        };
+        assert!(
+            of_refused(&before) == of_refused(&after),
+            "{folders:?} was touched by a server that refused it"
+        );
+        // The version that wrote it finds everything as it was.
+        for number in later {
+            let (path, bytes) = &base.picture.files()[*number];
+            std::fs::write(data.join(path), bytes).expect("the file can be written");
+        }
+        assert!(base.judge("the snapshots as they were").is_none(), "the version that wrote it starts");
     }
 }
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""What a snapshot under way does to the latency of reads, in an open loop.
+"""What a snapshot under way does to the latency of reads and writes, in an open loop.
 
-The highest rate is what a closed loop gets; then GETs come at half of it, at fixed times whatever the server does, in
-pairs of runs: one quiet, one with snapshots written without a pause between them.
+The highest rate is what a closed loop gets; then requests come at half of it, at fixed times whatever the server does, in
+pairs of runs: one quiet, one with snapshots written without a pause between them. First GETs alone, then half SETs, which
+change what the snapshot has still to write.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from common import (
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description="What writing a snapshot does to the latency of reads.")
+    parser = argparse.ArgumentParser(description="What writing a snapshot does to the latency of reads and writes.")
     add_common_flags(parser)
     parser.add_argument("--shards", help="shards of Strand [by its profile or cores]")
     parser.add_argument("--keys", type=int, default=1_000_000, help="[%(default)s]")
@@ -45,6 +46,10 @@ def parse_arguments():
     parser.add_argument("--seconds", type=float, default=5.0, help="measured in each run [%(default)s]")
     parser.add_argument("--minutes", type=float, default=30.0, help="stop starting rounds after so long [%(default)s]")
     return parser.parse_args()
+
+
+# What is asked for, and the share of reads in it.
+LOADS = {"GET": "1", "half GET, half SET": "0.5"}
 
 
 class Snapshots:
@@ -81,67 +86,92 @@ class Snapshots:
             raise Trouble(f"a snapshot was refused: {self.problem}")
 
 
+def longest_turn_us(port):
+    """The longest that a shard served nobody else, over the last 10 to 20 s."""
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as stream:
+        stream.sendall(b'{"command":"INFO"}\n')
+        with stream.makefile("rb") as answers:
+            info = json.loads(answers.readline())["result"]
+    return max(shard["turns"]["longest_us"] for shard in info["shards"])
+
+
+def measure(arguments, server, port, reads, end):
+    """Pairs of runs, quiet and with snapshots, the closed loop's rate before them, and how long the snapshots took."""
+    quiet, busy, snapshot_s = [], [], []
+
+    def load(seconds, **flags):
+        report = generate(
+            arguments,
+            ["mixed", "--read-ratio", reads],
+            [f"127.0.0.1:{port}"],
+            [server.pid],
+            seconds,
+            connections=arguments.connections,
+            keys=arguments.keys,
+            **flags,
+        )
+        return {**figures_of(report["phases"][-1]), "turn_us": longest_turn_us(port)}
+
+    highest = load(3.0, depth=arguments.depth)["rate"]
+    rate = int(highest * arguments.share)
+    note(f"  highest rate {highest:,.0f}/s, open loop at {rate:,}/s")
+    for _ in range(arguments.rounds):
+        if time.monotonic() > end and busy:
+            break
+        with probed(around := {}):
+            quiet.append(load(arguments.seconds, rate=rate, no_load=True))
+            snapshots = Snapshots(port)
+            with snapshots.under_way():
+                busy.append(load(arguments.seconds, rate=rate, no_load=True))
+        snapshot_s += snapshots.seconds
+        note(
+            f"  p99.9 {quiet[-1]['p999_us']:,.0f} µs quiet, {busy[-1]['p999_us']:,.0f} µs with "
+            f"{len(snapshots.seconds)} snapshots; {around['stolen_percent']:.1f}% of the CPU taken around them"
+        )
+    if not busy:
+        raise SystemExit("No pair of runs succeeded.")
+    return quiet, busy, highest, snapshot_s
+
+
 def main():
     arguments = parse_arguments()
     demand(arguments, {})
-    end = time.monotonic() + arguments.minutes * 60
-    quiet, busy, snapshot_s = [], [], []
+    begun = time.monotonic()
+    rows, snapshot_s = [], []
     with directory(arguments) as path:
         (port,) = free_ports(1)
         server = start_strand(arguments, path, port)
         with running(server):
             server.wait_until_answering(port, *STRAND_PROBE)
+            for number, (name, reads) in enumerate(LOADS.items(), start=1):
+                end = begun + arguments.minutes * 60 * number / len(LOADS)
+                quiet, busy, highest, seconds = measure(arguments, server, port, reads, end)
+                snapshot_s += seconds
+                rows += rows_of(name, highest, quiet, busy)
+    lines = taken(
+        f"{arguments.keys:,} keys, {arguments.connections} connections, requests at {arguments.share:.0%} of the rate that",
+        f"a closed loop got at depth {arguments.depth}; {arguments.seconds:g} s a run; shards:",
+        f"{arguments.shards or 'by cores'}; a snapshot took {statistics.median(snapshot_s):.2f} s (median of",
+        f"{len(snapshot_s)}); medians. The longest turn is the shard's, over the last 10 to 20 s, by the clock.",
+    )
+    header = ["load", "snapshots", "requests/s", "p50 µs", "p99 µs", "p99.9 µs", "never sent", "longest turn µs", "runs"]
+    write_section("snapshots", [*lines, *table(header, rows)], arguments.only_print)
 
-            def load(seconds, **flags):
-                report = generate(
-                    arguments,
-                    ["mixed", "--read-ratio", "1"],
-                    [f"127.0.0.1:{port}"],
-                    [server.pid],
-                    seconds,
-                    connections=arguments.connections,
-                    keys=arguments.keys,
-                    **flags,
-                )
-                return figures_of(report["phases"][-1])
 
-            highest = load(3.0, depth=arguments.depth)["rate"]
-            rate = int(highest * arguments.share)
-            note(f"  highest rate {highest:,.0f}/s, open loop at {rate:,}/s")
-            for _ in range(arguments.rounds):
-                if time.monotonic() > end:
-                    break
-                with probed(around := {}):
-                    quiet.append(load(arguments.seconds, rate=rate, no_load=True))
-                    snapshots = Snapshots(port)
-                    with snapshots.under_way():
-                        busy.append(load(arguments.seconds, rate=rate, no_load=True))
-                snapshot_s += snapshots.seconds
-                note(
-                    f"  p99.9 {quiet[-1]['p999_us']:,.0f} µs quiet, {busy[-1]['p999_us']:,.0f} µs with "
-                    f"{len(snapshots.seconds)} snapshots; {around['stolen_percent']:.1f}% of the CPU taken around them"
-                )
-    if not busy:
-        raise SystemExit("No pair of runs succeeded.")
-
-    def row(title, rounds):
-        figures = [f"{median(rounds, name):,.0f}" for name in ("rate", "p50_us", "p99_us", "p999_us", "unsent")]
-        return [title, *figures, str(len(rounds))]
+def rows_of(name, highest, quiet, busy):
+    def row(title, when, rounds):
+        figures = ("rate", "p50_us", "p99_us", "p999_us", "unsent", "turn_us")
+        return [title, when, *(f"{median(rounds, figure):,.0f}" for figure in figures), str(len(rounds))]
 
     ratios = {
         name: sorted(one[name] / other[name] for one, other in zip(busy, quiet)) for name in ("p99_us", "p999_us")
     }
     told = [f"{statistics.median(of):.2f} ({of[0]:.2f} to {of[-1]:.2f})" for of in ratios.values()]
-    lines = taken(
-        f"{arguments.keys:,} keys, GET over {arguments.connections} connections at {rate:,} a second, that is",
-        f"{arguments.share:.0%} of what a closed loop got at depth {arguments.depth} ({highest:,.0f});",
-        f"{arguments.seconds:g} s a run; shards: {arguments.shards or 'by cores'}; a snapshot took",
-        f"{statistics.median(snapshot_s):.2f} s (median of {len(snapshot_s)}); medians.",
-    )
-    header = ["GET", "requests/s", "p50 µs", "p99 µs", "p99.9 µs", "due and never sent", "runs"]
-    rows = [row("quiet", quiet), row("snapshots all the time", busy)]
-    rows.append(["ratio within pairs", "", "", told[0], f"**{told[1]}**", "", ""])
-    write_section("snapshots", [*lines, *table(header, rows)], arguments.only_print)
+    return [
+        row(f"{name}; highest rate {highest:,.0f}/s", "none", quiet),
+        row("", "all the time", busy),
+        ["", "ratio within pairs", "", "", told[0], f"**{told[1]}**", "", "", ""],
+    ]
 
 
 if __name__ == "__main__":

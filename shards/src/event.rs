@@ -1,7 +1,7 @@
 //! What happens to a shard: the only way in.
 
 use crate::batch::RequestBatch;
-use crate::ids::{Millis, ReplicaId, Sequence};
+use crate::ids::{GroupId, Millis, ReplicaId, Sequence};
 use crate::meta::Meta;
 use crate::shard::image::SnapshotImage;
 use crate::txn::message::GroupMessage;
@@ -47,6 +47,8 @@ pub enum Event {
         /// Its content.
         image: Result<Box<SnapshotImage>, String>,
     },
+    /// Another replica leads this group now, as far as this node knows: what was said to the one before may be lost.
+    Leader(GroupId),
     /// The cluster's meta state is newer than this shard knew.
     Meta(Arc<Meta>),
     /// Hand leadership over if there is someone to take it: the process wants to stop by this time.

@@ -52,6 +52,7 @@ pub enum Mutant {
     LeaderCountsUnsynced,
     AppendAckBeforePersist,
     VoteBeforePersist,
+    EmptyingNotMarked,
 }
 
 impl Mutant {
@@ -100,6 +101,7 @@ impl Mutant {
         Self::LeaderCountsUnsynced,
         Self::AppendAckBeforePersist,
         Self::VoteBeforePersist,
+        Self::EmptyingNotMarked,
     ];
 }
 

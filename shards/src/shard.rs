@@ -38,7 +38,7 @@ use crate::event::{DiskFigures, Event, TurnFigures};
 use crate::ids::{GroupId, Millis, Sequence, Slot};
 use crate::index::set::{IndexSet, IndexSettings};
 use crate::meta::Meta;
-use crate::state::State;
+use crate::state::{State, TableLimits};
 use crate::txn::coordinator::Coordinator;
 use crate::txn::locks::Locks;
 use crate::txn::state::TxnState;
@@ -99,10 +99,16 @@ pub struct ShardConfig {
     pub snapshot_every_ms: u64,
     /// Bytes a second that a snapshot writes at most; 0 is no limit.
     pub snapshot_bytes_per_s_max: u64,
+    /// Bytes of one slice of a snapshot, about.
+    pub snapshot_slice_bytes: usize,
     /// Writes wait while a snapshot holds so many bytes of tables that changed before their turn.
     pub snapshot_buffer_bytes_max: usize,
+    /// How large the tables of the state grow before they are split.
+    pub tables: TableLimits,
     /// What the operator says about indexes.
     pub indexes: IndexSettings,
+    /// Units of one slice of indexing, about postings.
+    pub index_units: u32,
     /// Bytes of applied entries that a leader keeps in memory for followers that do not have them yet; a follower further
     /// behind gets a snapshot.
     pub retained_bytes_max: usize,
@@ -133,8 +139,11 @@ impl ShardConfig {
             snapshot_log_bytes: 256 << 20,
             snapshot_every_ms: 0,
             snapshot_bytes_per_s_max: 0,
+            snapshot_slice_bytes: snapshots::SLICE_BYTES,
             snapshot_buffer_bytes_max: 256 << 20,
+            tables: TableLimits::default(),
             indexes: IndexSettings::default(),
+            index_units: searches::INDEX_UNITS,
             retained_bytes_max: 128 << 20,
             log_payload_bytes_max: 16 << 20,
             is_preferred: false,
@@ -317,7 +326,7 @@ impl Shard {
         assert!(config.commits_in_flight_max > 0, "a log without a batch in flight never moves");
         let ShardImage {
             group,
-            state,
+            mut state,
             txns,
             stamp,
             epoch,
@@ -328,6 +337,7 @@ impl Shard {
             indexes,
             offer,
         } = image;
+        state.keys.set_limits(config.tables);
         let (applied, applied_term) = (group.snapshot_index, group.snapshot_term);
         let durable = group.sequence;
         let wait_for_sync = config.floor == Floor::Always;
@@ -426,6 +436,7 @@ impl Shard {
                 Event::Raft(message) => self.hear_raft(*message, effects)?,
                 Event::Unreachable(replica) => self.group.unreachable(replica),
                 Event::SnapshotFetched { index, image } => self.snapshot_fetched(index, image, effects)?,
+                Event::Leader(group) => self.hear_of_leader(group, effects),
                 Event::Meta(meta) => self.hear_meta(meta),
                 Event::Resign(until) => self.resign(until),
             }

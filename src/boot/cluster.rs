@@ -238,10 +238,10 @@ fn wish(tuning: &Tuning, card: Card) -> Wish {
 }
 
 fn card(tuning: &Tuning, cluster_port: u16, shards: u32) -> Card {
-    let server = &tuning.server;
+    let (server, advertised) = (&tuning.server, &tuning.cluster.advertise);
     Card {
         id: server.id.clone(),
-        host: server.host.clone(),
+        host: if advertised.is_empty() { server.host.clone() } else { advertised.clone() },
         port: server.port,
         cluster_port,
         shards,

@@ -48,14 +48,17 @@ pub(super) fn driver(
     segments: SegmentPoolHandle,
     files: SnapshotFiles,
 ) -> Result<Made, Fatal> {
+    let path = directory.shard_path(seat.number);
     let appointment = match &seat.peers {
         None => None,
-        Some(peers) => match peers.found_at_start() {
-            None => return Ok(Made::Vacant(seat, Box::new(files))),
-            found => found,
-        },
+        Some(peers) => {
+            let found = peers.found_at_start();
+            match found.map_err(|source| Fatal::Directory { path: path.clone(), source })? {
+                None => return Ok(Made::Vacant(seat, Box::new(files))),
+                found => found,
+            }
+        }
     };
-    let path = directory.shard_path(seat.number);
     if let Some(appointment) = &appointment {
         if replica_dir::is_lost(&path, appointment.replica) {
             seat.lost = appointment.replica;

@@ -61,6 +61,7 @@ pub(super) fn shard(
         snapshot_every_ms: u64::from(snapshot.every_s) * 1000,
         snapshot_bytes_per_s_max: u64::from(snapshot.mib_per_s_max) << 20,
         snapshot_buffer_bytes_max: (snapshot.buffer_mib_max as usize) << 20,
+        retained_bytes_max: (tuning.cluster.catch_up_mib as usize) << 20,
         indexes,
         ..ShardConfig::new(group)
     }

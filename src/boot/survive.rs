@@ -371,7 +371,7 @@ fn read_replica(
 ) -> Result<ShardImage, String> {
     let group = GroupId(number);
     let path = directory.shard_path(number);
-    let Some(held) = replica_dir::held(&path) else {
+    let Ok(Some(held)) = replica_dir::held(&path) else {
         return Err("its directory is gone, was emptied, or its log was damaged and set aside".to_owned());
     };
     let replica = ReplicaId::new(held, membership.me);

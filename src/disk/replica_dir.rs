@@ -1,24 +1,14 @@
-//! Which replica a shard's directory belongs to, and emptying it when that replica is no more.
-//!
-//! A replica's id is never used again, and what it logged is worth nothing to another one: a log taken over under a new id
-//! would vote away what the old one promised. So a directory names its replica by an empty file, whose name is all it
-//! says; no such file means the first replica on this node. A directory that is being emptied says so first, and one that
-//! a crash left half empty is emptied before anything is read from it.
+//! The directories of replicas on this machine's disk: what stands in one and how it is emptied is decided in
+//! `shards::storage::replica_dir`; setting a damaged one aside, and finding those, is done here.
 
 use super::files::RealDisk;
 use shards::ids::ReplicaId;
 use shards::log::LogIdentity;
 use shards::storage::disk::{Disk, Open};
-use shards::storage::manifest::create_manifest;
+use shards::storage::replica_dir::{self, LOST};
 use std::io;
 use std::path::Path;
 
-/// Prefix of the file that names the replica; its number follows in hexadecimal.
-const REPLICA: &str = "replica-";
-/// The directory is being emptied.
-const EMPTYING: &str = "emptying";
-/// Prefix of the file that names a replica whose log is lost; its id follows in hexadecimal.
-const LOST: &str = "lost-";
 /// Between a directory's name and a number, when it was set aside.
 const SET_ASIDE: &str = ".damaged-";
 /// Damaged copies of one shard that are kept. A disk that damages more is not repaired by another copy.
@@ -29,19 +19,7 @@ const SET_ASIDE_MAX: usize = 4;
 /// # Errors
 /// When the disk refuses. What was begun is finished by the next call.
 pub fn prepare(path: &Path, replica: ReplicaId, identity: LogIdentity) -> io::Result<()> {
-    let names = names_in(path)?;
-    let held = names.iter().find_map(|name| name.strip_prefix(REPLICA)).unwrap_or("0");
-    let wanted = format!("{:x}", replica.number());
-    if held == wanted && !names.iter().any(|name| name == EMPTYING) {
-        return Ok(());
-    }
-    empty(path)?;
-    if replica.number() > 0 {
-        drop(RealDisk.open(&path.join(format!("{REPLICA}{wanted}")), Open::CREATE)?);
-    }
-    create_manifest(&RealDisk, path, identity, 0)?;
-    RealDisk.remove(&path.join(EMPTYING))?;
-    RealDisk.sync_directory(path)
+    replica_dir::prepare(&RealDisk, path, replica, identity)
 }
 
 /// Removes every file; the mark that this was begun stays, so that nobody takes the rest for a whole.
@@ -49,14 +27,7 @@ pub fn prepare(path: &Path, replica: ReplicaId, identity: LogIdentity) -> io::Re
 /// # Errors
 /// When the disk refuses.
 pub fn empty(path: &Path) -> io::Result<()> {
-    drop(RealDisk.open(&path.join(EMPTYING), Open::CREATE)?);
-    RealDisk.sync_directory(path)?;
-    for name in names_in(path)? {
-        if name != EMPTYING {
-            RealDisk.remove(&path.join(name))?;
-        }
-    }
-    RealDisk.sync_directory(path)
+    replica_dir::empty(&RealDisk, path)
 }
 
 /// Renames the directory of a replica whose log or snapshot is damaged, and leaves one in its place that says so: the replica
@@ -87,13 +58,14 @@ pub fn set_aside(path: &Path, replica: ReplicaId) -> io::Result<Option<String>> 
 }
 
 /// The number of the replica that the directory holds; `None` when it is gone, lost or half emptied.
-pub fn held(path: &Path) -> Option<u64> {
-    let names = names_in(path).ok()?;
-    if names.is_empty() || names.iter().any(|name| name == EMPTYING || name.starts_with(LOST)) {
-        return None;
+///
+/// # Errors
+/// When the disk refuses: who cannot read a directory does not know that nothing is there.
+pub fn held(path: &Path) -> io::Result<Option<u64>> {
+    match replica_dir::held(&RealDisk, path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        found => found,
     }
-    let held = names.iter().find_map(|name| name.strip_prefix(REPLICA)).unwrap_or("0");
-    u64::from_str_radix(held, 16).ok()
 }
 
 /// Whether the directory says that the log of this replica is lost.
@@ -110,7 +82,7 @@ pub fn list_set_aside(data: &Path) -> Vec<String> {
 }
 
 fn names_in(path: &Path) -> io::Result<Vec<String>> {
-    Ok(RealDisk.list(path)?.into_iter().map(|entry| entry.name).collect())
+    replica_dir::names_in(&RealDisk, path)
 }
 
 #[cfg(test)]
@@ -119,6 +91,7 @@ mod tests {
     use crate::disk::tests::Scratch;
     use shards::ids::NodeNumber;
     use shards::storage::manifest::MANIFEST_FILE;
+    use shards::storage::replica_dir::EMPTYING;
 
     fn identity() -> LogIdentity {
         LogIdentity { cluster: 1, key: 3, shard: 0 }
@@ -140,11 +113,14 @@ mod tests {
         assert_eq!(names(path), ["wal-00000001.seg"], "the first replica needs no name");
         prepare(path, replica(0x1f), identity()).unwrap();
         assert_eq!(names(path), [MANIFEST_FILE, "replica-1f"]);
+        assert_eq!(held(path).unwrap(), Some(0x1f));
+        assert_eq!(held(&path.join("nothing")).unwrap(), None, "a directory that is gone holds nobody");
         std::fs::write(path.join("wal-00000001.seg"), b"new").unwrap();
         prepare(path, replica(0x1f), identity()).unwrap();
         assert_eq!(names(path).len(), 3);
         empty(path).unwrap();
         assert_eq!(names(path), [EMPTYING]);
+        assert_eq!(held(path).unwrap(), None);
         prepare(path, replica(0x1f), identity()).unwrap();
         assert_eq!(names(path), [MANIFEST_FILE, "replica-1f"], "what a crash left is emptied first");
     }

@@ -70,7 +70,10 @@ impl PeerSide {
     }
 
     /// The replica that a start finds here.
-    pub fn found_at_start(&self) -> Option<Appointment> {
+    ///
+    /// # Errors
+    /// When the shard's directory cannot be read.
+    pub fn found_at_start(&self) -> std::io::Result<Option<Appointment>> {
         self.links.hub().found_at_start(self.group)
     }
 
@@ -144,6 +147,9 @@ impl PeerSide {
             && self.links.hub().view.learn_role(self.group, &role)
         {
             self.links.hub().notice(Notice::Leader);
+            if self.links.hub().view.leader(self.group).node.0 != 0 {
+                self.links.hub().leader_changed(self.group);
+            }
         }
         let (view, me) = (&self.links.hub().view, self.links.hub().me);
         let (view, me) = (std::sync::Arc::clone(view), me);

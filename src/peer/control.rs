@@ -10,7 +10,7 @@ use super::dial::{self, DialError};
 use super::hub::{Hub, Notice, Task};
 use super::socket::{Talk, TalkError};
 use crate::clock::{self, Clock};
-use crate::fatal::Fatal;
+use crate::fatal::{self, Fatal};
 use crate::router::ServerFacts;
 use shards::ids::{GroupId, NodeNumber};
 use shards::log::payload::PayloadBuffer;
@@ -33,6 +33,13 @@ const HEARD_WITHIN: Duration = Duration::from_secs(10);
 const SAID_WITHIN: Duration = Duration::from_millis(1000);
 /// Pause before a node that could not be reached is tried again: first and longest.
 const RETRY_MS: (u64, u64) = (50, 1000);
+/// So long a node is told that another process of it is connected before it believes that and ends: a process that died is silent
+/// long before. Who has run for [`SETTLED_MS`] waits longer, so that of two it is the newcomer who ends.
+const TWICE_MS_MAX: u64 = 5_000;
+/// See [`TWICE_MS_MAX`].
+const TWICE_SETTLED_MS_MAX: u64 = 15_000;
+/// See [`TWICE_MS_MAX`].
+const SETTLED_MS: u64 = 60_000;
 /// Time between two looks at what INFO is told.
 const FIGURES_EVERY: Duration = Duration::from_secs(1);
 
@@ -53,15 +60,15 @@ pub fn serve(mut talk: Talk, node: NodeNumber, hub: &Arc<Hub>) -> Result<(), Tal
             hub.notice(Notice::Meta(Arc::new(meta)));
         }
         let known = hub.view.groups();
-        let mut is_news = false;
         for (group, &(term, leader)) in gossip.leaders.iter().enumerate().take(known) {
             // The others' word about this node's own leadership is old news: its shards know better.
             if leader != 0 && NodeNumber(leader) != hub.me {
-                is_news |= hub.view.learn(GroupId(group as u32), Leader { term, node: NodeNumber(leader) });
+                let group = GroupId(group as u32);
+                if hub.view.learn(group, Leader { term, node: NodeNumber(leader) }) {
+                    tracing::debug!(from = node.0, group = group.0, leader, "heard of another leader");
+                    hub.leader_changed(group);
+                }
             }
-        }
-        if is_news {
-            tracing::debug!(from = node.0, "heard of another leader");
         }
     }
     Ok(())
@@ -148,6 +155,8 @@ struct Worker {
     next_word_ms: u64,
     next_try_ms: u64,
     failures: u32,
+    /// Since when the node says that another process of this one is connected to it.
+    twice_since_ms: Option<u64>,
     /// Whether the log has said that the node is away.
     is_away_told: bool,
 }
@@ -155,8 +164,17 @@ struct Worker {
 impl Worker {
     fn new(node: NodeNumber, hub: Arc<Hub>) -> Self {
         let clock = Clock::start();
-        let is_away_told = false;
-        Self { node, hub, link: None, clock, next_word_ms: 0, next_try_ms: 0, failures: 0, is_away_told }
+        Self {
+            node,
+            hub,
+            link: None,
+            clock,
+            next_word_ms: 0,
+            next_try_ms: 0,
+            failures: 0,
+            twice_since_ms: None,
+            is_away_told: false,
+        }
     }
 
     fn run(mut self, tasks: &Receiver<Task>) {
@@ -176,15 +194,36 @@ impl Worker {
         }
     }
 
-    fn dial(&self, purpose: Purpose) -> Result<Talk, String> {
+    fn dial(&mut self, purpose: Purpose) -> Result<Talk, String> {
         let made = dial::member(&self.hub, self.node, purpose);
         count(if made.is_ok() { &self.hub.counters.dialled } else { &self.hub.counters.dial_failures });
-        if let Err(DialError::Refused(refusal)) = &made
-            && refusal.code == RefusalCode::Removed
-        {
-            self.hub.was_removed(&refusal.text);
+        match &made {
+            Err(DialError::Refused(refusal)) if refusal.code == RefusalCode::Twice => {
+                self.runs_twice(&refusal.text);
+            }
+            Err(DialError::Refused(refusal)) if refusal.code == RefusalCode::Removed => {
+                self.hub.was_removed(&refusal.text);
+            }
+            _ => self.twice_since_ms = None,
         }
         made.map_err(|error| error.to_string())
+    }
+
+    /// The node refuses this process because another one of the same name is connected to it. While that goes on the two could
+    /// vote twice, each with nodes that know only one of them; so whoever is told so for long ends, and says why. Neither can
+    /// know which of them is the copy.
+    fn runs_twice(&mut self, text: &str) {
+        let now_ms = self.clock.elapsed_us() / 1000;
+        let since_ms = *self.twice_since_ms.get_or_insert(now_ms);
+        let is_settled = self.hub.clock.elapsed_us() / 1000 >= SETTLED_MS;
+        let patience_ms = if is_settled { TWICE_SETTLED_MS_MAX } else { TWICE_MS_MAX };
+        if now_ms - since_ms >= patience_ms {
+            fatal::exit(&Fatal::DirectoryMismatch(format!(
+                "Node {} refuses this process, since {text}. This one stops. Keep one of the two data directories, the one that \
+                 was written last, and remove the other.",
+                self.node.0
+            )));
+        }
     }
 
     /// Says what is due, over a link that is made when there is none.

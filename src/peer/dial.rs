@@ -6,6 +6,7 @@ use super::hub::Hub;
 use super::socket::{Talk, TalkError};
 use crate::clock;
 use shards::ids::NodeNumber;
+use shards::meta::Node;
 use shards::peer::frame::{Kind, PAYLOAD_BYTES_MAX};
 use shards::peer::hello::{Card, Hello, PROTOCOL_MAX, PROTOCOL_MIN, Purpose, Refusal, Welcome};
 use std::fmt;
@@ -76,7 +77,8 @@ pub fn greet(
     Ok((talk, welcome))
 }
 
-/// Connects to a member of this node's cluster.
+/// Connects to a member of this node's cluster: where it was heard to be, and if it is not there, where the meta state says. A
+/// machine may speak from an address at which it does not listen.
 ///
 /// # Errors
 /// When it cannot be reached, refuses this node, or is not who the meta state says.
@@ -84,7 +86,26 @@ pub fn member(hub: &Hub, node: NodeNumber, purpose: Purpose) -> Result<Talk, Dia
     let meta = hub.nodes.meta();
     let unknown = || DialError::Unreachable("no such node is known".to_owned());
     let known = meta.node(node).ok_or_else(unknown)?;
-    let (host, port) = hub.address_of(node).ok_or_else(unknown)?;
+    let heard = hub.address_of(node).ok_or_else(unknown)?;
+    let told = (known.host.clone(), known.cluster_port);
+    let made = member_at(hub, known, heard.clone(), purpose);
+    if heard == told || !matches!(made, Err(DialError::Unreachable(_) | DialError::Stranger(_))) {
+        return made;
+    }
+    let made = member_at(hub, known, told, purpose);
+    if made.is_ok() {
+        hub.is_not_there(node, &heard);
+    }
+    made
+}
+
+fn member_at(
+    hub: &Hub,
+    known: &Node,
+    (host, port): (String, u16),
+    purpose: Purpose,
+) -> Result<Talk, DialError> {
+    let node = known.number;
     let (talk, welcome) = greet((&host, port), hub.cluster, &hub.card, node, purpose, PAYLOAD_BYTES_MAX)?;
     let is_meant = welcome.cluster == hub.cluster
         && welcome.card.number == node.0

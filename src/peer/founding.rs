@@ -11,6 +11,7 @@ use super::cluster_file::{self, ClusterFile, ClusterFileError, Membership};
 use super::dial::{self, DialError};
 use super::socket::{Talk, TalkError};
 use super::station::{Standing, Station};
+use super::whereabouts::reached_at;
 use crate::clock::{self, Clock};
 use crate::fatal::Fatal;
 use crate::tuning::peers::Peer;
@@ -76,7 +77,7 @@ pub fn serve(
                 hub.nodes.note_candidate(Node {
                     id: caller.id.clone(),
                     incarnation: caller.incarnation,
-                    host: address.to_string(),
+                    host: reached_at(&caller.host, address),
                     port: caller.port,
                     cluster_port: caller.cluster_port,
                     ..Node::default()

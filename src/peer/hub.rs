@@ -54,6 +54,8 @@ pub enum News {
     Arrived(Socket),
     /// A connection that this shard asked for, or why there is none.
     Dialled(NodeNumber, Result<Socket, String>),
+    /// Another replica leads a group.
+    Leader(GroupId),
     /// The cluster's meta state is newer.
     Meta(Arc<Meta>),
     /// The process wants to stop by this time: hand leadership over.
@@ -220,15 +222,20 @@ impl Hub {
     /// The replica that a start finds here: the one of the meta state, or else one whose files stand here. The meta state
     /// says what is wished for; a replica on its way out has its vote until the group's configuration has changed, and the
     /// others may need it.
-    pub fn found_at_start(&self, group: GroupId) -> Option<Appointment> {
-        self.appointment(group).or_else(|| {
-            let held = replica_dir::held(&self.shard_path(group))?;
-            let replica = ReplicaId::new(held, self.me);
-            let founding = lock(&self.stored).membership.as_ref()?.founding(group, replica);
-            // A directory that names no replica is the first one's, or nobody's on a node that came later.
-            let is_first = matches!(founding, Founding::Alone | Founding::Voter { .. });
-            (held > 0 || is_first).then_some(Appointment { replica, founding, is_preferred: false })
-        })
+    ///
+    /// # Errors
+    /// When the group's directory cannot be read.
+    pub fn found_at_start(&self, group: GroupId) -> std::io::Result<Option<Appointment>> {
+        if let Some(appointment) = self.appointment(group) {
+            return Ok(Some(appointment));
+        }
+        let Some(held) = replica_dir::held(&self.shard_path(group))? else { return Ok(None) };
+        let replica = ReplicaId::new(held, self.me);
+        let stored = lock(&self.stored);
+        let founding = stored.membership.as_ref().expect("only a member has a hub").founding(group, replica);
+        // A directory that names no replica is the first one's, or nobody's on a node that came later.
+        let is_first = matches!(founding, Founding::Alone | Founding::Voter { .. });
+        Ok((held > 0 || is_first).then_some(Appointment { replica, founding, is_preferred: false }))
     }
 
     /// Has this done when the node turns out to have been removed from its cluster.
@@ -330,6 +337,14 @@ impl Hub {
         let _ = self.notices.send(notice);
     }
 
+    /// Tells the shards that another replica leads a group. A shard with too much to look at goes without: it says again
+    /// what finds no answer.
+    pub fn leader_changed(&self, group: GroupId) {
+        for door in &self.doors {
+            door.hand_in(News::Leader(group));
+        }
+    }
+
     /// Has the threads that speak to other nodes say now what is new.
     pub fn speak(&self) {
         for worker in lock(&self.workers).values() {
@@ -396,6 +411,14 @@ impl Hub {
         } else if addresses.get(&node) != Some(&heard) {
             tracing::info!(node = node.0, host, cluster_port, "a node is at another address now");
             addresses.insert(node, heard);
+        }
+    }
+
+    /// A node does not listen where it was heard to be, and is where the meta state says.
+    pub fn is_not_there(&self, node: NodeNumber, heard: &(String, u16)) {
+        let mut addresses = lock(&self.addresses);
+        if addresses.get(&node) == Some(heard) {
+            addresses.remove(&node);
         }
     }
 

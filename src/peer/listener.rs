@@ -11,6 +11,7 @@ use super::hub::{Hub, News};
 use super::snapshots;
 use super::socket::{Talk, TalkError};
 use super::station::{Standing, Station, judge_blank, judge_life, judge_member};
+use super::whereabouts::reached_at;
 use crate::clock;
 use crate::fatal::Fatal;
 use shards::ids::NodeNumber;
@@ -201,13 +202,20 @@ fn answer(
     talk.send(Kind::Welcome, &payload, GREETED_WITHIN)
 }
 
-/// Takes over where a member was seen, when that is not where the meta state says.
+/// Takes over where a member says it is, or was seen, when that is not where the meta state says.
 fn seen_at(hub: &Hub, card: &Card, address: Option<IpAddr>) {
     let (node, Some(address)) = (NodeNumber(card.number), address) else { return };
     let meta = hub.nodes.meta();
     let Some(known) = meta.node(node) else { return };
-    let mut known_addresses = (known.host.as_str(), 0).to_socket_addrs().into_iter().flatten();
-    let is_known = known_addresses.any(|known| known.ip() == address);
-    let host = if is_known { known.host.clone() } else { address.to_string() };
+    let said = reached_at(&card.host, address);
+    let addresses = |host: &str| {
+        let found = (host, 0).to_socket_addrs().into_iter().flatten();
+        found.map(|address| address.ip()).collect::<Vec<IpAddr>>()
+    };
+    let is_known = said == known.host || {
+        let known = addresses(&known.host);
+        addresses(&said).iter().any(|address| known.contains(address))
+    };
+    let host = if is_known { known.host.clone() } else { said };
     hub.moved(node, &host, card.cluster_port);
 }

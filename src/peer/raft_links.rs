@@ -102,6 +102,9 @@ struct OutLink {
 
 struct InLink {
     node: NodeNumber,
+    /// A frame of this session has come. Only who has heard the welcome can make one, so until then it may be somebody who
+    /// plays an old conversation again.
+    is_proven: bool,
     stream: TcpStream,
     reader: FrameReader,
     key: u64,
@@ -218,6 +221,7 @@ impl RaftLinks {
             match news {
                 News::Arrived(socket) => self.arrived(socket),
                 News::Dialled(node, result) => self.dialled(node, result),
+                News::Leader(group) => events.push(Event::Leader(group)),
                 News::Meta(meta) => events.push(Event::Meta(meta)),
                 News::Resign(by) => events.push(Event::Resign(by)),
                 News::Pulled(index, result) => self.pulled = Some((index, result)),
@@ -240,7 +244,9 @@ impl RaftLinks {
         for at in 0..self.ready.len() {
             let key = self.ready[at].data.u64();
             if let Some(link) = self.incoming.iter().position(|link| link.key == key) {
-                if !self.read(link, events, relayed) {
+                if self.read(link, events, relayed) {
+                    self.settle(link);
+                } else {
                     self.incoming.swap_remove(link);
                 }
             } else if let Some(link) = self.out.iter().position(|link| link.key() == Some(key)) {
@@ -283,9 +289,11 @@ impl RaftLinks {
 
     /// Takes the frames that have come whole; false when the other side does what it must not.
     fn take_frames(&mut self, at: usize, events: &mut Vec<Event>, relayed: &mut Vec<GroupMessage>) -> bool {
-        let InLink { node, reader, .. } = &mut self.incoming[at];
+        let InLink { node, reader, is_proven, .. } = &mut self.incoming[at];
         loop {
-            let refused = match reader.next() {
+            let next = reader.next();
+            *is_proven |= matches!(next, Ok(Some(_)));
+            let refused = match next {
                 Ok(None) => return true,
                 Ok(Some(frame)) if frame.kind == Kind::Raft => {
                     match decode_raft(frame.payload, &mut self.scratch) {
@@ -318,7 +326,20 @@ impl RaftLinks {
                 Ok(Some(frame)) => format!("a frame of kind {:?} on a raft link", frame.kind),
                 Err(error) => {
                     self.hub.counters.frame_error(&error);
-                    tracing::warn!(shard = self.group.0, node = node.0, "a raft link was closed: {error}");
+                    if *is_proven {
+                        tracing::warn!(
+                            shard = self.group.0,
+                            node = node.0,
+                            "a raft link was closed: {error}"
+                        );
+                    } else {
+                        // Who plays old conversations again must not fill the log; the figures tell.
+                        tracing::debug!(
+                            shard = self.group.0,
+                            node = node.0,
+                            "a raft link was closed: {error}"
+                        );
+                    }
                     return false;
                 }
             };
@@ -328,19 +349,29 @@ impl RaftLinks {
         }
     }
 
+    /// A node that dials again has given its old connection up, which goes once the new one is known to be the node's.
+    fn settle(&mut self, at: usize) {
+        let InLink { node, key, is_proven, .. } = self.incoming[at];
+        if is_proven {
+            self.incoming.retain(|link| link.node != node || link.key >= key);
+        }
+    }
+
     fn arrived(&mut self, socket: Socket) {
         let Socket { stream, reader, node, .. } = socket;
-        // A node that dials again has given the old connection up.
-        self.incoming.retain(|link| link.node != node);
+        // Two of a node at most: one that speaks, and one that has not yet.
+        self.incoming.retain(|link| link.node != node || link.is_proven);
         let key = self.new_key();
         if let Err(error) = self.watch(&stream, key, EventFlags::IN) {
             return tracing::warn!(shard = self.group.0, node = node.0, "a raft link was not taken: {error}");
         }
-        self.incoming.push(InLink { node, stream, reader, key });
+        self.incoming.push(InLink { node, is_proven: false, stream, reader, key });
         // Frames may have come with the hello, and epoll tells only of what is still in the socket.
         let (mut events, mut relayed) = (Vec::new(), Vec::new());
         let at = self.incoming.len() - 1;
-        if !self.take_frames(at, &mut events, &mut relayed) {
+        if self.take_frames(at, &mut events, &mut relayed) {
+            self.settle(at);
+        } else {
             self.incoming.swap_remove(at);
         }
         // Messages between groups that came with a hello are few, and their senders say them again.

@@ -52,6 +52,16 @@ impl Whereabouts {
     }
 }
 
+/// Where a node is reached that says this host of itself and speaks from this address: at what it says, unless that means
+/// everywhere. A machine with several addresses, or behind translation, speaks from one at which it does not listen.
+pub fn reached_at(said: &str, seen: IpAddr) -> String {
+    match address_of(said) {
+        Some(listens) if !listens.is_unspecified() => listens.to_string(),
+        None if !said.is_empty() => said.to_owned(),
+        _ => seen.to_string(),
+    }
+}
+
 fn address_of(host: &str) -> Option<IpAddr> {
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     bare.parse().ok()
@@ -86,6 +96,21 @@ mod tests {
         assert_eq!(news.as_deref(), expected, "{advertised:?} {listens} {known}");
         let moved = Whereabouts { port: 8001, ..here }.news(&node, seen_from).expect("its port changed");
         assert_eq!((moved.port, moved.cluster_port, moved.node), (8001, 9000, NodeNumber(3)));
+    }
+
+    #[test]
+    fn a_node_is_reached_where_it_says() {
+        let seen = "10.1.2.3".parse().unwrap();
+        for (said, expected) in [
+            ("0.0.0.0", "10.1.2.3"),
+            ("[::]", "10.1.2.3"),
+            ("", "10.1.2.3"),
+            ("10.9.9.9", "10.9.9.9"),
+            ("[::1]", "::1"),
+            ("db.example", "db.example"),
+        ] {
+            assert_eq!(reached_at(said, seen), expected, "{said}");
+        }
     }
 
     #[test]

@@ -135,6 +135,10 @@ sections! {
         /// Most that one shard pulls a second when it needs another node's snapshot, so that a joining node does not take the
         /// network and the disk from requests; 0 means no limit.
         snapshot_mib_per_s_max: u32 = 64, "MiB a second", integer(0, 100_000);
+        /// Log that the leader of each shard keeps in memory for followers that lack it, four times as much while one of them is
+        /// filled from a snapshot; replicas that follow keep an eighth. A follower that was away for longer gets a snapshot. It is
+        /// needed only while a follower is behind, and comes on top of `memory.max_mib`.
+        catch_up_mib: u32 = 128, "MiB", integer(1, 65_536);
     }
 
     /// Which core runs what.

@@ -19,7 +19,12 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) fn open(port: u16) -> io::Result<Self> {
-        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        Self::open_at(Ipv4Addr::LOCALHOST, port)
+    }
+
+    /// As [`Connection::open`], at another of this machine's addresses.
+    pub(crate) fn open_at(host: Ipv4Addr, port: u16) -> io::Result<Self> {
+        let stream = TcpStream::connect((host, port))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;

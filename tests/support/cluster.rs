@@ -230,6 +230,11 @@ impl Node {
         system::resident_bytes(&self.child)
     }
 
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("it is our child").is_some()
+    }
+
     /// Ends it without warning.
     pub(crate) fn kill(mut self) {
         self.signal(Signal::Kill);

@@ -10,6 +10,8 @@ pub(crate) mod directory;
 pub(crate) mod random;
 pub(crate) mod server;
 pub(crate) mod system;
+pub(crate) mod tap;
+pub(crate) mod traffic;
 
 use std::io::Write;
 use std::time::{Duration, Instant};

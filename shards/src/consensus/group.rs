@@ -316,6 +316,7 @@ impl Group {
             let mut ready = self.node.ready();
             out.messages.append(&mut ready.take_messages());
             let mut held = ready.take_persisted_messages();
+            self.tell_applied(&mut held);
             for state in ready.take_read_states() {
                 let context = state.request_ctx.try_into().map_or(0, u64::from_le_bytes);
                 out.confirmed = out.confirmed.max(Some(context));
@@ -460,6 +461,7 @@ impl Group {
         let members = members.map_err(|_| Malformed("a change of members that the members do not allow"))?;
         self.node.mut_store().set_conf_state(members);
         self.changed_at = entry.index;
+        self.step_down_if_removed();
         self.steady_election_timeout();
         Ok(())
     }

@@ -33,13 +33,31 @@ pub struct Follower {
     pub is_voter: bool,
     /// Index up to which its durable log is known to agree.
     pub matched: u64,
+    /// What it has applied, as it said last; `None` before it has said so.
+    pub applied: Option<Applied>,
     /// How entries go to it.
     pub state: FollowerState,
     /// Whether it was heard lately.
     pub is_active: bool,
 }
 
+/// How far a replica has applied its log, at one moment of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// Index of the last entry that it has applied.
+    pub index: u64,
+    /// Index of the last entry that it knew to be committed.
+    pub commit: u64,
+}
+
 impl Follower {
+    /// Entries up to `index` that it has not in its log, and those that it has and has not applied. What is in its log and not
+    /// yet known there to be committed does not count: that is how every entry is for a moment.
+    pub fn lag(&self, index: u64) -> u64 {
+        let unapplied = |applied: Applied| applied.commit.min(self.matched).saturating_sub(applied.index);
+        index.saturating_sub(self.matched) + self.applied.map_or(0, unapplied)
+    }
+
     /// Whether it has everything or is being sent what is new. raft-rs goes on probing a follower that has everything until
     /// there is something new.
     pub fn keeps_up(&self, last_index: u64) -> bool {
@@ -149,6 +167,8 @@ pub fn check(
 #[derive(Debug, Default)]
 pub(super) struct Heard {
     last: Vec<(u64, u64)>,
+    /// What replicas have applied, as they said last.
+    applied: Vec<(u64, Applied)>,
     /// Replicas that would not take leadership, and until which tick; [`UNTIL_HEARD`] for one whose link broke.
     unfit: Vec<(u64, u64)>,
     /// To whom leadership is being handed over, and since which tick.
@@ -176,6 +196,24 @@ impl Heard {
                 self.last.push((replica, tick));
             }
         }
+    }
+
+    /// Notes what a replica has applied.
+    pub(super) fn note_applied(&mut self, replica: u64, applied: Applied) {
+        match self.applied.iter_mut().find(|(id, _)| *id == replica) {
+            Some(known) => known.1 = applied,
+            None => {
+                if self.applied.len() >= HEARD_MAX {
+                    self.applied.remove(0);
+                }
+                self.applied.push((replica, applied));
+            }
+        }
+    }
+
+    /// What a replica has applied, as it said last.
+    pub(super) fn applied(&self, replica: u64) -> Option<Applied> {
+        self.applied.iter().find(|(id, _)| *id == replica).map(|(_, applied)| *applied)
     }
 
     /// A replica is not given leadership until this tick.
@@ -208,6 +246,7 @@ mod tests {
             replica: ReplicaId(id),
             is_voter: id < 4,
             matched: 1000,
+            applied: None,
             state: FollowerState::Replicating,
             is_active: active[id as usize - 1],
         };
@@ -247,9 +286,16 @@ mod tests {
             replica: ReplicaId(4),
             is_voter: false,
             matched,
+            applied: Some(Applied { index: 6, commit: 9 }),
             state,
             is_active: true,
         };
+        let behind = learner(8, FollowerState::Replicating);
+        assert_eq!(
+            (behind.lag(9), behind.lag(7)),
+            (3, 2),
+            "one is not in its log, two are and are not applied"
+        );
         assert!(learner(9, FollowerState::Probing).keeps_up(9), "there is nothing new to be sent");
         assert!(!learner(8, FollowerState::Probing).keeps_up(9));
         assert!(!learner(8, FollowerState::Snapshot).keeps_up(9));

@@ -49,8 +49,12 @@ struct Figures {
 struct Replica {
     node: u16,
     /// Last index that it is known to have.
-    #[serde(alias = "matched_index")]
     match_index: u64,
+    /// Last index that it said it has applied, if it said so.
+    #[serde(default)]
+    applied_index: Option<u64>,
+    /// Entries that it lacks or has not applied.
+    lag: u64,
     /// Whether it votes; one that does not is being filled.
     #[serde(default = "votes")]
     voter: bool,
@@ -150,9 +154,15 @@ fn write_group(out: &mut Vec<u8>, figures: &Figures, names: &[(NodeNumber, Strin
     push_name(out, names, leader);
     out.extend_from_slice(b",\"replicas\":[");
     // A leader that names no copies is alone.
-    let alone = [Replica { node: leader.0, match_index: figures.applied_index, voter: true, active: true }];
+    let alone = [Replica {
+        node: leader.0,
+        match_index: figures.commit_index,
+        applied_index: Some(figures.applied_index),
+        lag: figures.commit_index.saturating_sub(figures.applied_index),
+        voter: true,
+        active: true,
+    }];
     let replicas = if figures.replicas.is_empty() { &alone[..] } else { &figures.replicas[..] };
-    let lag_of = |replica: &Replica| figures.commit_index.saturating_sub(replica.match_index);
     for (number, replica) in replicas.iter().enumerate() {
         if number > 0 {
             out.push(b',');
@@ -167,7 +177,12 @@ fn write_group(out: &mut Vec<u8>, figures: &Figures, names: &[(NodeNumber, Strin
         out.extend_from_slice(active);
         push_member(out, "match_index", replica.match_index);
         out.push(b',');
-        push_member(out, "lag", lag_of(replica));
+        match replica.applied_index {
+            Some(applied) => push_member(out, "applied_index", applied),
+            None => out.extend_from_slice(b"\"applied_index\":null"),
+        }
+        out.push(b',');
+        push_member(out, "lag", replica.lag);
         out.push(b'}');
     }
     out.push(b']');
@@ -175,7 +190,7 @@ fn write_group(out: &mut Vec<u8>, figures: &Figures, names: &[(NodeNumber, Strin
         ("term", figures.term),
         ("commit_index", figures.commit_index),
         ("applied_index", figures.applied_index),
-        ("lag", replicas.iter().map(lag_of).max().unwrap_or(0)),
+        ("lag", replicas.iter().map(|replica| replica.lag).max().unwrap_or(0)),
     ];
     for (name, number) in numbers {
         out.push(b',');

@@ -348,18 +348,19 @@ fn groups_are_told_by_their_leaders() {
     assert_eq!(
         success(part(&mut start(&[1]), 0, format!("{figures}}}").as_bytes())),
         "\"result\":{\"nodes\":[],\"groups\":[{\"group\":0,\"leader\":\"n1\",\"replicas\":[{\"node\":\"n1\",\
-         \"role\":\"voter\",\"active\":true,\"match_index\":7,\"lag\":1}],\"term\":2,\"commit_index\":8,\"applied_index\":7,\"lag\":1}]}"
+         \"role\":\"voter\",\"active\":true,\"match_index\":8,\"applied_index\":7,\"lag\":1}],\"term\":2,\"commit_index\":8,\"applied_index\":7,\"lag\":1}]}"
     );
     // The second group has no leader; the first one's has a copy that is behind, and one on a node of no name.
     let mut gather = start(&[2, 0]);
     assert_eq!(gather.part(1, ReplyKind::Error, b"\"code\":\"NO_QUORUM\""), Step::Wait);
-    let copies = "[{\"node\":2,\"match_index\":8},{\"node\":3,\"matched_index\":2,\"voter\":false}]";
+    let copies = "[{\"node\":2,\"match_index\":8,\"applied_index\":7,\"lag\":1},\
+                  {\"node\":3,\"match_index\":2,\"applied_index\":null,\"lag\":6,\"voter\":false}]";
     let result = success(part(&mut gather, 0, format!("{figures},\"replicas\":{copies}}}").as_bytes()));
     assert_eq!(
         result,
         "\"result\":{\"nodes\":[],\"groups\":[{\"group\":0,\"leader\":\"n2\",\"replicas\":[\
-         {\"node\":\"n2\",\"role\":\"voter\",\"active\":true,\"match_index\":8,\"lag\":0},\
-         {\"node\":null,\"role\":\"learner\",\"active\":true,\"match_index\":2,\"lag\":6}],\
+         {\"node\":\"n2\",\"role\":\"voter\",\"active\":true,\"match_index\":8,\"applied_index\":7,\"lag\":1},\
+         {\"node\":null,\"role\":\"learner\",\"active\":true,\"match_index\":2,\"applied_index\":null,\"lag\":6}],\
          \"term\":2,\"commit_index\":8,\"applied_index\":7,\"lag\":6},{\"group\":1,\"leader\":null}]}"
     );
 }

@@ -5,6 +5,7 @@
 //! them again, and a leader judges every request by its own configuration. A shard that knows of no cluster does nothing
 //! here.
 
+use super::members::number_or_null;
 use super::outbox::Waiter;
 use super::{Shard, ShardFault};
 use crate::batch::{ReplyKind, RequestHead};
@@ -301,7 +302,7 @@ impl Shard {
 
     /// How this group is, as JSON for CLUSTER: answered by its leader.
     pub(super) fn answer_members(&self, router: u8, head: &RequestHead, effects: &mut Effects) {
-        let report = self.report();
+        let (report, followers) = (self.report(), self.group.followers());
         effects.replies_to(router).push(head.token, ReplyKind::Part, |out| {
             let begun = write!(
                 out,
@@ -314,16 +315,17 @@ impl Shard {
                 report.is_changing,
             );
             begun.expect("a vector takes every byte");
-            for (number, progress) in report.progress.iter().enumerate() {
+            for (number, one) in followers.iter().enumerate() {
                 let written = write!(
                     out,
-                    "{}{{\"node\":{},\"voter\":{},\"active\":{},\"matched_index\":{},\"lag\":{}}}",
+                    "{}{{\"node\":{},\"voter\":{},\"active\":{},\"match_index\":{},\"applied_index\":{},\"lag\":{}}}",
                     if number == 0 { "" } else { "," },
-                    progress.replica.node(),
-                    report.voters.contains(&progress.replica),
-                    progress.is_active,
-                    progress.matched,
-                    report.commit.saturating_sub(progress.matched),
+                    one.replica.node(),
+                    one.is_voter,
+                    one.is_active,
+                    one.matched,
+                    number_or_null(one.applied),
+                    one.lag(report.commit),
                 );
                 written.expect("a vector takes every byte");
             }

@@ -25,10 +25,22 @@ const REST_MS: u64 = 500;
 const KEYS_MAX: usize = 200;
 
 impl Shard {
+    /// The time by which reads judge times to live: never before the stamp of an entry that is applied. A write which found a
+    /// key's time to be over was judged by that stamp, and a leader with a slower clock than the one that stamped it must
+    /// not show the key again.
+    #[inline]
+    pub(super) fn read_time(&self) -> Millis {
+        self.now.max(self.stamp_applied)
+    }
+
     /// Whether a key's time to live is over now.
     pub(super) fn is_overdue(&self, hash: KeyHash, key: &[u8]) -> bool {
         !is_on(Mutant::OverdueIsRead)
-            && self.state.keys.get(hash, key).is_some_and(|record| is_over(record.expires_at, self.now))
+            && self
+                .state
+                .keys
+                .get(hash, key)
+                .is_some_and(|record| is_over(record.expires_at, self.read_time()))
     }
 
     /// Proposes to remove those of these keys that are overdue when the entry is stamped.
@@ -48,7 +60,7 @@ impl Shard {
         if !self.is_ready || self.now < self.expiry.rests_until || !self.has_log_room {
             return;
         }
-        let page = self.state.keys.overdue(self.now, self.expiry.next, KEYS_MAX, units.max(1));
+        let page = self.state.keys.overdue(self.read_time(), self.expiry.next, KEYS_MAX, units.max(1));
         let keys: Vec<&[u8]> = page
             .keys
             .iter()

@@ -2,8 +2,13 @@
 
 use super::Shard;
 use crate::consensus::membership::MemberChange;
-use crate::consensus::progress::{Follower, FollowerState, MemberRefusal};
+use crate::consensus::progress::{Applied, Follower, FollowerState, MemberRefusal};
 use crate::ids::{Millis, ReplicaId};
+
+/// The index of what a replica has applied, as JSON.
+pub(super) fn number_or_null(applied: Option<Applied>) -> String {
+    applied.map_or_else(|| "null".to_owned(), |applied| applied.index.to_string())
+}
 
 impl Shard {
     /// Proposes a change of the members, in one entry: one change simply, several through a joint configuration. Refused,
@@ -63,12 +68,13 @@ impl Shard {
                 FollowerState::Snapshot => "snapshot",
             };
             format!(
-                "{{\"node\":{},\"voter\":{},\"active\":{},\"state\":\"{state}\",\"match_index\":{},\"lag\":{}}}",
+                "{{\"node\":{},\"voter\":{},\"active\":{},\"state\":\"{state}\",\"match_index\":{},\"applied_index\":{},\"lag\":{}}}",
                 one.replica.node(),
                 one.is_voter,
                 one.is_active,
                 one.matched,
-                last.saturating_sub(one.matched)
+                number_or_null(one.applied),
+                one.lag(last)
             )
         };
         others.map(follower).collect::<Vec<_>>().join(",")

@@ -28,14 +28,14 @@ impl Shard {
         record: &Record<'_>,
         effects: &mut Effects,
     ) {
-        let (is_local, stale_at) = (self.reads_locally(record), self.stale_at());
+        let (is_local, stale_at, now) = (self.reads_locally(record), self.stale_at(), self.read_time());
         let found = self.state.keys.get(head.hash, record.key);
         let batch = match is_local {
             true => effects.replies_to(router),
             false => self.held.replies(effects, router, head, bytes),
         };
         let stale_at = stale_at.filter(|_| is_local);
-        write_read(batch, head.token, record, found, stale_at, self.now);
+        write_read(batch, head.token, record, found, stale_at, now);
     }
 
     /// The same for a read of a leader that serves, unless the record's time is over while its removal is not on its way:
@@ -49,12 +49,13 @@ impl Shard {
         record: &Record<'_>,
         effects: &mut Effects,
     ) -> bool {
+        let now = self.read_time();
         let found = self.state.keys.get(head.hash, record.key);
-        if found.is_some_and(|found| is_over(found.expires_at, self.now)) && !is_on(Mutant::OverdueIsRead) {
+        if found.is_some_and(|found| is_over(found.expires_at, now)) && !is_on(Mutant::OverdueIsRead) {
             return false;
         }
         let batch = self.held.replies(effects, router, head, bytes);
-        write_read(batch, head.token, record, found, None, self.now);
+        write_read(batch, head.token, record, found, None, now);
         true
     }
 
@@ -68,7 +69,7 @@ impl Shard {
         record: &Record<'_>,
         effects: &mut Effects,
     ) {
-        let now = self.now;
+        let now = self.read_time();
         let (is_local, stale_at) = (self.reads_locally(record), self.stale_at());
         let keys = &self.state.keys;
         let value_of = |key| keys.get(hash_of(key), key).map_or(0, |found| found.value.len());
@@ -139,7 +140,7 @@ impl Shard {
         };
         let asked = usize::try_from(record.argument.unwrap_or(100)).unwrap_or(usize::MAX);
         let limit = asked.clamp(1, self.config.page_keys_max);
-        let (with_values, now) = (record.has(flag::WITH_VALUES), self.now);
+        let (with_values, now) = (record.has(flag::WITH_VALUES), self.read_time());
         let mut found = Vec::new();
         let page_bytes_max = self.config.page_bytes_max;
         // A page of large values is cut by their bytes: the walk stops where the page is full and goes on from there.
@@ -256,12 +257,12 @@ impl Shard {
                 "{{\"shard\":{},\"keys\":{},\"memory_bytes\":{},\"role\":\"{}\",\"leader\":{},\"term\":{},\"commit_index\":{},",
                 "\"applied_index\":{},\"last_index\":{},\"followers\":[{}],",
                 "\"requests\":{},\"entries\":{},\"commands\":{},\"expired\":{},\"transactions\":{},\"log_bytes\":{},",
-                "\"outstanding_bytes\":{},\"index_bytes\":{},\"sessions\":{},",
+                "\"outstanding_bytes\":{},\"index_bytes\":{},\"log_memory_bytes\":{},\"sessions\":{},",
                 "\"queues\":{{\"gathered\":{},\"in_flight\":{},\"unapplied\":{},\"waiting_reads\":{},",
                 "\"waiting_for_locks\":{},\"locked_keys\":{},\"index_backlog\":{},\"searches\":{}}},",
                 "\"wal\":{{\"batches\":{},\"writes\":{},\"syncs\":{},\"bytes\":{},\"segments\":{},\"live_bytes\":{},",
                 "\"commit_p50_us\":{},\"commit_p99_us\":{},\"commits_measured\":{}}},\"snapshots\":{{\"kept\":{},\"refused\":{},\"failed\":{},\"last_bytes\":{},",
-                "\"last_index\":{},\"last_digest\":\"{:016x}{:016x}\",\"running\":{}}},",
+                "\"last_index\":{},\"last_digest\":\"{:016x}{:016x}\",\"restored\":{},\"running\":{}}},",
                 "\"turns\":{{\"p50_us\":{},\"p99_us\":{},\"p999_us\":{},\"longest_us\":{},\"measured\":{}}}}}"
             ),
             self.config.group,
@@ -282,6 +283,7 @@ impl Shard {
             counters.log_bytes,
             self.outstanding_bytes(),
             self.searches.bytes,
+            self.group.entry_bytes(),
             self.state.sessions.clients(),
             self.gathered.waiters.len()
                 + self.sealed.iter().map(|gathered| gathered.waiters.len()).sum::<usize>(),
@@ -308,6 +310,7 @@ impl Shard {
             snapshots.last_index,
             snapshots.last_digest[0],
             snapshots.last_digest[1],
+            counters.restores,
             self.snapshots.is_running(),
             turns.p50_us,
             turns.p99_us,

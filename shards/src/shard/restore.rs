@@ -121,6 +121,7 @@ impl Shard {
         }
         self.cluster.take_over(image.meta);
         self.state = image.state;
+        self.state.keys.set_limits(self.config.tables);
         self.txns = image.txns;
         self.rebuild_locks();
         (self.applied, self.applying) = (image.applied_index, image.applied_index);

@@ -37,7 +37,7 @@ const VIEWS_MAX: usize = 1024;
 /// Searches and index queries that may wait or run at once.
 const TASKS_MAX: usize = 16_384;
 /// Units of one slice of indexing, small enough to stay well below a millisecond.
-const INDEX_UNITS: u32 = 2048;
+pub(super) const INDEX_UNITS: u32 = 2048;
 /// Keys that wait to be indexed before writes slow down to the speed of indexing.
 const BACKLOG_MAX: usize = 100_000;
 /// A snapshot begins when no more than so many keys wait: draining them takes a moment.
@@ -149,7 +149,7 @@ impl Shard {
         }
         self.run_searches(effects);
         if self.searches.indexes.has_work() {
-            let mut units = Units::new(INDEX_UNITS);
+            let mut units = Units::new(self.config.index_units);
             self.searches.indexes.work(&mut units, &Documents(&self.state.keys));
         }
         self.answer_waiting_searches(effects);
@@ -424,7 +424,7 @@ impl Shard {
             return false;
         }
         let mut page = values.page(&request, &mut Units::new(QUERY_UNITS));
-        let (keys, now) = (&self.state.keys, self.now);
+        let (keys, now) = (&self.state.keys, self.read_time());
         let live = |key: &[u8]| keys.get(hash_of(key), key).filter(|found| !is_over(found.expires_at, now));
         // The last entry stays as the place where the next page begins.
         let last = page.entries.len().saturating_sub(1);

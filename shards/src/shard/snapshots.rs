@@ -22,7 +22,7 @@ use crate::snapshot::{Chunk, SlotSet, SnapshotHeader, SnapshotWriter};
 /// Bytes on their way to the file at once; more are produced when these are written.
 const IN_FLIGHT_BYTES_MAX: u64 = 4 << 20;
 /// Bytes of one slice; a slice ends at the end of a table.
-const SLICE_BYTES: usize = 64 << 10;
+pub(super) const SLICE_BYTES: usize = 64 << 10;
 /// Units of one slice of the indexes.
 const INDEX_UNITS: u32 = 4096;
 /// Pause before a snapshot that could not be written is tried again, in ms.
@@ -161,7 +161,7 @@ impl Shard {
         }
         let mut chunks = Vec::new();
         if !*state_is_written {
-            *state_is_written = !writer.slice(&mut self.state, SLICE_BYTES, &mut chunks);
+            *state_is_written = !writer.slice(&mut self.state, self.config.snapshot_slice_bytes, &mut chunks);
         } else if let Some(sections) = indexes {
             let mut section = Vec::new();
             let set = &mut self.searches.indexes;

@@ -61,6 +61,15 @@ impl Shard {
         }
     }
 
+    /// Another replica leads a group: what this coordinator waits for from there is said again.
+    pub(super) fn hear_of_leader(&mut self, group: GroupId, effects: &mut Effects) {
+        if self.is_ready {
+            let mut actions = Vec::new();
+            self.coordinator.leader_changed(group, self.now, &mut actions);
+            self.perform(actions, effects);
+        }
+    }
+
     /// Does what the coordinator decided.
     pub(super) fn perform(&mut self, actions: Vec<Action>, effects: &mut Effects) {
         for action in actions {
@@ -206,6 +215,10 @@ impl Shard {
         self.waiting_prepares.retain(|(waiting, _)| *waiting != txn);
         if let Some(found) = self.slices.reservations.iter_mut().find(|found| found.is_of(txn)) {
             return found.cancel(attempt);
+        }
+        if self.finishing.get(&txn) == Some(&attempt) {
+            // Said again while the first is on its way through the log; its answer comes when that is applied.
+            return;
         }
         if self.locks.holds(txn) {
             let mut value = Vec::new();

@@ -84,6 +84,12 @@ impl KeySpace {
         }
     }
 
+    /// From now on tables are split at these limits.
+    pub fn set_limits(&mut self, limits: TableLimits) {
+        assert!(limits.records_max > 0 && limits.inline_bytes_max > 0, "a table holds something");
+        self.limits = limits;
+    }
+
     /// Number of records, overdue ones included.
     pub fn len(&self) -> usize {
         self.records

@@ -10,6 +10,7 @@
 //! - [`shard`]: a shard read back at boot, from snapshot and log; [`recovery`]: its log.
 //! - [`manifest`]: the file that knows of segments that are gone, and counts starts.
 //! - [`segments`]: segment files: making, opening, listing them.
+//! - [`replica_dir`]: whose files stand in a shard's directory; emptying it.
 //! - [`snapshots`], [`read_back`]: snapshot files: written aside, read back, put in place.
 
 pub mod device;
@@ -17,6 +18,7 @@ pub mod disk;
 pub mod manifest;
 pub mod read_back;
 pub mod recovery;
+pub mod replica_dir;
 pub mod segments;
 pub mod shard;
 pub mod snapshots;

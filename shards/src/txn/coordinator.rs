@@ -60,6 +60,8 @@ struct Drive {
     stage: Stage,
     /// When messages were last sent, to send them again.
     sent_at: Millis,
+    /// After which silence they are sent again, in ms.
+    pause_ms: u64,
 }
 
 #[derive(Debug)]
@@ -69,8 +71,11 @@ struct Prepared {
     values: Vec<u8>,
 }
 
-/// How long an unanswered message waits before it is sent again, in ms. Links between nodes may lose any of them.
-const RESEND_AFTER_MS: u64 = 500;
+/// How long an unanswered message waits before it is sent again, in ms: first, and at most after it has doubled each time.
+/// Links between nodes may lose any message, and a replica that does not lead hears none.
+const RESEND_MS: (u64, u64) = (100, 500);
+/// Items of so many bytes wait the longest time from the first: sent twice they would cost more than they save.
+const LARGE_BYTES: usize = 64 << 10;
 
 /// The transactions that this leader drives.
 #[derive(Debug)]
@@ -185,13 +190,13 @@ impl Coordinator {
         let commit = if commit { drive.prepared.iter().map(places).collect() } else { BTreeMap::new() };
         let waiting: BTreeSet<GroupId> = drive.plan.parts.iter().map(|(group, _)| *group).collect();
         drive.stage = Stage::Finishing { waiting, commit };
-        drive.sent_at = now;
         drive.send_finishes(txn, actions);
         // The values are in the participants' intents now.
         self.bytes -= drive.plan.bytes();
         for (_, items) in &mut drive.plan.parts {
             *items = Vec::new();
         }
+        drive.begin_pause(now);
     }
 
     /// A participant asks what became of a transaction that is no longer recorded or not driven.
@@ -226,13 +231,27 @@ impl Coordinator {
             let undecided = matches!(drive.stage, Stage::Preparing | Stage::BackingOut(_));
             if undecided && drive.plan.deadline <= now {
                 late.push(*opened);
-            } else if now.0.saturating_sub(drive.sent_at.0) >= RESEND_AFTER_MS {
+            } else if now.0.saturating_sub(drive.sent_at.0) >= drive.pause_ms {
                 drive.sent_at = now;
-                drive.send_again(txn, actions);
+                drive.pause_ms = (2 * drive.pause_ms).min(RESEND_MS.1);
+                drive.send_again(txn, |_| true, actions);
             }
         }
         for opened in late {
             self.abort(opened, actions);
+        }
+    }
+
+    /// Another replica leads a group now: what was said to the one before may be lost, so it is said again at once.
+    pub fn leader_changed(&mut self, group: GroupId, now: Millis, actions: &mut Vec<Action>) {
+        for (opened, drive) in &mut self.drives {
+            let before = actions.len();
+            let txn = TxnId { group: self.group, opened: *opened };
+            drive.send_again(txn, |one| one == group, actions);
+            if actions.len() > before {
+                // The new leader may not be ready to listen yet.
+                drive.begin_pause(now);
+            }
         }
     }
 
@@ -256,7 +275,7 @@ impl Coordinator {
         } else if done == drive.plan.parts.len() || (is_on(Mutant::DecidedTooEarly) && drive.attempt == 1) {
             drive.decide(txn, actions);
         } else if drive.attempt > 1 && !again {
-            drive.sent_at = now;
+            drive.begin_pause(now);
             actions.push(drive.prepare(txn, done));
         }
     }
@@ -284,7 +303,7 @@ impl Coordinator {
                     drive.attempt += 1;
                     drive.prepared.clear();
                     drive.refused.clear();
-                    drive.sent_at = now;
+                    drive.begin_pause(now);
                     actions.push(drive.prepare(txn, 0));
                 }
             }
@@ -311,7 +330,16 @@ impl Coordinator {
 impl Drive {
     fn new(plan: Plan, now: Millis) -> Self {
         let (prepared, refused) = (BTreeMap::new(), BTreeSet::new());
-        Self { plan, attempt: 1, prepared, refused, stage: Stage::Preparing, sent_at: now }
+        let stage = Stage::Preparing;
+        let mut drive = Self { plan, attempt: 1, prepared, refused, stage, sent_at: now, pause_ms: 0 };
+        drive.begin_pause(now);
+        drive
+    }
+
+    /// Something was said for the first time.
+    fn begin_pause(&mut self, now: Millis) {
+        self.sent_at = now;
+        self.pause_ms = if self.plan.bytes() < LARGE_BYTES { RESEND_MS.0 } else { RESEND_MS.1 };
     }
 
     fn prepare(&self, txn: TxnId, number: usize) -> Action {
@@ -363,20 +391,33 @@ impl Drive {
         actions.push(Action::Decide(Decide { txn, commit, result, prepares }));
     }
 
-    fn send_again(&self, txn: TxnId, actions: &mut Vec<Action>) {
+    /// Says again what found no answer, to those groups.
+    fn send_again(&self, txn: TxnId, is_meant: impl Fn(GroupId) -> bool, actions: &mut Vec<Action>) {
         match &self.stage {
-            Stage::Preparing if self.attempt == 1 => {
-                for (number, (group, _)) in self.plan.parts.iter().enumerate() {
-                    if !self.prepared.contains_key(group) && !self.refused.contains(group) {
+            Stage::Preparing => {
+                // A later try asks one after the other; a repeated PREPARE that waits already is recognised there.
+                let next = if self.attempt == 1 { 0..self.plan.parts.len() } else { self.next_part() };
+                for number in next {
+                    let group = self.plan.parts[number].0;
+                    let is_open = !self.prepared.contains_key(&group) && !self.refused.contains(&group);
+                    if is_meant(group) && (is_open || self.attempt > 1) {
                         actions.push(self.prepare(txn, number));
                     }
                 }
             }
-            // The one participant that is next: a repeated PREPARE that waits already is recognised there.
-            Stage::Preparing => actions.push(self.prepare(txn, self.prepared.len())),
-            Stage::BackingOut(_) | Stage::Finishing { .. } => self.send_finishes(txn, actions),
+            Stage::BackingOut(_) | Stage::Finishing { .. } => {
+                let mut finishes = Vec::new();
+                self.send_finishes(txn, &mut finishes);
+                let goes = |action: &Action| matches!(action, Action::Send(group, _) if is_meant(*group));
+                actions.extend(finishes.into_iter().filter(goes));
+            }
             Stage::Deciding => {}
         }
+    }
+
+    /// The part whose participant a later try asks now.
+    fn next_part(&self) -> std::ops::Range<usize> {
+        self.prepared.len()..self.prepared.len() + 1
     }
 }
 
@@ -487,6 +528,47 @@ mod tests {
         coordinator.asked(GroupId(2), txn(), None, &mut actions);
         let dropped = Message::Finish { txn: txn(), commit: None, attempt: LAST_TRY };
         assert_eq!(actions, [Action::Send(GroupId(2), dropped)]);
+    }
+
+    #[test]
+    fn what_may_be_lost_is_said_again_soon_and_then_less_often() {
+        let mut coordinator = Coordinator::new(GroupId(0));
+        let mut actions = Vec::new();
+        coordinator.opened(txn().opened, plan(Kind::Set), NOW, &mut actions);
+        coordinator.answer(GroupId(0), prepared(1, 8), NOW, &mut actions);
+        let mut said_again_after = |coordinator: &mut Coordinator, from: u64| {
+            let mut waits = |ms: &u64| {
+                actions.clear();
+                coordinator.tick(Millis(from + *ms), &mut actions);
+                matches!(actions[..], [Action::Send(GroupId(2), Message::Prepare { .. })])
+            };
+            (0..2000).step_by(50).filter(&mut waits).collect::<Vec<u64>>()
+        };
+        assert_eq!(said_again_after(&mut coordinator, NOW.0), [100, 300, 700, 1200, 1700]);
+
+        // Another leader listens from now on: it is told at once what it is asked, and nobody else is.
+        let mut actions = Vec::new();
+        coordinator.leader_changed(GroupId(0), Millis(3000), &mut actions);
+        assert!(actions.is_empty(), "that one has answered");
+        coordinator.leader_changed(GroupId(2), Millis(3000), &mut actions);
+        assert!(matches!(actions[..], [Action::Send(GroupId(2), Message::Prepare { .. })]), "{actions:?}");
+        coordinator.tick(Millis(3050), &mut actions);
+        assert_eq!(actions.len(), 1);
+        coordinator.tick(Millis(3100), &mut actions);
+        assert_eq!(actions.len(), 2, "it may not have been ready to listen");
+        coordinator.answer(GroupId(2), prepared(1, 9), Millis(3100), &mut actions);
+        coordinator.decided(txn().opened, true, Millis(3100), &mut actions);
+        coordinator.answer(
+            GroupId(0),
+            Message::Finished { txn: txn(), attempt: LAST_TRY },
+            Millis(3100),
+            &mut actions,
+        );
+        actions.clear();
+        for group in [0, 2] {
+            coordinator.leader_changed(GroupId(group), Millis(3101), &mut actions);
+        }
+        assert!(matches!(actions[..], [Action::Send(GroupId(2), Message::Finish { .. })]), "{actions:?}");
     }
 
     #[test]

@@ -218,6 +218,32 @@ fn members_come_and_go() {
     assert_eq!(ask(&mut world, &mut clients, Wish::Get("a".into())), End::Done("\"result\":2".into()));
 }
 
+/// What a coordinator says to a leader that has just ceased to lead is heard by nobody: it is said again to the next one at
+/// once, and not when a timer ends.
+#[test]
+fn a_batch_over_groups_does_not_wait_long_when_a_leader_moves() {
+    let mut world = World::new(Shape::of(3, 2), 8);
+    let mut clients = [Client::new(0, 0, 2)];
+    ask(&mut world, &mut clients, Wish::SetAll("a".into(), "0".into()));
+    let mut longest = 0;
+    for number in 1..=60u16 {
+        let leader = world.serving(1).expect("the other group is led");
+        let to = ReplicaId::new(0, NodeNumber(1 + (leader + number) % 3));
+        if to.node().0 != leader {
+            shard(&mut world, leader, 1).transfer(to).expect("every replica may lead");
+        }
+        world.turn_until(u64::from(number % 7) * 5, |_| false);
+        let before = world.now;
+        let end = ask(&mut world, &mut clients, Wish::SetAll("a".into(), number.to_string()));
+        assert_eq!(end, End::Done("\"result\":2".into()));
+        longest = longest.max(world.now - before);
+        // Who has given leadership away is left alone for a while.
+        world.turn_until(3500, |_| false);
+    }
+    assert!(longest < 250, "a leader that moves costs a batch {longest} ms");
+    level(&mut world);
+}
+
 /// Requests of one connection take effect in their order, whoever leads meanwhile.
 #[test]
 fn a_stream_keeps_its_order_across_leaders() {

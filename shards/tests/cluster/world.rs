@@ -238,6 +238,9 @@ impl World {
             let is_newer = role.term > known.term || (role.term == known.term && role.leader.0 != 0);
             if is_newer {
                 *known = role;
+                for replica in self.replicas.values_mut().filter(|replica| replica.shard.is_some()) {
+                    replica.events.push(Event::Leader(GroupId(group)));
+                }
             }
         }
         for (router, batch) in effects.replies.iter().enumerate() {

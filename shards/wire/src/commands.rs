@@ -404,6 +404,9 @@ impl CommandSpec {
 
 /// Names longer than this resemble no name of the protocol.
 const NEAR_BYTES_MAX: usize = 32;
+/// No name of this length is near a longer one: a third of the longer length is less than what one is longer.
+const NEAR_CANDIDATE_BYTES_MAX: usize = 48;
+const _: () = assert!(NEAR_CANDIDATE_BYTES_MAX + 1 - NEAR_BYTES_MAX > (NEAR_CANDIDATE_BYTES_MAX + 1) / 3);
 
 /// The candidate that takes the fewest edits (insert, delete, replace a character, any case) to become `name`, if it is
 /// near enough to be what was meant: at most a third of the longer length, and at least one edit is always near.
@@ -411,30 +414,65 @@ pub fn nearest<'n>(name: &str, candidates: impl Iterator<Item = &'n str>) -> Opt
     if name.len() > NEAR_BYTES_MAX {
         return None;
     }
-    let near = candidates.map(|candidate| (edits(name, candidate), candidate));
-    let near = near.filter(|(edits, candidate)| *edits <= (name.len().max(candidate.len()) / 3).max(1));
-    near.min_by_key(|(edits, _)| *edits).map(|(_, candidate)| candidate)
+    let mut best = None;
+    // Of equally near ones the first counts, so that a later one must be nearer.
+    let mut edits_max = usize::MAX;
+    for candidate in candidates {
+        let near_max = (name.len().max(candidate.len()) / 3).max(1).min(edits_max);
+        if let Some(edits) = edits(name, candidate, near_max) {
+            best = Some(candidate);
+            if edits == 0 {
+                break;
+            }
+            edits_max = edits - 1;
+        }
+    }
+    best
 }
 
-/// Optimal string alignment distance over bytes (Levenshtein with swaps of neighbours), without regard to ASCII case.
-fn edits(left: &str, right: &str) -> usize {
+/// Optimal string alignment distance over bytes (Levenshtein with swaps of neighbours), without regard to ASCII case;
+/// nothing if it is more than `edits_max`. Allocates nothing: a reader of many wrong names asks often.
+fn edits(left: &str, right: &str, edits_max: usize) -> Option<usize> {
+    let is_long = left.len() > NEAR_BYTES_MAX || right.len() > NEAR_CANDIDATE_BYTES_MAX;
+    if is_long || left.len().abs_diff(right.len()) > edits_max {
+        return None;
+    }
     let (left, right) = (left.as_bytes(), right.as_bytes());
+    // An edit takes at most one kind of letter away and brings at most one.
+    let (kinds, others) = (kinds_of(left), kinds_of(right));
+    if (kinds & !others).count_ones().max((others & !kinds).count_ones()) as usize > edits_max {
+        return None;
+    }
     let same = |a: u8, b: u8| a.eq_ignore_ascii_case(&b);
-    let mut before_last = vec![0; right.len() + 1];
-    let mut last: Vec<usize> = (0..=right.len()).collect();
+    let mut before_last = [0; NEAR_CANDIDATE_BYTES_MAX + 1];
+    let mut last: [u8; NEAR_CANDIDATE_BYTES_MAX + 1] = std::array::from_fn(|length| length as u8);
+    let mut row = [0; NEAR_CANDIDATE_BYTES_MAX + 1];
+    let mut last_least = 0;
     for i in 0..left.len() {
-        let mut row = vec![i + 1];
+        row[0] = i as u8 + 1;
+        let mut least = row[0];
         for j in 0..right.len() {
-            let replaced = last[j] + usize::from(!same(left[i], right[j]));
+            let replaced = last[j] + u8::from(!same(left[i], right[j]));
             let mut best = replaced.min(last[j + 1] + 1).min(row[j] + 1);
             if i > 0 && j > 0 && same(left[i], right[j - 1]) && same(left[i - 1], right[j]) {
                 best = best.min(before_last[j - 1] + 1);
             }
-            row.push(best);
+            row[j + 1] = best;
+            least = least.min(best);
         }
-        before_last = std::mem::replace(&mut last, row);
+        // Every further row comes from these two, and never goes below them.
+        if usize::from(least.min(last_least)) > edits_max {
+            return None;
+        }
+        last_least = least;
+        (before_last, last, row) = (last, row, before_last);
     }
-    last[right.len()]
+    Some(usize::from(last[right.len()])).filter(|edits| *edits <= edits_max)
+}
+
+/// Which letters a name has, a bit each without regard to case; other bytes share their bits.
+fn kinds_of(name: &[u8]) -> u32 {
+    name.iter().fold(0, |kinds, byte| kinds | 1 << (byte & 31))
 }
 
 #[cfg(test)]
@@ -460,5 +498,39 @@ mod tests {
         assert_eq!(nearest("BULKSET"), Some("BULK_SET"));
         assert_eq!(nearest("FROBNICATE"), None);
         assert_eq!(nearest(&"x".repeat(1000)), None);
+    }
+
+    /// The definition, every row kept.
+    fn distance(left: &[u8], right: &[u8]) -> usize {
+        let mut rows = vec![vec![0; right.len() + 1]; left.len() + 1];
+        for (i, j) in (0..=left.len()).flat_map(|i| (0..=right.len()).map(move |j| (i, j))) {
+            rows[i][j] = if i == 0 || j == 0 {
+                i + j
+            } else {
+                let replaced = rows[i - 1][j - 1] + usize::from(left[i - 1] != right[j - 1]);
+                let swapped = (i > 1 && j > 1 && left[i - 1] == right[j - 2] && left[i - 2] == right[j - 1])
+                    .then(|| rows[i - 2][j - 2] + 1);
+                replaced.min(rows[i - 1][j] + 1).min(rows[i][j - 1] + 1).min(swapped.unwrap_or(usize::MAX))
+            };
+        }
+        rows[left.len()][right.len()]
+    }
+
+    #[test]
+    fn a_bound_on_edits_changes_no_answer() {
+        let fields = COMMANDS.iter().flat_map(CommandSpec::field_names);
+        let names: BTreeSet<&str> = fields.chain(COMMANDS.iter().map(|spec| spec.name)).chain([""]).collect();
+        for left in &names {
+            for right in &names {
+                let exact = distance(
+                    &left.to_ascii_lowercase().into_bytes(),
+                    &right.to_ascii_lowercase().into_bytes(),
+                );
+                for edits_max in [0, 1, 2, 3, 5, 8, 100] {
+                    let expected = (exact <= edits_max).then_some(exact);
+                    assert_eq!(edits(left, right, edits_max), expected, "{left} {right} {edits_max}");
+                }
+            }
+        }
     }
 }

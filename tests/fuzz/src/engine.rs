@@ -19,6 +19,10 @@ use strand_sim::rng::Rng;
 const CORPUS_MAX: usize = 4096;
 /// Bytes of all of them.
 const CORPUS_BYTES_MAX: usize = 32 << 20;
+/// So many inputs of a thousand may be longer than is usual for their target.
+const LONG_PER_MILLE: u64 = 20;
+/// How often an input that is too long to go on from is drawn again before a piece of it is taken.
+const SHORTER_TRIES: usize = 2;
 /// Runs that making one failing input small may take.
 const MINIMISE_TRIES: usize = 20_000;
 
@@ -160,14 +164,26 @@ impl<'m> Worker<'m> {
     }
 
     fn next_input(&mut self) -> Vec<u8> {
-        // Half of the time one of the newest: what was just found leads on.
-        let count = self.corpus.len();
-        let newest = count.min(64);
-        let place =
-            if self.rng.chance(500) { count - 1 - self.rng.place(newest) } else { self.rng.place(count) };
-        let mut input = self.corpus[place].clone();
-        let other = self.rng.place(count);
-        let bytes_max = self.target.bytes_max();
+        let bytes_max = self.target.bytes_max().min(if self.rng.chance(LONG_PER_MILLE) {
+            usize::MAX
+        } else {
+            self.target.bytes_usual()
+        });
+        let mut place = self.draw();
+        for _ in 0..SHORTER_TRIES {
+            if self.corpus[place].len() > bytes_max {
+                place = self.draw();
+            }
+        }
+        let parent = &self.corpus[place];
+        let mut input = if parent.len() > bytes_max {
+            // Half of the time its beginning, which is more often sound by itself.
+            let from = if self.rng.chance(500) { 0 } else { self.rng.place(parent.len() - bytes_max + 1) };
+            parent[from..from + bytes_max].to_vec()
+        } else {
+            parent.clone()
+        };
+        let other = self.rng.place(self.corpus.len());
         let changes = 1 + u64::from(self.rng.word().trailing_zeros().min(5));
         for _ in 0..changes {
             mutate(&mut self.rng, &mut input, &self.words, &self.corpus[other], bytes_max);
@@ -176,6 +192,13 @@ impl<'m> Worker<'m> {
             self.target.seal(&mut self.rng, &mut input);
         }
         input
+    }
+
+    /// The place of an input to go on from: half of the time one of the newest, since what was just found leads on.
+    fn draw(&mut self) -> usize {
+        let count = self.corpus.len();
+        let newest = count.min(64);
+        if self.rng.chance(500) { count - 1 - self.rng.place(newest) } else { self.rng.place(count) }
     }
 
     /// Whether the input behaves in a new way and did not fail.

@@ -72,11 +72,13 @@ pub enum Fault {
     Echo,
     /// The process of a leader stands still until another one leads, and then hears its clients before its peers.
     LoneLeader,
+    /// The power goes while the directory of a dismissed replica is emptied.
+    CutInsideEmptying,
 }
 
 impl Fault {
     /// Every class.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::Kill,
         Self::KillBetweenEffects,
         Self::PowerCut,
@@ -110,6 +112,7 @@ impl Fault {
         Self::VoterDies,
         Self::Echo,
         Self::LoneLeader,
+        Self::CutInsideEmptying,
     ];
 
     /// So many of the first classes are drawn as they were before there were others, so that kept seeds keep their plans.

@@ -5,12 +5,14 @@ use crate::fault::Fault;
 use crate::plan::Plan;
 use crate::rng::Rng;
 use crate::router::Router;
-use crate::strand::{Fuse, Moment, Out, Seat, Stop, Strand, replica_of};
+use crate::strand::{Fuse, Moment, Out, Seat, Stop, Strand, directory, log_identity, replica_of};
 use crate::world::BEGINNING_US;
 use shards::ids::{GroupId, Millis, NodeNumber, ReplicaId};
 use shards::meta::Meta;
 use shards::shard::image::Founding;
+use shards::storage::replica_dir;
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -50,6 +52,8 @@ pub struct Machine {
     pub first_meta: Option<Arc<Meta>>,
     /// Whose files stand in each shard's directory.
     pub seats: Vec<Option<ReplicaId>>,
+    /// The durable files of each shard's directory when it began to be emptied, until another replica is there.
+    pub leavings: Vec<BTreeSet<String>>,
     /// Its router.
     pub router: Router,
     /// When it dies between two effects.
@@ -87,6 +91,7 @@ impl Machine {
             meta: None,
             first_meta: None,
             seats: vec![Some(replica_of(number)); plan.shards as usize],
+            leavings: vec![BTreeSet::new(); plan.shards as usize],
             router: Router::new(plan.shards, number, 0),
             fuse: Fuse::default(),
             paused_until_us: 0,
@@ -166,9 +171,13 @@ impl Machine {
         is_healed: bool,
     ) -> Result<Option<Out>, Stop> {
         let (group, place) = (GroupId(number), number as usize);
-        let Some(seat) = self.appointed(plan, group).or_else(|| self.held(group)) else { return Ok(None) };
+        let held = if plan.generation >= 4 { self.found(group)? } else { self.held(group) };
+        let Some(seat) = self.appointed(plan, group).or(held) else { return Ok(None) };
         assert!(self.strands[place].is_none(), "a group has one replica on a node");
-        if self.seats[place] != Some(seat.replica) {
+        if plan.generation >= 4 && self.meta.is_some() {
+            self.prepare(group, seat.replica)?;
+            self.seats[place] = Some(seat.replica);
+        } else if self.seats[place] != Some(seat.replica) {
             self.disk.in_peace(|disk| {
                 disk.erase(&crate::strand::directory(group).to_string_lossy());
                 crate::strand::make_directory(disk, group);
@@ -206,6 +215,46 @@ impl Machine {
         Some(Seat { replica, founding: self.founding(group, replica)?, is_preferred: false })
     }
 
+    /// As [`Machine::held`], by what the directory says, as the server judges it.
+    fn found(&self, group: GroupId) -> Result<Option<Seat>, Stop> {
+        let Some(node) = self.node.filter(|_| self.meta.is_some()) else { return Ok(None) };
+        let found = replica_dir::held(&self.disk, &directory(group));
+        let Some(number) = found.map_err(|error| self.refused(&error))? else { return Ok(None) };
+        let replica = ReplicaId::new(number, node);
+        let Some(founding) = self.founding(group, replica) else { return Ok(None) };
+        if number == 0 && !matches!(founding, Founding::Voter { .. }) {
+            return Ok(None);
+        }
+        let files = self.files_of(group);
+        let gone: Vec<&String> = self.leavings[group.0 as usize].difference(&files).collect();
+        if !gone.is_empty() {
+            return Err(Stop::Corrupt(format!("replica {} came back without {gone:?}", replica.0)));
+        }
+        Ok(Some(Seat { replica, founding, is_preferred: false }))
+    }
+
+    /// Makes a directory ready for a replica, as the server does.
+    fn prepare(&mut self, group: GroupId, replica: ReplicaId) -> Result<(), Stop> {
+        let prepared = replica_dir::prepare(&self.disk, &directory(group), replica, log_identity(group));
+        prepared.map_err(|error| self.refused(&error))?;
+        self.leavings[group.0 as usize].clear();
+        Ok(())
+    }
+
+    /// Removes the files of a replica that is no more, as the server does.
+    pub fn empty(&mut self, group: GroupId) -> Result<(), Stop> {
+        self.leavings[group.0 as usize] = self.files_of(group);
+        replica_dir::empty(&self.disk, &directory(group)).map_err(|error| self.refused(&error))
+    }
+
+    fn files_of(&self, group: GroupId) -> BTreeSet<String> {
+        self.disk.settled_names(&directory(group).to_string_lossy())
+    }
+
+    fn refused(&self, error: &std::io::Error) -> Stop {
+        if self.disk.is_cut() { Stop::Cut } else { Stop::Named(format!("a shard's directory: {error}")) }
+    }
+
     fn founding(&self, group: GroupId, replica: ReplicaId) -> Option<Founding> {
         let first = &self.first_meta.as_ref()?.groups[group.0 as usize].replicas;
         Some(if first.contains(&replica) {
@@ -226,6 +275,7 @@ impl Machine {
         self.disk.in_peace(|disk| disk.erase_all());
         self.damage.clear();
         self.seats.fill(None);
+        self.leavings.fill(BTreeSet::new());
         (self.node, self.meta, self.incarnation) = (None, None, incarnation);
     }
 

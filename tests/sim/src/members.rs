@@ -6,7 +6,7 @@
 //! before the first is replaced is more than three copies promise.
 
 use crate::fault::Fault;
-use crate::strand::{Strand, directory};
+use crate::strand::{Stop, Strand, directory};
 use crate::world::{CLUSTER, Happening, Packet, World};
 use shards::ids::{GroupId, NodeNumber, ReplicaId};
 use shards::meta::{Meta, MetaChange, Node, NodeState};
@@ -154,15 +154,36 @@ impl World {
         if let Err(stop) = strand.close() {
             return self.stopped(number, stop);
         }
+        let emptied = self.empty(number, GroupId(shard as u32));
         let machine = &mut self.machines[number];
-        machine.disk.in_peace(|disk| disk.erase(&directory(GroupId(shard as u32)).to_string_lossy()));
         machine.damage.retain(|damage| {
             crate::strand::parent(&damage.file) != directory(GroupId(shard as u32)).to_string_lossy()
         });
         machine.seats[shard] = None;
         self.replicas.forget(number, Some(shard as u32));
+        if let Err(stop) = emptied {
+            return self.stopped(number, stop);
+        }
         self.take_seats(number);
         Ok(())
+    }
+
+    /// Removes the files of a replica that is no more. Now and then the power goes in the middle of that.
+    fn empty(&mut self, number: usize, group: GroupId) -> Result<(), Stop> {
+        let machine = &mut self.machines[number];
+        if self.plan.generation < 4 {
+            machine.disk.in_peace(|disk| disk.erase(&directory(group).to_string_lossy()));
+            return Ok(());
+        }
+        if !self.is_healed && self.plan.faults.has(Fault::CutInsideEmptying) && self.rng.chance(500) {
+            machine.disk.cut_after(self.rng.below(10));
+        }
+        let emptied = machine.empty(group);
+        machine.disk.spare();
+        if machine.disk.is_cut() {
+            self.report.faults.add(Fault::CutInsideEmptying);
+        }
+        emptied
     }
 
     /// Every so often: nodes tell one another what they know, and the operator looks how far his wish is.

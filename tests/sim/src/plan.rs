@@ -2,6 +2,9 @@
 
 use crate::fault::{Fault, FaultSet};
 use crate::rng::Rng;
+use shards::ids::GroupId;
+use shards::shard::ShardConfig;
+use shards::state::TableLimits;
 
 /// A plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,10 +70,20 @@ pub struct Plan {
     pub work_calls: usize,
     /// Bytes of commands that a shard may have admitted and not applied.
     pub outstanding_bytes: usize,
+    /// Units of one slice of indexing.
+    pub index_units: u32,
+    /// Documents are written many at once and searched for at once, so that a backlog stands.
+    pub bursts: bool,
+    /// Keys get short times to live and are written anew about when these end.
+    pub renewals: bool,
+    /// Tables of the state are split at a few records, and a snapshot writes one of them at a time.
+    pub small_tables: bool,
+    /// What each write and sync of a log takes beyond what a quick disk does, in microseconds.
+    pub slow_us: u64,
 }
 
 /// The generation of plans that is drawn now.
-pub const GENERATION: u8 = 3;
+pub const GENERATION: u8 = 4;
 
 impl Plan {
     /// The plan of a seed.
@@ -87,7 +100,40 @@ impl Plan {
         if generation >= 3 {
             plan.draw_third();
         }
+        if generation >= 4 {
+            plan.draw_fourth();
+        }
         plan
+    }
+
+    /// What came with indexing that falls behind and commits that take long.
+    fn draw_fourth(&mut self) {
+        self.generation = 4;
+        let mut rng = Rng::new(self.seed ^ 0x666f_7572_7468);
+        self.bursts = rng.chance(500);
+        self.renewals = rng.chance(500);
+        if rng.chance(400) {
+            // A turn indexes a document or a piece of one, and the next turn lets requests wait.
+            self.index_units = *rng.pick(&[1, 1, 64]);
+            self.work_calls = 1;
+            self.turn_us = *rng.pick(&[300, 1_000, 3_000]);
+        }
+        self.small_tables = rng.chance(400);
+        if self.small_tables {
+            self.work_calls = *rng.pick(&[1, self.work_calls]);
+            self.turn_us = *rng.pick(&[self.turn_us, 300, 1_000]);
+        }
+        if rng.chance(800) && self.has_meta && self.faults != FaultSet::default() {
+            self.faults = self.faults.with(Fault::CutInsideEmptying);
+        }
+        let is_slow = rng.chance(350);
+        let slow_us = *rng.pick(&[10_000, 40_000, 150_000]);
+        if is_slow && self.faults != FaultSet::default() {
+            // Not so slow that clients cannot ask what they are to ask while this lasts.
+            let share = self.lasts_us * u64::from(self.clients) / u64::from(self.requests);
+            let most = if self.nodes > 1 { 40_000 } else { 150_000 };
+            self.slow_us = slow_us.min(share).min(most);
+        }
     }
 
     /// What came with the turns of disks and clocks that were missing at first.
@@ -202,7 +248,23 @@ impl Plan {
             work_units: 256,
             work_calls: 8,
             outstanding_bytes: 128 << 20,
+            index_units: ShardConfig::new(GroupId(0)).index_units,
+            bursts: false,
+            renewals: false,
+            small_tables: false,
+            slow_us: 0,
         }
+    }
+
+    /// When tables of the state are split.
+    pub fn tables(&self) -> TableLimits {
+        const SMALL: TableLimits = TableLimits {
+            records_max: 4,
+            inline_bytes_max: 2000,
+            large_bytes_max: 20_000,
+            large_records_min: 2,
+        };
+        if self.small_tables { SMALL } else { TableLimits::default() }
     }
 
     /// With so many machines; the copies of a group are never more than these.

@@ -151,7 +151,7 @@ pub struct Moment {
     pub elapsed_ns: u64,
 }
 
-fn log_identity(group: GroupId) -> LogIdentity {
+pub(crate) fn log_identity(group: GroupId) -> LogIdentity {
     LogIdentity { cluster: CLUSTER, key: 0x6b65_7900 + u64::from(group.0), shard: group.0 }
 }
 
@@ -187,6 +187,13 @@ fn config(plan: &Plan, group: GroupId, is_preferred: bool) -> ShardConfig {
         snapshot_log_bytes: plan.snapshot_log_bytes,
         snapshot_every_ms: plan.snapshot_every_ms,
         outstanding_bytes_max: plan.outstanding_bytes,
+        index_units: plan.index_units,
+        tables: plan.tables(),
+        snapshot_slice_bytes: if plan.small_tables {
+            1
+        } else {
+            ShardConfig::new(group).snapshot_slice_bytes
+        },
         ..ShardConfig::new(group)
     }
 }
@@ -244,8 +251,7 @@ impl Strand {
             },
             ..WalOptions::default()
         };
-        let device =
-            SimDevice::new(disk.clone(), Rc::clone(clock), options.buffers, options.buffer_bytes, last);
+        let device = SimDevice::new(disk.clone(), Rc::clone(clock), &options, last, plan.slow_us);
         let supply = SimSupply::new(
             disk.clone(),
             Rc::clone(clock),

@@ -92,8 +92,15 @@ impl World {
     /// A machine hears who leads a group.
     fn learn(&mut self, number: usize, shard: usize, term: u64, leader: Option<usize>) {
         let known = &mut self.machines[number].views[shard];
-        if term > known.0 || (term == known.0 && leader.is_some()) {
-            *known = (term, leader);
+        let is_newer = term > known.0 || (term == known.0 && leader.is_some());
+        if !is_newer || *known == (term, leader) {
+            return;
+        }
+        *known = (term, leader);
+        if leader.is_some() {
+            for other in 0..self.machines[number].strands.len() {
+                self.tell(number, other, Event::Leader(GroupId(shard as u32)));
+            }
         }
     }
 

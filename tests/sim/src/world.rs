@@ -191,6 +191,8 @@ impl World {
             with_faults: plan.faults.has(Fault::LostRecord),
             with_local: plan.generation > 1,
             forgets: plan.interval_ms > 0,
+            bursts: plan.bursts,
+            renewals: plan.renewals,
         };
         let works =
             chosen.iter().map(|number| work::make(*number, plan.keys, clock_error_ms, promise)).collect();

@@ -5,7 +5,7 @@
 
 use super::{ConsensusError, Group};
 use crate::consensus::membership::{MemberChange, conf_change};
-use crate::consensus::progress::{Follower, FollowerState, MemberRefusal, check};
+use crate::consensus::progress::{Applied, Follower, FollowerState, MemberRefusal, check};
 use crate::consensus::storage::is_member;
 use crate::ids::ReplicaId;
 use raft::prelude::{ConfChangeV2, Message, MessageType};
@@ -154,6 +154,7 @@ impl Group {
             replica: ReplicaId(*id),
             is_voter: conf_state.voters.contains(id) || conf_state.voters_outgoing.contains(id),
             matched: progress.matched,
+            applied: if *id == raft.id { Some(self.own_applied()) } else { self.heard.applied(*id) },
             state: match progress.state {
                 ProgressState::Probe => FollowerState::Probing,
                 ProgressState::Replicate => FollowerState::Replicating,
@@ -164,6 +165,28 @@ impl Group {
         let mut followers: Vec<Follower> = raft.prs().iter().map(follower).collect();
         followers.sort_by_key(|follower| follower.replica);
         followers
+    }
+
+    /// A leader that has just applied its own removal leads no more. raft-rs would go on, and panics when it then counts what
+    /// this replica, or another, has made durable.
+    pub(super) fn step_down_if_removed(&mut self) {
+        let raft = &mut self.node.raft;
+        if raft.state == StateRole::Leader && raft.prs().get(raft.id).is_none() {
+            let term = raft.term;
+            raft.become_follower(term, raft::INVALID_ID);
+        }
+    }
+
+    fn own_applied(&self) -> Applied {
+        let log = &self.node.raft.raft_log;
+        Applied { index: log.applied, commit: log.committed }
+    }
+
+    /// Says in answers to heartbeats what this replica has applied, where raft-rs leaves the index empty.
+    pub(super) fn tell_applied(&self, messages: &mut [Message]) {
+        let applied = self.node.raft.raft_log.applied;
+        let is_answer = |message: &&mut Message| message.get_msg_type() == MessageType::MsgHeartbeatResponse;
+        messages.iter_mut().filter(is_answer).for_each(|message| message.index = applied);
     }
 
     fn propose_change(&mut self, change: ConfChangeV2) -> Result<u64, ConsensusError> {

@@ -271,6 +271,34 @@ impl Three {
     }
 }
 
+/// The others make its removal durable before it does itself: it applies it, and its own log is done later.
+#[test]
+fn a_leader_that_applies_its_own_removal_leads_no_more() {
+    let mut three = Three::new();
+    three.lead();
+    three.groups[0].change_members(&[MemberChange::Remove(ReplicaId(1))]).unwrap();
+    let late = collect(&mut three.groups[0]);
+    assert!(!late.appends.is_empty());
+    let mut answers = Vec::new();
+    for message in late.messages {
+        let group = &mut three.groups[message.to as usize - 1];
+        group.step(message).unwrap();
+        let out = collect(group);
+        sync(group, &out.appends);
+        answers.append(&mut collect(group).messages);
+    }
+    answers.into_iter().for_each(|answer| three.groups[0].step(answer).unwrap());
+    let committed = collect(&mut three.groups[0]).committed;
+    assert_eq!(committed.len(), 1, "the removal, by two of three");
+    three.groups[0].apply_change(&committed[0]).unwrap();
+    three.groups[0].applied(committed[0].index);
+    assert!(!three.groups[0].is_leader() && !three.groups[0].is_voter());
+    sync(&mut three.groups[0], &late.appends);
+    three.settle();
+    three.tick(200);
+    assert!(three.groups[1].is_leader() || three.groups[2].is_leader(), "the others go on");
+}
+
 #[test]
 fn a_removed_replica_that_missed_its_removal_is_told_when_it_asks_for_votes() {
     let mut three = Three::new();

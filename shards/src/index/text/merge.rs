@@ -24,6 +24,9 @@ pub(crate) struct Merge {
     pub(crate) inputs: Vec<Input>,
     /// Documents of the output that died while it was made.
     pub(crate) dead: Bitmap,
+    /// Terms that the output does not have, with the number of inputs that do. They stay in the dictionary as long as the
+    /// inputs are parts of the index: a snapshot that begins before the merge ends writes these, dead documents and all.
+    pub(crate) gone: Vec<(u32, u32)>,
     writer: SegmentWriter,
     stage: Stage,
     vector_bytes: usize,
@@ -85,6 +88,7 @@ impl Merge {
         Self {
             inputs: inputs.collect(),
             dead: Bitmap::default(),
+            gone: Vec::new(),
             writer: SegmentWriter::new(sizes),
             stage: Stage::Documents { input: 0 },
             vector_bytes,
@@ -214,13 +218,13 @@ impl Merge {
         if at == self.inputs.len() {
             let holders = self.inputs.iter().filter(|input| input.next_term == Some(id)).count();
             let is_kept = self.writer.end_term();
-            if self.replaces {
-                if is_kept {
-                    dictionary.retain(id);
-                }
+            if self.replaces && is_kept {
+                dictionary.retain(id);
                 for _ in 0..holders {
                     dictionary.release(id);
                 }
+            } else if self.replaces {
+                self.gone.push((id, holders as u32));
             }
             self.stage = Stage::Terms { from: id + 1 };
             return;

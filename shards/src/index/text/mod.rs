@@ -99,6 +99,8 @@ pub struct TextIndex {
     parts: Parts,
     next_part: u32,
     merges: Vec<Merge>,
+    /// Terms that went with ended merges, to be given back: each with the number of inputs that had it.
+    gone: Vec<(u32, u32)>,
     relocations: Vec<Relocation>,
     embedder: Option<&'static dyn Embedder>,
     scratch: Scratch,
@@ -161,6 +163,7 @@ impl TextIndex {
             parts: Parts::default(),
             next_part: 0,
             merges: Vec::new(),
+            gone: Vec::new(),
             relocations: Vec::new(),
             embedder: None,
             scratch: Scratch::default(),
@@ -422,6 +425,7 @@ impl TextIndex {
     /// Whether [`TextIndex::work`] has something to do.
     pub fn has_work(&self) -> bool {
         !self.merges.is_empty()
+            || !self.gone.is_empty()
             || !self.relocations.is_empty()
             || self.dictionary.has_work()
             || self.next_merge().is_some()
@@ -430,7 +434,9 @@ impl TextIndex {
     /// Goes on with sealing, merging and tidying until the budget is spent or nothing is left to do.
     pub fn work(&mut self, units: &mut Units) {
         while units.left() {
-            if let Some(at) = self.smallest_merge() {
+            if !self.gone.is_empty() {
+                self.release_gone(units);
+            } else if let Some(at) = self.smallest_merge() {
                 self.step_merge(at, units);
             } else if !self.relocations.is_empty() {
                 self.relocate(units);
@@ -466,7 +472,8 @@ impl TextIndex {
         if !self.merges[at].step(units, &mut self.dictionary, is_dead) {
             return;
         }
-        let merge = self.merges.remove(at);
+        let mut merge = self.merges.remove(at);
+        self.gone.append(&mut merge.gone);
         let (segment, dead, forwards) = merge.finish();
         let id = self.next_part;
         self.next_part += 1;
@@ -486,6 +493,15 @@ impl TextIndex {
             documents,
         }));
         self.relocations.push(Relocation { part: id, next: 0 });
+    }
+
+    /// Gives back terms that no part has any more.
+    fn release_gone(&mut self, units: &mut Units) {
+        let count = self.gone.len().min(64);
+        for (id, holders) in self.gone.drain(self.gone.len() - count..) {
+            (0..holders).for_each(|_| self.dictionary.release(id));
+        }
+        units.spend(count as u64 * 8);
     }
 
     /// Points the locations of a merged part's documents to it, so that the forwards can go.

@@ -71,6 +71,30 @@ fn a_snapshot_holds_the_index_as_it_was() {
     assert_eq!(loaded.documents(), 0);
 }
 
+/// A merge lets go of the terms of dead documents, which stand in its inputs until it ends.
+#[test]
+fn a_snapshot_that_begins_beside_a_merge_is_whole() {
+    let mut beside_merges = 0;
+    for steps in (0..400).step_by(3) {
+        let mut index = empty_index(8);
+        for n in 0..40 {
+            let value = format!("\"own{n} word\"");
+            index.put(format!("k{n}").as_bytes(), value.as_bytes(), &mut Units::unlimited());
+        }
+        for n in (0..40).step_by(2) {
+            index.remove(format!("k{n}").as_bytes(), &mut Units::unlimited());
+        }
+        for _ in 0..steps {
+            index.work(&mut Units::new(1));
+        }
+        beside_merges += usize::from(index.has_work());
+        let stored = sections(&mut index, 1000, &mut |_| {});
+        let loaded = load(&stored).unwrap_or_else(|error| panic!("after {steps} steps: {error:?}"));
+        assert_eq!(loaded.documents(), 20);
+    }
+    assert!(beside_merges > 20, "{beside_merges} snapshots began beside a merge");
+}
+
 proptest! {
     #[test]
     fn damaged_sections_are_refused(seed in any::<u64>(), flips in prop::collection::vec((any::<u32>(), 0u8..8), 1..4), resum in any::<bool>()) {

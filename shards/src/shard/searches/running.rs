@@ -214,7 +214,7 @@ impl Shard {
 
     /// Goes on with one search and answers if it has ended; the units that it took.
     fn run_slice(&mut self, mut running: Running, units: u32, effects: &mut Effects) -> i64 {
-        let (now, last) = (self.now, self.applied);
+        let (now, last) = (self.read_time(), self.applied);
         let (keys, indexes) = (&self.state.keys, &self.searches.indexes);
         let mut budget = Units::new(units);
         let Running { task, judge, scorer, seen, .. } = &mut running;

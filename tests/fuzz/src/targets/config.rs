@@ -86,6 +86,10 @@ impl Target for Config {
         2400
     }
 
+    fn bytes_usual(&self) -> usize {
+        200
+    }
+
     fn run(&mut self, input: &[u8]) -> u64 {
         let text = String::from_utf8_lossy(input);
         let mut parts = text.splitn(3, '\0');
@@ -103,7 +107,7 @@ impl Target for Config {
                 let again = Sources { file: Some(("again.toml".to_owned(), written)), ..Sources::default() };
                 let again =
                     load(&again).unwrap_or_else(|problems| panic!("written and not read: {problems}"));
-                assert_eq!(format!("{:?}", again.tuning), format!("{:?}", configured.tuning));
+                assert_eq!(again.tuning, configured.tuning, "written, and read as another");
                 behaviour(&[1, class_of(sources.environment.len()), u64::from(peer.is_ok())])
             }
             Err(problems) => {

@@ -128,6 +128,10 @@ impl Target for Queries {
         400
     }
 
+    fn bytes_usual(&self) -> usize {
+        40
+    }
+
     fn run(&mut self, input: &[u8]) -> u64 {
         let text = String::from_utf8_lossy(input);
         let is_field = |name: &str| name == "title" || name == "a.b";

@@ -8,6 +8,7 @@ use crate::fault::Fault;
 use shards::ids::Sequence;
 use shards::log::header::{self, BLOCK_BYTES, BatchHeader, BatchKind};
 use shards::storage::device::{BufferId, Completion, DeviceWrite, EIO, FileSlot, LogDevice, Outcome};
+use shards::storage::wal::WalOptions;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
@@ -74,19 +75,21 @@ pub struct SimDevice {
 pub struct DeviceHandle(Rc<RefCell<State>>);
 
 impl SimDevice {
-    /// A device with a pool of buffers, on the world's clock. Everything up to `durable` was made durable before.
+    /// A device with a pool of buffers, on the world's clock. Everything up to `durable` was made durable before. Its writes
+    /// and syncs take `slow_us` beyond what a quick disk's do.
     pub fn new(
         disk: SimDisk,
         clock: Rc<Cell<u64>>,
-        buffers: usize,
-        buffer_bytes: usize,
+        options: &WalOptions,
         durable: Sequence,
+        slow_us: u64,
     ) -> Self {
+        let (buffers, buffer_bytes) = (options.buffers, options.buffer_bytes);
         let held = |memory| Held { memory, is_taken: false };
         let mut all: Vec<Held> = (0..buffers).map(|_| held(vec![0; buffer_bytes])).collect();
         all.extend((0..LARGE_BUFFERS).map(|_| held(Vec::new())));
         // How fast this disk is for as long as the process lives: nothing that a stall of this moment may slow down.
-        let write_us = 20 + disk.0.borrow_mut().rng.around(60);
+        let write_us = 20 + slow_us + disk.0.borrow_mut().rng.around(60);
         let state = State {
             disk,
             clock,

@@ -6,7 +6,7 @@
 use crate::fault::{Fault, FaultCounts};
 use crate::rng::Rng;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::rc::Rc;
 
@@ -292,6 +292,11 @@ impl SimDisk {
         self.0.borrow_mut().operations_left = Some(operations);
     }
 
+    /// Nothing of the kind is to happen any more.
+    pub fn spare(&self) {
+        self.0.borrow_mut().operations_left = None;
+    }
+
     /// Whether the power is gone.
     pub fn is_cut(&self) -> bool {
         self.0.borrow().is_cut
@@ -363,6 +368,13 @@ impl SimDisk {
         let platter = self.0.borrow();
         let inside = platter.names.iter().filter(|(name, _)| is_in(name, directory));
         inside.map(|(name, id)| (name.clone(), platter.files[id].live.len())).collect()
+    }
+
+    /// Names in a directory that are seen and durable.
+    pub fn settled_names(&self, directory: &str) -> BTreeSet<String> {
+        let platter = self.0.borrow();
+        let names = platter.names.keys().filter(|name| is_in(name, directory));
+        names.filter(|name| platter.durable_names.contains_key(*name)).cloned().collect()
     }
 
     /// Part of a file's content.

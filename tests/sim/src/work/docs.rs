@@ -1,5 +1,7 @@
 //! Documents: write and then search, by text and by field, while indexes come and go. Each document has one client, so it
-//! knows what a search must show of it; at the end every search is compared with a scan.
+//! knows what a search must show of it, and so do the others once its last write was over before they asked; at the end
+//! every search is compared with a scan. In bursts, many documents are written by one command and one of their words is
+//! searched for at once, so that a search meets what is still to be indexed.
 
 use super::{Ask, Outcome, Span, Workload, code};
 use crate::rng::Rng;
@@ -9,6 +11,10 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Words that many documents share. None is changed by stemming, none is a stop word.
 const WORDS: [&str; 6] = ["alpha", "bravo", "delta", "kilo", "tango", "zulu"];
 const DOCUMENTS_PER_CLIENT: u64 = 4;
+/// Documents of a client, and most of one command, in bursts.
+const DOCUMENTS_IN_BURSTS: u64 = 12;
+/// Times that the words of a long text are repeated.
+const LONG_TEXT_REPEATS: usize = 60;
 const NUMBERS: u64 = 20;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,9 +23,18 @@ struct Document {
     number: u64,
 }
 
+/// What is certain of a document.
+#[derive(Clone, Debug)]
+struct Known {
+    /// None when it was deleted.
+    document: Option<Document>,
+    /// When the end of its last write was heard, as a position in the order of all that clients did.
+    since: u64,
+}
+
 #[derive(Clone)]
 enum Doing {
-    Write(String, Document),
+    Write(Vec<(String, Document)>),
     Delete(String),
     Search(String),
     Query(u64),
@@ -34,11 +49,14 @@ enum Doing {
 
 /// See the module's head.
 pub(super) struct Docs {
+    in_bursts: bool,
+    /// What a client searches for next.
+    next_search: BTreeMap<usize, String>,
     next_word: u64,
     next_tag: u64,
     doing: BTreeMap<u64, Doing>,
     /// What is certain of each client's documents.
-    known: BTreeMap<usize, BTreeMap<String, Option<Document>>>,
+    known: BTreeMap<usize, BTreeMap<String, Known>>,
     lives: BTreeMap<usize, u32>,
     /// At the end: what the scan found, and which requests are left.
     scanned: BTreeMap<String, Document>,
@@ -48,8 +66,10 @@ pub(super) struct Docs {
 }
 
 impl Docs {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(in_bursts: bool) -> Self {
         Self {
+            in_bursts,
+            next_search: BTreeMap::new(),
             next_word: 0,
             next_tag: 0,
             doing: BTreeMap::new(),
@@ -68,19 +88,46 @@ impl Docs {
         Ask { line, tag: self.next_tag, may_repeat }
     }
 
-    fn write(&mut self, key: String, rng: &mut Rng) -> Ask {
+    fn document(&mut self, rng: &mut Rng) -> Document {
         let mut words: BTreeSet<String> = BTreeSet::new();
         for _ in 0..rng.between(1, 4) {
             words.insert((*rng.pick(&WORDS)).to_owned());
         }
         self.next_word += 1;
         words.insert(unique_word(self.next_word));
-        let document = Document { words, number: rng.below(NUMBERS) };
-        let text: Vec<&str> = document.words.iter().map(String::as_str).collect();
-        let (text, number) = (text.join(" "), document.number);
-        let value = format!("{{\"title\":\"{text}\",\"n\":{number}}}");
-        let line = format!("{{\"command\":\"SET\",\"key\":\"{key}\",\"value\":{value}}}");
-        self.start(Doing::Write(key, document), line, false)
+        Document { words, number: rng.below(NUMBERS) }
+    }
+
+    fn write(&mut self, key: String, rng: &mut Rng) -> Ask {
+        let document = self.document(rng);
+        let line = format!("{{\"command\":\"SET\",\"key\":\"{key}\",\"value\":{}}}", document.value(1));
+        self.start(Doing::Write(vec![(key, document)]), line, false)
+    }
+
+    /// Several documents of a client by one command; one of their words is searched for next.
+    fn write_many(&mut self, client: usize, life: u32, rng: &mut Rng) -> Ask {
+        let (first, count) = (rng.below(DOCUMENTS_IN_BURSTS), rng.between(1, DOCUMENTS_IN_BURSTS));
+        let mut written = Vec::new();
+        let mut items = Vec::new();
+        for place in 0..count {
+            let key = format!("doc{client}.{}.{life}", (first + place) % DOCUMENTS_IN_BURSTS);
+            let document = self.document(rng);
+            let repeats = if rng.chance(200) { LONG_TEXT_REPEATS } else { 1 };
+            items.push(format!("\"{key}\":{}", document.value(repeats)));
+            written.push((key, document));
+        }
+        let (_, one) = rng.pick(&written);
+        let words: Vec<&String> = one.words.iter().collect();
+        self.next_search.insert(client, (*rng.pick(&words)).clone());
+        let line = format!("{{\"command\":\"BULK_SET\",\"items\":{{{}}}}}", items.join(","));
+        self.start(Doing::Write(written), line, false)
+    }
+
+    fn ask_in_bursts(&mut self, client: usize, life: u32, rng: &mut Rng) -> Option<Ask> {
+        if let Some(word) = self.next_search.remove(&client) {
+            return Some(self.search(word, false));
+        }
+        rng.chance(400).then(|| self.write_many(client, life, rng))
     }
 
     fn search(&mut self, word: String, is_last: bool) -> Ask {
@@ -89,20 +136,28 @@ impl Docs {
         self.start(doing, line, true)
     }
 
-    /// Compares what a search shows of this client's documents with what it knows of them.
+    /// Compares what a search shows with what is certain: of its client's own documents, and of those of others whose
+    /// last write was over before the search was asked for.
     fn compare(
         &mut self,
         client: usize,
+        span: Span,
         found: &BTreeSet<String>,
         what: &str,
         matches: impl Fn(&Document) -> bool,
     ) -> Result<(), String> {
         self.searched += 1;
-        for (key, document) in self.known.entry(client).or_default().iter() {
-            let expected = document.as_ref().is_some_and(&matches);
-            if expected != found.contains(key) {
-                let verb = if expected { "misses" } else { "shows" };
-                return Err(format!("{what} {verb} {key}, which its client left as {document:?}"));
+        let under_way: BTreeSet<&String> = self.doing.values().flat_map(Doing::writes).collect();
+        for (owner, documents) in &self.known {
+            for (key, Known { document, since }) in documents {
+                let is_certain = *owner == client || (*since < span.called && !under_way.contains(key));
+                let expected = document.as_ref().is_some_and(&matches);
+                if is_certain && expected != found.contains(key) {
+                    let verb = if expected { "misses" } else { "shows" };
+                    return Err(format!(
+                        "{what} by {client} {verb} {key}, which its client left as {document:?}"
+                    ));
+                }
             }
         }
         Ok(())
@@ -147,6 +202,26 @@ impl Docs {
     }
 }
 
+impl Document {
+    /// It as JSON, its words so many times over.
+    fn value(&self, repeats: usize) -> String {
+        let words: Vec<&str> = self.words.iter().map(String::as_str).collect();
+        let text = vec![words.join(" "); repeats].join(" ");
+        format!("{{\"title\":\"{text}\",\"n\":{}}}", self.number)
+    }
+}
+
+impl Doing {
+    /// The documents that it writes or deletes.
+    fn writes(&self) -> Vec<&String> {
+        match self {
+            Self::Write(written) => written.iter().map(|(key, _)| key).collect(),
+            Self::Delete(key) => vec![key],
+            _ => Vec::new(),
+        }
+    }
+}
+
 /// A word that nobody else writes and that stemming leaves alone.
 fn unique_word(mut number: u64) -> String {
     let mut word = "qx".to_owned();
@@ -175,6 +250,11 @@ fn keys_of(list: &Json, member: Option<&str>) -> Result<BTreeSet<String>, String
 impl Workload for Docs {
     fn ask(&mut self, client: usize, rng: &mut Rng) -> Ask {
         let life = self.lives.get(&client).copied().unwrap_or_default();
+        if self.in_bursts
+            && let Some(ask) = self.ask_in_bursts(client, life, rng)
+        {
+            return ask;
+        }
         let key = format!("doc{client}.{}.{life}", rng.below(DOCUMENTS_PER_CLIENT));
         match rng.below(20) {
             0..8 => self.write(key, rng),
@@ -203,7 +283,7 @@ impl Workload for Docs {
         }
     }
 
-    fn end(&mut self, client: usize, tag: u64, _: Span, outcome: &Outcome) -> Result<(), String> {
+    fn end(&mut self, client: usize, tag: u64, span: Span, outcome: &Outcome) -> Result<(), String> {
         let doing = self.doing.remove(&tag).ok_or("an answer to nothing")?;
         match (outcome, doing) {
             (Outcome::Unknown, Doing::Write(..) | Doing::Delete(_)) => {
@@ -212,22 +292,27 @@ impl Workload for Docs {
                 self.known.remove(&client);
                 Ok(())
             }
-            (Outcome::Done(_), Doing::Write(key, document)) => {
-                self.known.entry(client).or_default().insert(key, Some(document));
+            (Outcome::Done(_), Doing::Write(written)) => {
+                let known = self.known.entry(client).or_default();
+                for (key, document) in written {
+                    known.insert(key, Known { document: Some(document), since: span.returned });
+                }
                 Ok(())
             }
             (Outcome::Done(_), Doing::Delete(key)) => {
-                self.known.entry(client).or_default().insert(key, None);
+                let known = Known { document: None, since: span.returned };
+                self.known.entry(client).or_default().insert(key, known);
                 Ok(())
             }
             (Outcome::Done(reply), Doing::Search(word)) => {
                 let found = keys_of(&reply["result"], Some("key"))?;
                 let what = format!("SEARCH {word}");
-                self.compare(client, &found, &what, |document| document.words.contains(&word))
+                self.compare(client, span, &found, &what, |document| document.words.contains(&word))
             }
             (Outcome::Done(reply), Doing::Query(from)) => {
                 let found = keys_of(&reply["result"], None)?;
-                self.compare(client, &found, &format!("QUERY_INDEX n >= {from}"), |d| d.number >= from)
+                let what = format!("QUERY_INDEX n >= {from}");
+                self.compare(client, span, &found, &what, |document| document.number >= from)
             }
             (Outcome::Done(reply), Doing::Scan) => self.take_scan(reply),
             (Outcome::Done(reply), Doing::LastSearch(word)) => {

@@ -73,6 +73,10 @@ pub struct Promise {
     pub with_local: bool,
     /// What was acknowledged may be lost with the power.
     pub forgets: bool,
+    /// Documents are written many at once, and searched for at once.
+    pub bursts: bool,
+    /// Keys are written anew about when their times to live end.
+    pub renewals: bool,
 }
 
 /// Number of workloads.
@@ -87,8 +91,8 @@ pub fn make(number: usize, keys: u32, clock_error_ms: u64, promise: Promise) -> 
         0 => Box::new(registers::Registers::new(keys, promise.with_faults, promise.with_local)),
         1 => Box::new(counters::Counters::new(keys)),
         2 => Box::new(bulk::Bulk::new(keys, promise.forgets)),
-        3 => Box::new(expiry::Expiry::new(clock_error_ms)),
-        4 => Box::new(docs::Docs::new()),
+        3 => Box::new(expiry::Expiry::new(clock_error_ms, promise.renewals)),
+        4 => Box::new(docs::Docs::new(promise.bursts)),
         _ => panic!("there are {COUNT} workloads"),
     }
 }
