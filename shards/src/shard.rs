@@ -525,6 +525,7 @@ impl Shard {
         self.tick_resignation();
         self.group.tick();
         self.follow_role(effects);
+        self.forget_if_dismissed(effects);
         self.restore_fetched(effects)?;
         self.tick_reads(effects);
         self.give_up_late(effects);

@@ -227,10 +227,31 @@ impl Shard {
             self.budget.release(entry.data.len() - HEAD_BYTES);
             waiters = under_way;
         }
-        for proposed in self.proposed.drain(..) {
+        waiters.extend(self.take_proposed_behind(0));
+        self.answer_unknown(waiters, effects);
+    }
+
+    /// A replica that the group has let go hears no more what becomes of entries that it proposed and does not know to be
+    /// committed: it must not wait for them, or its seat is never free.
+    pub(super) fn forget_if_dismissed(&mut self, effects: &mut Effects) {
+        if !self.proposed.is_empty() && !self.group.is_leader() && self.group.is_dismissed() {
+            let waiters = self.take_proposed_behind(self.group.commit_index());
+            self.answer_unknown(waiters, effects);
+        }
+    }
+
+    /// Takes away what was proposed behind an index, and returns who waits for it.
+    fn take_proposed_behind(&mut self, index: u64) -> Vec<Waiter> {
+        let first = self.proposed.partition_point(|proposed| proposed.index <= index);
+        let mut waiters = Vec::new();
+        for proposed in self.proposed.drain(first..) {
             self.budget.release(proposed.bytes);
             waiters.extend(proposed.waiters);
         }
+        waiters
+    }
+
+    fn answer_unknown(&mut self, waiters: Vec<Waiter>, effects: &mut Effects) {
         for waiter in waiters {
             if !waiter.is_silent {
                 let unknown = Failure::Timeout { unknown: true };
