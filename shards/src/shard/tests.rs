@@ -18,6 +18,7 @@ use crate::txn::message::{GroupMessage, Start};
 use std::collections::BTreeMap;
 
 mod floors;
+mod members;
 mod slices;
 
 /// One shard with its disk.

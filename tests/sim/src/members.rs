@@ -2,8 +2,8 @@
 //!
 //! The operator here does what an operator does, ADD_NODE and REMOVE_NODE, again and again until the meta state shows it;
 //! everything else is the engine's: the placement, learners, joint configurations, hand-overs, the dismissal of replicas.
-//! One wish at a time. A disk is lost only while every group stands as placed and every node is up: a second copy lost
-//! before the first is replaced is more than three copies promise.
+//! One wish at a time. A disk is lost only while every group stands as placed, with all its copies, and every node is up: a
+//! second copy lost before the first is replaced is more than three copies promise.
 
 use crate::fault::Fault;
 use crate::strand::{Stop, Strand, directory};
@@ -321,12 +321,15 @@ impl World {
         true
     }
 
-    /// Whether every node is up and every group stands as placed, with all its replicas in reach of its leader.
+    /// Whether every node is up and every group stands as placed, with as many replicas as there should be, all in reach of its
+    /// leader. A group whose move was undone stands as placed with one too few, before it grows again.
     pub(crate) fn is_settled(&self) -> bool {
         let Some(meta) = self.newest_meta() else { return true };
         let is_up =
             |node: &Node| self.machine_of(node.number).is_some_and(|number| self.machines[number].is_up);
         let nodes_stand = meta.nodes.iter().all(|node| node.state == NodeState::Gone || is_up(node));
+        let members = meta.nodes.iter().filter(|node| node.state == NodeState::Member).count();
+        let copies = usize::from(meta.replicas).min(members);
         nodes_stand
             && meta.groups.iter().enumerate().all(|(shard, placed)| {
                 let strands = self.machines.iter().filter_map(|machine| machine.strands.get(shard)?.as_ref());
@@ -344,6 +347,7 @@ impl World {
                 voters.sort_unstable();
                 let keeps_up = leader.shard.progress().iter().all(|one| one.is_active && one.keeps_up(last));
                 wanted == voters
+                    && wanted.len() >= copies
                     && conf_state.voters_outgoing.is_empty()
                     && conf_state.learners.is_empty()
                     && keeps_up
