@@ -158,7 +158,11 @@ impl Shard {
         let is_known = |known: &u32| *known >= attempt;
         let is_late = self.txns.intent(txn).is_some_and(|intent| is_known(&intent.attempt));
         let is_reserving = self.slices.reservations.iter().any(|reservation| reservation.is_of(txn));
+        // A FINISH on its way through the log, or applied in slices, lets go of what this transaction holds at its end. A PREPARE
+        // that was let in before that would have its locks taken away, and meet another holder when it is applied.
+        let is_ending = self.finishing.contains_key(&txn);
         if is_late
+            || is_ending
             || is_reserving
             || self.preparing.get(&txn).is_some_and(is_known)
             || self.waiting_prepares.contains(&(txn, attempt))
@@ -215,10 +219,6 @@ impl Shard {
         self.waiting_prepares.retain(|(waiting, _)| *waiting != txn);
         if let Some(found) = self.slices.reservations.iter_mut().find(|found| found.is_of(txn)) {
             return found.cancel(attempt);
-        }
-        if self.finishing.get(&txn) == Some(&attempt) {
-            // Said again while the first is on its way through the log; its answer comes when that is applied.
-            return;
         }
         if self.locks.holds(txn) {
             let mut value = Vec::new();

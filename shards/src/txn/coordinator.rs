@@ -60,8 +60,6 @@ struct Drive {
     stage: Stage,
     /// When messages were last sent, to send them again.
     sent_at: Millis,
-    /// After which silence they are sent again, in ms.
-    pause_ms: u64,
 }
 
 #[derive(Debug)]
@@ -71,11 +69,9 @@ struct Prepared {
     values: Vec<u8>,
 }
 
-/// How long an unanswered message waits before it is sent again, in ms: first, and at most after it has doubled each time.
-/// Links between nodes may lose any message, and a replica that does not lead hears none.
-const RESEND_MS: (u64, u64) = (100, 500);
-/// Items of so many bytes wait the longest time from the first: sent twice they would cost more than they save.
-const LARGE_BYTES: usize = 64 << 10;
+/// How long an unanswered message waits before it is sent again, in ms. Links between nodes may lose any of them; what is said
+/// to a replica that leads no more is said again when the next leader is known.
+const RESEND_AFTER_MS: u64 = 500;
 
 /// The transactions that this leader drives.
 #[derive(Debug)]
@@ -196,7 +192,7 @@ impl Coordinator {
         for (_, items) in &mut drive.plan.parts {
             *items = Vec::new();
         }
-        drive.begin_pause(now);
+        drive.sent_at = now;
     }
 
     /// A participant asks what became of a transaction that is no longer recorded or not driven.
@@ -231,9 +227,8 @@ impl Coordinator {
             let undecided = matches!(drive.stage, Stage::Preparing | Stage::BackingOut(_));
             if undecided && drive.plan.deadline <= now {
                 late.push(*opened);
-            } else if now.0.saturating_sub(drive.sent_at.0) >= drive.pause_ms {
+            } else if now.0.saturating_sub(drive.sent_at.0) >= RESEND_AFTER_MS {
                 drive.sent_at = now;
-                drive.pause_ms = (2 * drive.pause_ms).min(RESEND_MS.1);
                 drive.send_again(txn, |_| true, actions);
             }
         }
@@ -250,7 +245,7 @@ impl Coordinator {
             drive.send_again(txn, |one| one == group, actions);
             if actions.len() > before {
                 // The new leader may not be ready to listen yet.
-                drive.begin_pause(now);
+                drive.sent_at = now;
             }
         }
     }
@@ -275,7 +270,7 @@ impl Coordinator {
         } else if done == drive.plan.parts.len() || (is_on(Mutant::DecidedTooEarly) && drive.attempt == 1) {
             drive.decide(txn, actions);
         } else if drive.attempt > 1 && !again {
-            drive.begin_pause(now);
+            drive.sent_at = now;
             actions.push(drive.prepare(txn, done));
         }
     }
@@ -303,7 +298,7 @@ impl Coordinator {
                     drive.attempt += 1;
                     drive.prepared.clear();
                     drive.refused.clear();
-                    drive.begin_pause(now);
+                    drive.sent_at = now;
                     actions.push(drive.prepare(txn, 0));
                 }
             }
@@ -330,16 +325,7 @@ impl Coordinator {
 impl Drive {
     fn new(plan: Plan, now: Millis) -> Self {
         let (prepared, refused) = (BTreeMap::new(), BTreeSet::new());
-        let stage = Stage::Preparing;
-        let mut drive = Self { plan, attempt: 1, prepared, refused, stage, sent_at: now, pause_ms: 0 };
-        drive.begin_pause(now);
-        drive
-    }
-
-    /// Something was said for the first time.
-    fn begin_pause(&mut self, now: Millis) {
-        self.sent_at = now;
-        self.pause_ms = if self.plan.bytes() < LARGE_BYTES { RESEND_MS.0 } else { RESEND_MS.1 };
+        Self { plan, attempt: 1, prepared, refused, stage: Stage::Preparing, sent_at: now }
     }
 
     fn prepare(&self, txn: TxnId, number: usize) -> Action {
@@ -531,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_lost_is_said_again_soon_and_then_less_often() {
+    fn what_may_be_lost_is_said_again() {
         let mut coordinator = Coordinator::new(GroupId(0));
         let mut actions = Vec::new();
         coordinator.opened(txn().opened, plan(Kind::Set), NOW, &mut actions);
@@ -544,7 +530,7 @@ mod tests {
             };
             (0..2000).step_by(50).filter(&mut waits).collect::<Vec<u64>>()
         };
-        assert_eq!(said_again_after(&mut coordinator, NOW.0), [100, 300, 700, 1200, 1700]);
+        assert_eq!(said_again_after(&mut coordinator, NOW.0), [500, 1000, 1500]);
 
         // Another leader listens from now on: it is told at once what it is asked, and nobody else is.
         let mut actions = Vec::new();
@@ -552,9 +538,9 @@ mod tests {
         assert!(actions.is_empty(), "that one has answered");
         coordinator.leader_changed(GroupId(2), Millis(3000), &mut actions);
         assert!(matches!(actions[..], [Action::Send(GroupId(2), Message::Prepare { .. })]), "{actions:?}");
-        coordinator.tick(Millis(3050), &mut actions);
+        coordinator.tick(Millis(3450), &mut actions);
         assert_eq!(actions.len(), 1);
-        coordinator.tick(Millis(3100), &mut actions);
+        coordinator.tick(Millis(3500), &mut actions);
         assert_eq!(actions.len(), 2, "it may not have been ready to listen");
         coordinator.answer(GroupId(2), prepared(1, 9), Millis(3100), &mut actions);
         coordinator.decided(txn().opened, true, Millis(3100), &mut actions);
