@@ -254,7 +254,8 @@ fn a_stop_in_good_order_is_hardly_noticed() {
     of_batches.sort_unstable();
     say(&format!("{requests} requests; longest of a stop: {pauses:?}, with batches {of_batches:?}"));
     assert!(pauses[pauses.len() / 2] < Duration::from_millis(300), "{pauses:?}");
-    assert!(of_batches[of_batches.len() / 2] < Duration::from_millis(400), "{of_batches:?}");
+    // A step that is lost with a leader is said again after half a second at the latest.
+    assert!(of_batches[of_batches.len() / 2] < Duration::from_millis(800), "{of_batches:?}");
 }
 
 /// Writes values that fill the nodes.
