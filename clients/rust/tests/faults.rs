@@ -127,7 +127,7 @@ fn deadlines_hold_and_the_next_call_gets_its_own_reply() {
 fn retries_end_at_the_deadline() {
     let server = FakeServer::start();
     let options = ClientOptions { timeout: Duration::from_millis(200), ..quick() };
-    let mut client = Client::connect_with(&[&server.address], options).unwrap();
+    let mut client = Client::connect_with(&[&server.address], options.clone()).unwrap();
     for _ in 0..1_000 {
         server.inject("GET", Fault::Answer(error("OVERLOADED", "safe")));
     }
@@ -135,8 +135,16 @@ fn retries_end_at_the_deadline() {
     assert_eq!(client.get("k").unwrap_err().code(), Some(&ErrorCode::Known(Code::Overloaded)));
     assert!(begin.elapsed() < Duration::from_millis(400));
     let tries = server.requests("GET").len();
-    // The pauses are drawn: a few tries more or less, and far from as many as go through without a pause.
-    assert!((3..=50).contains(&tries), "{tries}");
+    // As many as go into the time when every pause that is drawn is the shortest, and one before the first and at the end.
+    let mut left = options.timeout;
+    let shortest = (1..).take_while(|attempts| {
+        let pause = options.retry.pause(*attempts, 0);
+        let fits = pause < left;
+        left = left.saturating_sub(pause);
+        fits
+    });
+    let tries_max = shortest.count() + 1;
+    assert!((3..=tries_max).contains(&tries), "{tries} of {tries_max} at most");
 }
 
 #[test]
