@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 
 mod floors;
 mod members;
+mod repeats;
 mod slices;
 
 /// One shard with its disk.
