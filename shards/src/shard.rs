@@ -101,7 +101,7 @@ pub struct ShardConfig {
     pub snapshot_bytes_per_s_max: u64,
     /// Bytes of one slice of a snapshot, about.
     pub snapshot_slice_bytes: usize,
-    /// Writes wait while a snapshot holds so many bytes of tables that changed before their turn.
+    /// Writes wait while a snapshot holds so many bytes of what changed before its turn came.
     pub snapshot_buffer_bytes_max: usize,
     /// How large the tables of the state grow before they are split.
     pub tables: TableLimits,
