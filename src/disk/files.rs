@@ -117,3 +117,24 @@ impl AsRawFd for DiskFile {
         self.file.as_raw_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::tests::Scratch;
+    use shards::storage::disk::DiskFile as _;
+
+    #[test]
+    fn a_file_of_any_length_is_shredded() {
+        let scratch = Scratch::new();
+        let path = scratch.path().join("old");
+        for bytes in [0, 1, SHRED_BYTES, 3 * SHRED_BYTES + 1] {
+            let file = RealDisk.open(&path, Open::CREATE).unwrap();
+            file.write_at(b"x", bytes).unwrap();
+            file.write_out(bytes, 1).unwrap();
+            RealDisk.shred(&path).unwrap();
+            assert!(RealDisk.list(scratch.path()).unwrap().is_empty(), "{bytes} bytes");
+        }
+        assert_eq!(RealDisk.shred(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+}

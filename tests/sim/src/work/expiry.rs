@@ -191,6 +191,8 @@ impl Workload for Expiry {
                 // It may take effect later: nothing is certain of this key any more.
                 self.known.insert(key, Known::default());
                 *self.lives.entry(client).or_default() += 1;
+                // The steps that are left name it.
+                self.script.remove(&client);
                 return Ok(());
             }
             _ => {}
