@@ -24,10 +24,12 @@ help: ## Show this list
 run: ## Build for speed and start one node on 127.0.0.1:8000, data in ./data/node1 (more flags: ARGS="--port 7000")
 	@$(CARGO) build --release --locked --bin strand
 	@echo
-	@echo "Strand starts on 127.0.0.1:8000 with its data in ./data/node1; Ctrl-C stops it. From another terminal:"
-	@echo
-	@echo "  echo '{\"command\":\"SET\",\"key\":\"foo\",\"value\":\"bar\"}' | nc -q1 localhost 8000"
-	@echo "  $(BINARY) cli"
+	@given() { sed -nE "s/.*(^| )($$1)[ =]([^ ]+).*/\3/p" <<<"$(ARGS)"; }; port=$$(given '-p|--port'); port=$${port:-8000}; \
+	id=$$(given '--id'); data=$$(given '-d|--data-dir'); data=$${data:-./data/$${id:-node1}}; \
+	echo "Strand starts on 127.0.0.1:$$port with its data in $$data; Ctrl-C stops it. From another terminal:"; \
+	echo; \
+	echo "  echo '{\"command\":\"SET\",\"key\":\"foo\",\"value\":\"bar\"}' | nc -q1 localhost $$port"; \
+	echo "  $(BINARY) cli --port $$port"
 	@echo
 	@exec $(BINARY) serve $(ARGS)
 

@@ -229,9 +229,9 @@ impl Driver {
     /// Whether the replica is no more wanted, the group goes on without it, and nothing here waits for it.
     ///
     /// The meta state alone does not say that: until the group's configuration has changed the replica votes. It has
-    /// changed if the node was given another replica of the group (the planner does that to settled groups only), if the
-    /// replica has applied its own removal, or, since the last word may never reach it, if it has heard of no leader for
-    /// long.
+    /// changed, and the others know it, if the node was given another replica of the group (the planner does that to settled
+    /// groups only), if the replica was told so, or, of one without a vote, if it has applied its removal or heard of no
+    /// leader for long.
     fn may_go(&mut self) -> bool {
         let Some(peers) = &self.seat.peers else { return false };
         let is_replaced = match peers.appointment() {

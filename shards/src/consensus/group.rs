@@ -9,7 +9,9 @@
 //! The group never reads a clock and never draws a random number: raft-rs's own random election timeout is overridden
 //! after whatever may have drawn it.
 
+mod arrivals;
 mod handover;
+mod leaving;
 mod members;
 
 use super::election::{HEARTBEAT_TICKS, LEASE_TICKS, WAIT_TICKS_END, WAIT_TICKS_MIN, wait_ticks};
@@ -105,6 +107,7 @@ struct Unpersisted {
     /// raft-rs's number of the last Ready that this batch makes durable.
     number: u64,
     term: u64,
+    commit: u64,
     /// The index of the snapshot behind which it begins the log anew.
     restored: Option<u64>,
     messages: Vec<Message>,
@@ -130,8 +133,20 @@ pub struct Group {
     is_resigned: bool,
     /// Others that have applied its removal have told this replica of it.
     is_told_removed: bool,
-    /// Index of the newest change of members that was applied in this life; 0 for none.
+    /// Index of the newest change of members that was applied in this life, or of the snapshot that it began with.
     changed_at: u64,
+    /// This replica had a vote and has applied its removal: index of the entry that took it out.
+    left_at: Option<u64>,
+    /// raft-rs's number of the newest Ready that needs no batch any more.
+    persisted_number: u64,
+    /// The commit index of the newest batch that was handed to the log.
+    handed_commit: u64,
+    /// The commit index of the newest durable batch.
+    durable_commit: u64,
+    /// Up to where no change of members is news, as leaders have said.
+    settled_at: u64,
+    /// The leader waits until this replica has written down what is committed.
+    is_asked_to_keep: bool,
     /// Where the log goes on, to be told by the next batch: what stands in the log does not lead there.
     owed_reset: Option<(u64, u64)>,
 }
@@ -151,7 +166,8 @@ impl Group {
             // The snapshot came from another replica and this one stopped before it could log its term.
             (hard_state.term, hard_state.vote) = (snapshot_term, 0);
         }
-        let durable_term = hard_state.term;
+        let (durable_term, commit) = (hard_state.term, hard_state.commit);
+        let has_left = !conf_state.voters.is_empty() && !is_member(&conf_state, replica);
         let mut store = EntryStore::new(hard_state, conf_state, snapshot_index, snapshot_term);
         store.append(&entries, &mut Vec::new());
         assert!(store.hard_state().commit <= store.last(), "the log holds what it says is committed");
@@ -183,7 +199,13 @@ impl Group {
             stalled: Vec::new(),
             is_resigned: false,
             is_told_removed: false,
-            changed_at: 0,
+            changed_at: snapshot_index,
+            left_at: has_left.then_some(snapshot_index),
+            persisted_number: 0,
+            handed_commit: commit,
+            durable_commit: commit,
+            settled_at: 0,
+            is_asked_to_keep: false,
             owed_reset: needs_reset.then_some((snapshot_index, snapshot_term)),
         };
         group.steady_election_timeout();
@@ -297,8 +319,9 @@ impl Group {
         while self.unpersisted.front().is_some_and(|oldest| oldest.sequence <= sequence) {
             let Some(batch) = self.unpersisted.pop_front() else { break };
             number = Some(batch.number);
+            self.persisted_number = batch.number;
             restored = batch.restored.or(restored);
-            self.durable_term = batch.term;
+            (self.durable_term, self.durable_commit) = (batch.term, batch.commit);
             self.released.extend(batch.messages);
         }
         if let (Some(number), true) = (number, self.config.wait_for_sync) {
@@ -314,7 +337,9 @@ impl Group {
         out.messages.append(&mut self.released);
         while self.node.has_ready() {
             let mut ready = self.node.ready();
-            out.messages.append(&mut ready.take_messages());
+            let mut messages = ready.take_messages();
+            self.tell_settled(&mut messages);
+            out.messages.append(&mut messages);
             let mut held = ready.take_persisted_messages();
             self.tell_applied(&mut held);
             for state in ready.take_read_states() {
@@ -326,6 +351,7 @@ impl Group {
                 let metadata = ready.snapshot().get_metadata();
                 reset = Some((metadata.index, metadata.term));
                 let members = metadata.get_conf_state().clone();
+                self.changed_at = metadata.index;
                 self.node.mut_store().restore(metadata.index, metadata.term, members);
             }
             out.committed.append(&mut ready.take_committed_entries());
@@ -355,13 +381,13 @@ impl Group {
                 let restored = reset.map(|(index, _)| index);
                 let reset = reset.or(self.owed_reset.take());
                 self.hand_over(entries, reset, number, &mut out.appends);
-                let sequence = self.last_sequence();
-                self.unpersisted.push_back(Unpersisted { sequence, number, term, restored, messages: held });
+                self.push_unpersisted(number, term, restored, held);
             } else if let Some(last) = self.unpersisted.back_mut() {
                 // A commit index that moves writes nothing, but raft-rs wants its numbers confirmed in order.
                 last.number = number;
                 last.messages.append(&mut held);
             } else {
+                self.persisted_number = number;
                 self.node.on_persist_ready(number);
                 out.messages.append(&mut held);
             }
@@ -369,7 +395,18 @@ impl Group {
                 self.node.on_persist_ready(number);
             }
         }
+        if self.owes_commit() {
+            let number = self.unpersisted.back().map_or(self.persisted_number, |last| last.number);
+            let (term, reset) = (self.node.raft.term, self.owed_reset.take());
+            self.hand_over(Vec::new(), reset, number, &mut out.appends);
+            self.push_unpersisted(number, term, None, Vec::new());
+        }
         out.messages.append(&mut self.released);
+    }
+
+    fn push_unpersisted(&mut self, number: u64, term: u64, restored: Option<u64>, messages: Vec<Message>) {
+        let (sequence, commit) = (self.last_sequence(), self.handed_commit);
+        self.unpersisted.push_back(Unpersisted { sequence, number, term, commit, restored, messages });
     }
 
     /// Makes batches of a Ready: one, unless its entries are more than a batch may hold, as those of a follower that is being
@@ -397,41 +434,16 @@ impl Group {
             if let (false, Some(last)) = (is_last, entries.last()) {
                 hard_state.commit = hard_state.commit.min(last.index);
                 // Durable, it ends the Readies before this one, which it stands behind.
-                let term = hard_state.term;
-                let earlier =
-                    Unpersisted { sequence, number: number - 1, term, restored: None, messages: Vec::new() };
-                self.unpersisted.push_back(earlier);
+                self.handed_commit = hard_state.commit;
+                self.push_unpersisted(number - 1, hard_state.term, None, Vec::new());
             }
+            self.handed_commit = hard_state.commit;
             appends.push(Append { sequence, hard_state, reset: reset.take(), entries });
             if is_last {
                 return;
             }
             entries = rest;
         }
-    }
-
-    /// Takes a message of another replica. What only a defect or a peer without its log can say is an error.
-    pub fn step(&mut self, message: Message) -> Result<(), ConsensusError> {
-        if !travels(message.get_msg_type()) || message.to != self.node.raft.id {
-            return Ok(());
-        }
-        if message.get_msg_type() == MessageType::MsgTimeoutNow && self.must_not_stand() {
-            return Ok(());
-        }
-        if self.hears_of_removal(&message) {
-            return Ok(());
-        }
-        self.released.extend(self.word_of_removal(&message));
-        self.refuse_impossible(&message)?;
-        self.note_word(&message);
-        match self.node.step(message) {
-            Ok(())
-            | Err(raft::Error::StepPeerNotFound | raft::Error::StepLocalMsg | raft::Error::ProposalDropped) =>
-                {}
-            Err(error) => return Err(error.into()),
-        }
-        self.steady_election_timeout();
-        Ok(())
     }
 
     /// What was sent to a replica may be lost.
@@ -459,8 +471,12 @@ impl Group {
         let change = decode_change(&entry.data)?;
         let members = self.node.apply_conf_change(&change);
         let members = members.map_err(|_| Malformed("a change of members that the members do not allow"))?;
+        let had_vote = self.is_voter();
         self.node.mut_store().set_conf_state(members);
         self.changed_at = entry.index;
+        if had_vote && !self.is_member() {
+            self.left_at = Some(entry.index);
+        }
         self.step_down_if_removed();
         self.steady_election_timeout();
         Ok(())
@@ -499,6 +515,7 @@ impl Group {
             self.watch_handover();
         } else {
             self.stalled.clear();
+            self.ask_whether_to_go();
         }
     }
 
@@ -520,34 +537,6 @@ impl Group {
         };
         if held.iter().all(may_pass) {
             out.append(held);
-        }
-    }
-
-    fn refuse_impossible(&self, message: &Message) -> Result<(), ConsensusError> {
-        let raft = &self.node.raft;
-        let is_current = message.term >= raft.term;
-        let replaces_committed = || {
-            let committed = raft.raft_log.committed;
-            let known = raft.raft_log.first_index();
-            message
-                .entries
-                .iter()
-                .take_while(|entry| entry.index <= committed)
-                .any(|entry| entry.index >= known && !raft.raft_log.match_term(entry.index, entry.term))
-        };
-        match message.get_msg_type() {
-            MessageType::MsgHeartbeat if is_current && message.commit > self.last_index() => {
-                let (commit, last) = (message.commit, self.last_index());
-                let text =
-                    format!("entry {commit} was acknowledged by this replica, whose log ends at {last}");
-                Err(ConsensusError(text))
-            }
-            MessageType::MsgAppend
-                if is_current && message.index >= raft.raft_log.committed && replaces_committed() =>
-            {
-                Err(ConsensusError("the leader would replace committed entries".to_owned()))
-            }
-            _ => Ok(()),
         }
     }
 
@@ -576,23 +565,6 @@ impl Group {
         let timeout = wait_ticks(self.config.group, id, voters, term, self.attempts);
         self.node.raft.set_randomized_election_timeout(timeout);
     }
-}
-
-/// What replicas say to one another. Proposals and questions are never forwarded by raft, and the rest is local.
-fn travels(kind: MessageType) -> bool {
-    matches!(
-        kind,
-        MessageType::MsgAppend
-            | MessageType::MsgAppendResponse
-            | MessageType::MsgRequestVote
-            | MessageType::MsgRequestVoteResponse
-            | MessageType::MsgRequestPreVote
-            | MessageType::MsgRequestPreVoteResponse
-            | MessageType::MsgSnapshot
-            | MessageType::MsgHeartbeat
-            | MessageType::MsgHeartbeatResponse
-            | MessageType::MsgTimeoutNow
-    )
 }
 
 #[cfg(test)]

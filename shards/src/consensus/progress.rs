@@ -48,6 +48,8 @@ pub struct Applied {
     pub index: u64,
     /// Index of the last entry that it knew to be committed.
     pub commit: u64,
+    /// Index of the last entry that it would know to be committed after a restart.
+    pub kept: u64,
 }
 
 impl Follower {
@@ -286,7 +288,7 @@ mod tests {
             replica: ReplicaId(4),
             is_voter: false,
             matched,
-            applied: Some(Applied { index: 6, commit: 9 }),
+            applied: Some(Applied { index: 6, commit: 9, kept: 6 }),
             state,
             is_active: true,
         };

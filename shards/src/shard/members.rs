@@ -21,16 +21,18 @@ impl Shard {
         self.group.change_members(changes)
     }
 
-    /// Whether the group has let this replica go: it has applied its own removal, or was told of it by one that has.
+    /// Whether the group has let this replica go: it was told of its removal by one that has applied it, or had no vote and
+    /// has applied its removal itself.
     pub fn is_dismissed(&self) -> bool {
         self.group.is_dismissed()
     }
 
-    /// Whether this replica may be given up when it hears of no leader for long: only without a vote. One that votes asks for
-    /// votes when it hears nothing, and is told of its removal by those who have applied it; until then the others may need
-    /// its vote and its log, however long it hears nothing.
+    /// Whether this replica may be given up when it hears of no leader for long: only if it never had a vote, as far as it
+    /// knows. One that votes asks for votes when it hears nothing, one that has left asks whether it may go, and both are told
+    /// of their removal by those who have applied it; until then the others may need its vote and its log, however long it
+    /// hears nothing.
     pub fn may_be_forgotten(&self) -> bool {
-        !self.group.is_voter()
+        !self.group.is_voter() && !self.group.has_left_with_a_vote()
     }
 
     /// Whether the leader of the group was heard lately.

@@ -54,6 +54,11 @@ impl Reservation {
         matches!(&self.message.body, Message::Prepare { txn, .. } if *txn == wanted)
     }
 
+    /// Whether a FINISH of this try ends it.
+    pub(super) fn is_ended_by(&self, txn: TxnId, attempt: u32) -> bool {
+        self.message.body.is_prepare_of(txn, attempt)
+    }
+
     /// The coordinator has given the transaction up: what is reserved is given back.
     pub(super) fn cancel(&mut self, attempt: u32) {
         let told = Then::TellFinished { attempt };

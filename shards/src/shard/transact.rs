@@ -138,6 +138,16 @@ impl Shard {
         self.send_confirmed(message, effects);
     }
 
+    /// What it knows of transactions that are not over, for the complaints of tests.
+    pub fn describe_transactions(&self) -> String {
+        let intents: Vec<_> = self.txns.intents().map(|(txn, intent)| (txn, intent.attempt)).collect();
+        let (waiting, preparing, finishing) = (&self.waiting_prepares, &self.preparing, &self.finishing);
+        let drives = self.coordinator.describe();
+        format!(
+            "intents {intents:?} waiting {waiting:?} preparing {preparing:?} finishing {finishing:?} drives {drives}"
+        )
+    }
+
     fn gather_internal(&mut self, op: Op, value: &[u8]) {
         let mut bytes = Vec::new();
         Record::plain(op, &[], value).encode(&mut bytes);
@@ -214,17 +224,25 @@ impl Shard {
             // Late: the try that it ends was followed by another.
             return;
         }
-        let is_waiting = |waiter: &LockWaiter| matches!(waiter, LockWaiter::Prepare(m) if matches!(&m.body, Message::Prepare { txn: t, .. } if *t == txn));
-        self.locks.take_waiting(is_waiting);
-        self.waiting_prepares.retain(|(waiting, _)| *waiting != txn);
+        let ended = |waiter: &LockWaiter| match waiter {
+            LockWaiter::Prepare(message) => message.body.is_prepare_of(txn, attempt),
+            _ => false,
+        };
+        self.locks.take_waiting(ended);
+        self.waiting_prepares.retain(|(waiting, known)| *waiting != txn || *known > attempt);
         if let Some(found) = self.slices.reservations.iter_mut().find(|found| found.is_of(txn)) {
-            return found.cancel(attempt);
+            // One of a later try: this word comes late.
+            if found.is_ended_by(txn, attempt) {
+                found.cancel(attempt);
+            }
+            return;
         }
         if self.locks.holds(txn) {
             let mut value = Vec::new();
             Finish { txn, commit }.encode(&mut value);
             self.gather_internal(Op::TxnFinish, &value);
-            self.finishing.insert(txn, attempt);
+            let told = self.finishing.entry(txn).or_default();
+            *told = attempt.max(*told);
         } else {
             self.tell_confirmed(from, Message::Finished { txn, attempt }, effects);
         }

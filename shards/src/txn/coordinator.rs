@@ -116,6 +116,19 @@ impl Coordinator {
         self.bytes
     }
 
+    /// The stage of each transaction and who has answered, for the complaints of tests.
+    pub fn describe(&self) -> String {
+        let drive = |(opened, drive): (&Version, &Drive)| {
+            let (groups, prepared): (Vec<_>, Vec<_>) =
+                (drive.plan.parts.iter().map(|(group, _)| group).collect(), drive.prepared.keys().collect());
+            let (attempt, refused, stage) = (drive.attempt, &drive.refused, &drive.stage);
+            format!(
+                "{opened:?} of {groups:?} try {attempt} prepared {prepared:?} refused {refused:?} {stage:?}"
+            )
+        };
+        self.drives.iter().map(drive).collect::<Vec<_>>().join(", ")
+    }
+
     /// Begins where an earlier leader left: aborts what is pending, finishes what is decided.
     pub fn take_over<'a>(
         &mut self,
@@ -204,7 +217,15 @@ impl Coordinator {
                 actions.push(Action::Send(from, Message::Finish { txn, commit: None, attempt: LAST_TRY }));
             }
             Some(record) => match &record.status {
-                Status::Pending if self.drives.contains_key(&txn.opened) => {}
+                Status::Pending if self.drives.contains_key(&txn.opened) => {
+                    // What is left of an earlier try must not stand in the way of those that wait in order: two such
+                    // transactions could wait for one another until their deadlines.
+                    let over = self.drives[&txn.opened].attempt - 1;
+                    if over > 0 {
+                        let finish = Message::Finish { txn, commit: None, attempt: over };
+                        actions.push(Action::Send(from, finish));
+                    }
+                }
                 Status::Pending if is_on(Mutant::PendingNotAborted) => {}
                 Status::Pending => self.abort(txn.opened, actions),
                 Status::Aborted => {
@@ -260,6 +281,10 @@ impl Coordinator {
         actions: &mut Vec<Action>,
     ) {
         let Some(drive) = self.drives.get_mut(&txn.opened) else { return };
+        if attempt < drive.attempt {
+            // The PREPARE of an earlier try, come twice, was heard again behind its FINISH.
+            return actions.push(Action::Send(from, Message::Finish { txn, commit: None, attempt }));
+        }
         if attempt != drive.attempt || !matches!(drive.stage, Stage::Preparing) {
             return;
         }
@@ -490,13 +515,46 @@ mod tests {
         ));
         actions.clear();
         coordinator.answer(GroupId(2), prepared(1, 7), NOW, &mut actions);
-        assert!(actions.is_empty(), "an answer to the first try counts no more");
+        assert!(matches!(actions[..], [Action::Send(_, Message::Finish { attempt: 1, .. })]), "{actions:?}");
+        actions.clear();
         coordinator.answer(GroupId(0), prepared(2, 9), NOW, &mut actions);
         assert!(matches!(actions[..], [Action::Send(GroupId(2), Message::Prepare { .. })]));
         actions.clear();
         coordinator.answer(GroupId(2), prepared(2, 10), NOW, &mut actions);
         assert_eq!(actions[0], Action::Values(txn(), vec![9, 10]));
         assert!(matches!(&actions[1], Action::Decide(decide) if !decide.commit));
+    }
+
+    /// Seeds 71, 778 and 858 of the simulator: an intent of the first try, made by a PREPARE that came twice, was never dropped. Its
+    /// transaction waited in another group for one that waited here for it.
+    #[test]
+    fn what_is_left_of_an_earlier_try_is_dropped() {
+        let mut coordinator = Coordinator::new(GroupId(0));
+        let mut actions = Vec::new();
+        coordinator.opened(txn().opened, plan(Kind::Set), NOW, &mut actions);
+        let record = Record {
+            kind: Kind::Set,
+            fingerprint: 0,
+            participants: vec![GroupId(0), GroupId(2)],
+            origin: None,
+            status: Status::Pending,
+        };
+        actions.clear();
+        coordinator.asked(GroupId(2), txn(), Some(&record), &mut actions);
+        assert!(actions.is_empty(), "the first try is under way");
+        coordinator.answer(GroupId(0), Message::Refused { txn: txn(), attempt: 1 }, NOW, &mut actions);
+        coordinator.answer(GroupId(2), prepared(1, 7), NOW, &mut actions);
+        for group in [0, 2] {
+            let finished = Message::Finished { txn: txn(), attempt: 1 };
+            coordinator.answer(GroupId(group), finished, NOW, &mut actions);
+        }
+        let drop = [Action::Send(GroupId(2), Message::Finish { txn: txn(), commit: None, attempt: 1 })];
+        actions.clear();
+        coordinator.answer(GroupId(2), prepared(1, 9), NOW, &mut actions);
+        assert_eq!(actions, drop);
+        actions.clear();
+        coordinator.asked(GroupId(2), txn(), Some(&record), &mut actions);
+        assert_eq!(actions, drop);
     }
 
     #[test]

@@ -95,6 +95,13 @@ pub enum Message {
     Moved(Box<NodeAddress>),
 }
 
+impl Message {
+    /// Whether it prepares this transaction, in this try or one before it.
+    pub fn is_prepare_of(&self, of: TxnId, upto: u32) -> bool {
+        matches!(self, Self::Prepare { txn, attempt, .. } if *txn == of && *attempt <= upto)
+    }
+}
+
 /// Payload of `TxnOpen`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Open {

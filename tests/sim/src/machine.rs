@@ -339,7 +339,7 @@ impl Machine {
                 let (quiet, ready, group) = (strand.is_quiet(), strand.shard.is_ready(), strand.shard.group());
                 let (conf, role) = (group.conf_state(), group.role_name());
                 format!(
-                    "{shard}: {} {role} of term {}, applied {} of {}, quiet {quiet}, ready {ready}, voters {:?} before {:?} learners {:?}, {:?}, {}",
+                    "{shard}: {} {role} of term {}, applied {} of {}, quiet {quiet}, ready {ready}, voters {:?} before {:?} learners {:?}, {:?}, {}, {}",
                     group.replica().0,
                     group.term(),
                     strand.shard.applied_index(),
@@ -348,7 +348,8 @@ impl Machine {
                     conf.voters_outgoing,
                     conf.learners,
                     strand.shard.burden(),
-                    strand.describe_log()
+                    strand.describe_log(),
+                    strand.shard.describe_transactions()
                 )
             })
             .collect();

@@ -16,7 +16,7 @@ const CONFIGURATIONS: usize = 4;
 const LARGEST_COMMAND_BYTES: usize = 256 << 10;
 /// Requests that wait for a lock although their clients have lost the connection and asked again, until their deadlines.
 const WAITING_MAX: usize = 256;
-/// Entries that may wait in one replica.
+/// Entries that may wait in one replica, beside those that it started with: it applies those in slices.
 const ENTRIES_MAX: usize = 512;
 
 /// Voters, and outgoing voters while a change is joint.
@@ -181,10 +181,10 @@ impl Replicas {
 
 /// What one shard holds of the requests, transactions and entries of a run: a few times what was measured over many plans. A
 /// queue without a bound grows beyond it.
-fn is_bounded(plan: &Plan, burden: &Burden) -> bool {
+fn is_bounded(plan: &Plan, burden: &Burden, recovered: usize) -> bool {
     let (requests, shards) = (plan.requests as usize, plan.shards as usize);
     burden.outstanding_bytes <= (plan.outstanding_bytes + LARGEST_COMMAND_BYTES) * (1 + shards)
-        && burden.unapplied <= ENTRIES_MAX
+        && burden.unapplied <= ENTRIES_MAX.max(recovered)
         && burden.in_flight <= ENTRIES_MAX + requests
         && burden.waiting <= WAITING_MAX + 4 * plan.clients as usize * (1 + shards)
         && burden.transactions <= requests
@@ -215,7 +215,7 @@ impl World {
         }
         let burden = strand.shard.burden();
         self.report.peak = self.report.peak.max(&burden);
-        if !is_bounded(&self.plan, &burden) {
+        if !is_bounded(&self.plan, &burden, strand.recovered) {
             return Err(format!("a shard holds more than it may: {burden:?}"));
         }
         if self.plan.interval_ms > 0 {

@@ -112,6 +112,8 @@ pub struct Strand {
     pub handed: VecDeque<(Sequence, u64)>,
     /// Term and content hash of the log's entries.
     pub entries: BTreeMap<u64, (u64, u64)>,
+    /// Entries that its log held when it started: all of them may wait to be applied at once.
+    pub recovered: usize,
     /// The last index that was reported durable.
     pub durable_index: u64,
     /// Term and vote that were reported durable.
@@ -239,7 +241,8 @@ impl Strand {
             image.group.entries.last().map_or(image.group.snapshot_index, |entry| entry.index);
         let durable_vote = (image.group.hard_state.term, image.group.hard_state.vote);
         let entries = image.group.entries.iter();
-        let entries = entries.map(|entry| (entry.index, (entry.term, xxh3_64(&entry.data)))).collect();
+        let entries: BTreeMap<u64, (u64, u64)> =
+            entries.map(|entry| (entry.index, (entry.term, xxh3_64(&entry.data)))).collect();
         let shard = Shard::restore(config(plan, group, seat.is_preferred), image, now.wall)
             .map_err(|fault| Stop::Corrupt(fault.to_string()))?;
         let options = WalOptions {
@@ -266,6 +269,7 @@ impl Strand {
         let mut strand = Self {
             shard,
             handed: VecDeque::new(),
+            recovered: entries.len(),
             entries,
             durable_index,
             durable_vote,

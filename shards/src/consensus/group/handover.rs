@@ -8,7 +8,6 @@
 //! Must not: refuse a voter for good. What is kept here is an opinion; elections do not ask for it.
 
 use super::Group;
-use crate::consensus::progress::Applied;
 use raft::prelude::{Message, MessageType};
 
 /// Ticks in which a voter takes leadership: a round trip and the sync of its vote, many times over.
@@ -25,10 +24,7 @@ impl Group {
     /// Notes a message of another replica. One that hands leadership over has a reason to.
     pub(super) fn note_word(&mut self, message: &Message) {
         self.heard.note(message.from, self.ticks);
-        if message.get_msg_type() == MessageType::MsgHeartbeatResponse {
-            let Message { index, commit, .. } = *message;
-            self.heard.note_applied(message.from, Applied { index, commit });
-        }
+        self.note_settled(message);
         if message.get_msg_type() == MessageType::MsgTimeoutNow {
             self.heard.note_unfit(message.from, self.ticks + LEFT_ALONE_TICKS);
         }

@@ -5,17 +5,13 @@
 
 use super::{ConsensusError, Group};
 use crate::consensus::membership::{MemberChange, conf_change};
-use crate::consensus::progress::{Applied, Follower, FollowerState, MemberRefusal, check};
-use crate::consensus::storage::is_member;
+use crate::consensus::progress::{Follower, FollowerState, MemberRefusal, check};
 use crate::ids::ReplicaId;
-use raft::prelude::{ConfChangeV2, Message, MessageType};
+use raft::prelude::ConfChangeV2;
 use raft::{ProgressState, SnapshotStatus, StateRole};
 
 /// Ticks without progress after which a snapshot counts as lost and the follower is asked again where it stands.
 const SNAPSHOT_STALLED_TICKS: u64 = 100;
-/// Marks the refusal of a vote as a word of removal; raft-rs gives refusals no context.
-const REMOVED: &[u8] = b"removed";
-
 impl Group {
     /// Proposes a change of the members, if it is safe and none is under way; the index of its entry.
     pub fn change_members(&mut self, changes: &[MemberChange]) -> Result<u64, MemberRefusal> {
@@ -34,63 +30,10 @@ impl Group {
         self.node.raft.has_pending_conf() || !self.conf_state().voters_outgoing.is_empty()
     }
 
-    /// Whether a voter that answers does not know yet that the newest change of members is committed. It would still count the
-    /// votes of replicas that the change took out, so those must not be given up, and no further change begins.
-    pub fn is_change_news(&self) -> bool {
-        let knows = |id: u64, progress: &raft::Progress| {
-            id == self.node.raft.id
-                || progress.committed_index >= self.changed_at
-                || !self.heard.is_active(id, self.ticks)
-        };
-        let voters = &self.conf_state().voters;
-        self.is_leader()
-            && !self.node.raft.prs().iter().all(|(id, progress)| !voters.contains(id) || knows(*id, progress))
-    }
-
-    /// Whether the group has let this replica go: it has applied its own removal, or was told of it by one that has.
-    pub fn is_dismissed(&self) -> bool {
-        self.is_told_removed || !self.is_member()
-    }
-
     /// Whether the leader of the current term was heard lately, or is this replica.
     pub fn hears_a_leader(&self) -> bool {
         let leader = self.leader().0;
         self.is_leader() || (leader != 0 && self.heard.is_active(leader, self.ticks))
-    }
-
-    /// What a replica is told that asks for a vote and is in no part of the configuration that this one has applied: up to
-    /// which index that is so. The last entry of a change often never reaches those that it takes out, who then would ask for
-    /// ever.
-    ///
-    /// A leader waits with it until the change is no news: a voter that does not know of the change still counts the asker's
-    /// vote. A follower that has applied the change spreads it by its own requests for votes, so two know of it.
-    pub(super) fn word_of_removal(&self, message: &Message) -> Option<Message> {
-        let (kind, term) = match message.get_msg_type() {
-            MessageType::MsgRequestPreVote => {
-                (MessageType::MsgRequestPreVoteResponse, message.term.saturating_sub(1))
-            }
-            MessageType::MsgRequestVote => (MessageType::MsgRequestVoteResponse, message.term),
-            _ => return None,
-        };
-        if self.leader().0 == 0 || self.is_change_news() || is_member(self.conf_state(), message.from) {
-            return None;
-        }
-        let (to, from, context) = (message.from, self.node.raft.id, REMOVED.into());
-        let commit = self.node.raft.raft_log.applied;
-        let mut word = Message { to, from, term, reject: true, commit, context, ..Message::default() };
-        word.set_msg_type(kind);
-        Some(word)
-    }
-
-    /// Takes a word of removal; false when the message is none.
-    ///
-    /// The sender has applied every entry up to the index in it, and is then in a configuration without this replica, which is
-    /// a member by what it has applied itself. If that is less, it was taken out in between, and for good, since a replica's id
-    /// is never used again. If it is not less, the sender is behind and does not know yet that this replica was taken in.
-    pub(super) fn hears_of_removal(&mut self, message: &Message) -> bool {
-        let is_word = message.reject && &message.context[..] == REMOVED;
-        self.is_told_removed |= is_word && message.commit > self.node.raft.raft_log.applied;
-        is_word
     }
 
     /// Begins to hand leadership over to a voter. It is given up when the other one does not take it in time.
@@ -175,18 +118,6 @@ impl Group {
             let term = raft.term;
             raft.become_follower(term, raft::INVALID_ID);
         }
-    }
-
-    fn own_applied(&self) -> Applied {
-        let log = &self.node.raft.raft_log;
-        Applied { index: log.applied, commit: log.committed }
-    }
-
-    /// Says in answers to heartbeats what this replica has applied, where raft-rs leaves the index empty.
-    pub(super) fn tell_applied(&self, messages: &mut [Message]) {
-        let applied = self.node.raft.raft_log.applied;
-        let is_answer = |message: &&mut Message| message.get_msg_type() == MessageType::MsgHeartbeatResponse;
-        messages.iter_mut().filter(is_answer).for_each(|message| message.index = applied);
     }
 
     fn propose_change(&mut self, change: ConfChangeV2) -> Result<u64, ConsensusError> {

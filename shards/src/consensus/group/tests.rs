@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::consensus::membership::{MemberChange, conf_change};
-use crate::consensus::progress::MemberRefusal;
+use crate::consensus::progress::{Applied, MemberRefusal};
 use crate::ids::NodeNumber;
 
 fn config(wait_for_sync: bool) -> GroupConfig {
@@ -336,12 +336,12 @@ fn a_replica_is_not_told_while_a_voter_that_answers_would_count_its_vote() {
         told.retain(|message| message.to == 3 && !message.context.is_empty());
         told
     };
-    let mut progress = three.groups[0].node.raft.prs().get(2).unwrap().clone();
-    let known = std::mem::replace(&mut progress.committed_index, 0);
-    *three.groups[0].node.raft.mut_prs().get_mut(2).unwrap() = progress;
+    three.tick(4);
+    let known = three.groups[0].heard.applied(2).unwrap();
+    three.groups[0].heard.note_applied(2, Applied { kept: 0, ..known });
     assert!(three.groups[0].is_change_news());
     assert!(ask(&mut three.groups[0], MessageType::MsgRequestPreVote).is_empty());
-    three.groups[0].node.raft.mut_prs().get_mut(2).unwrap().committed_index = known;
+    three.groups[0].heard.note_applied(2, known);
     let words = ask(&mut three.groups[0], MessageType::MsgRequestPreVote);
     assert_eq!(words.len(), 1);
     assert_eq!((words[0].term, words[0].reject), (1, true), "raft-rs takes it for a refusal of this term");
@@ -377,4 +377,72 @@ fn a_voter_that_only_waits_to_leave_a_joint_configuration_is_not_told() {
         let told = collect(&mut group).messages.iter().any(|message| !message.context.is_empty());
         assert_eq!(told, is_told, "replica {from}");
     }
+}
+
+/// Seed 7083 of the simulator: the replica that was taken out emptied its directory as soon as it had applied that, the leader
+/// lost its disk before the others had, and by what they knew they had no majority, for good.
+#[test]
+fn a_voter_that_applies_its_removal_stays_until_the_others_know() {
+    let mut three = Three::new();
+    three.lead();
+    three.remove(3);
+    assert!(!three.groups[2].is_voter() && three.groups[2].has_left_with_a_vote());
+    assert!(!three.groups[2].is_dismissed(), "the others may not know it yet");
+    three.cut_off = Some(2);
+    three.tick(8);
+    assert!(three.groups[0].is_leader() && three.groups[0].is_change_news());
+    assert!(!three.groups[2].is_dismissed(), "a leader alone is not enough");
+    three.cut_off = None;
+    three.tick(8);
+    assert!(three.groups[2].is_dismissed(), "it asked, and was told");
+    assert!(three.groups[0].is_leader() && three.groups[0].term() == 1, "and nobody was disturbed");
+}
+
+/// Seed 4249 of the simulator: the others had heard that the change was committed, and restarted. Their logs did not say so.
+#[test]
+fn a_change_of_members_is_no_news_only_when_the_logs_say_that_it_is_committed() {
+    let mut three = Three::new();
+    three.lead();
+    three.remove(3);
+    let change = three.groups[1].changed_at;
+    assert!(
+        change > 0 && three.groups[1].durable_commit >= change,
+        "it was written down without being asked"
+    );
+    // As after a restart from a snapshot: the leader does not know when the members changed, and waits for its whole state.
+    let mut three = Three::new();
+    three.lead();
+    let last = three.groups[0].last_index();
+    assert!(three.groups[1].durable_commit < last, "what moves only the commit index is not written");
+    three.groups[0].changed_at = last;
+    three.groups[0].durable_commit = last;
+    assert!(three.groups[0].is_change_news());
+    three.tick(6);
+    assert!(
+        three.groups[1].durable_commit >= last && !three.groups[0].is_change_news(),
+        "they were asked to"
+    );
+    let written = three.groups[1].last_sequence();
+    three.tick(40);
+    assert_eq!(three.groups[1].last_sequence(), written, "and write nothing when there is nothing to say");
+}
+
+#[test]
+fn a_learner_that_applies_its_removal_goes_at_once() {
+    let conf_state = ConfState { voters: vec![1, 2], learners: vec![3], ..ConfState::default() };
+    let restored = Restored { replica: 3, conf_state: conf_state.clone(), ..Restored::default() };
+    let mut learner = Group::restore(restored, config(true)).unwrap();
+    let mut entry =
+        Entry { index: 1, term: 1, data: vec![0x12, 4, 0x08, 1, 0x10, 3].into(), ..Entry::default() };
+    entry.set_entry_type(raft::prelude::EntryType::EntryConfChangeV2);
+    learner.apply_change(&entry).unwrap();
+    assert!(learner.is_dismissed() && !learner.has_left_with_a_vote());
+    // One that begins with a snapshot of after its removal cannot tell whether it had a vote.
+    let conf_state = ConfState { voters: vec![1, 2], ..ConfState::default() };
+    let restored =
+        Restored { replica: 3, conf_state, snapshot_index: 9, snapshot_term: 1, ..Restored::default() };
+    assert!(!Group::restore(restored, config(true)).unwrap().is_dismissed());
+    // One that waits to be filled has nothing to lose.
+    let restored = Restored { replica: 3, ..Restored::default() };
+    assert!(Group::restore(restored, config(true)).unwrap().is_dismissed());
 }
