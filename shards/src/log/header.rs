@@ -23,9 +23,9 @@
 //! | 112 | 12 | zero |
 //! | 124 | 4 | CRC32C of bytes 0 to 123 |
 //!
-//! The payload follows at once. Up to the next 512-byte sector it is filled with [`FILL`], and the payload CRC covers
-//! payload and fill: a lost last sector then differs from a written one in many bits. Zeros follow up to the next block
-//! and are covered by nothing. The header has a CRC of its own so that a rotten length does not hide what follows.
+//! The payload follows at once. Up to the next 512-byte sector it is filled with [`filler`], and the payload CRC covers
+//! payload and fill: a lost last sector then differs from a written one in many bits, also where an earlier batch of the same
+//! place is left in it. Zeros follow up to the next block and are covered by nothing. The header has a CRC of its own so that a rotten length does not hide what follows.
 //! This file must not know what a payload means.
 
 use super::{LogIdentity, SegmentEpoch, SegmentId};
@@ -39,8 +39,6 @@ pub const SECTOR_BYTES: usize = 512;
 pub const HEADER_BYTES: usize = HEADER_CRC + 4;
 /// The format this code writes.
 pub const FORMAT: u16 = 1;
-/// Fills the rest of the last sector.
-pub const FILL: u8 = 0x5a;
 /// The group of batches that belong to the log and not to a group.
 pub const NO_GROUP: GroupId = GroupId(u32::MAX);
 
@@ -151,6 +149,13 @@ impl BatchKind {
             _ => None,
         }
     }
+}
+
+/// What fills the rest of a batch's last sector, over and over; no byte of it is zero. Readers check it only as a part of what
+/// the CRC covers.
+pub fn filler(epoch: SegmentEpoch, sequence: Sequence) -> [u8; 4] {
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&epoch.0.to_le_bytes()), &sequence.0.to_le_bytes());
+    crc.to_le_bytes().map(|byte| byte | 1)
 }
 
 impl BatchHeader {

@@ -45,7 +45,11 @@ pub(super) fn one_bit_payload(covered: &[u8], payload_crc: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::SegmentEpoch;
+    use super::super::header::filler;
+    use super::super::writer::fill;
     use super::*;
+    use crate::ids::Sequence;
 
     #[test]
     fn every_single_flip_is_recognised_and_nothing_else() {
@@ -73,5 +77,23 @@ mod tests {
         let crc = crc32c::crc32c(&covered[HEADER_BYTES..]);
         covered[700] = 0;
         assert!(!one_bit_payload(&covered, crc));
+    }
+
+    /// Seed 18783 of the simulator: of a batch that was cut short, the last sector was that of an earlier batch in the same place,
+    /// and their payloads differed there in one bit. A sound disk was refused as damaged.
+    #[test]
+    fn a_sector_of_an_earlier_batch_is_no_flipped_bit() {
+        let (mut before, mut after) = (vec![0; 4096], vec![0; 4096]);
+        let mut payload = vec![7; 500];
+        fill(&payload, filler(SegmentEpoch(3), Sequence(9)), &mut before);
+        payload[499] ^= 4;
+        let crc = fill(&payload, filler(SegmentEpoch(4), Sequence(9)), &mut after);
+        after[512..].copy_from_slice(&before[512..]);
+        assert!(!one_bit_payload(&after[..1024], crc));
+        fill(&payload, filler(SegmentEpoch(4), Sequence(9)), &mut after);
+        after[627] ^= 4;
+        assert!(one_bit_payload(&after[..1024], crc), "a bit that rots there is still seen as such");
+        let is_filled = |number| filler(SegmentEpoch(number), Sequence(number)).iter().all(|byte| *byte != 0);
+        assert!((0..1000).all(is_filled), "a sector of zeros is one that was never written");
     }
 }

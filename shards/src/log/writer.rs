@@ -6,7 +6,7 @@
 //! recovery never looks for a segment that was already written over. After a recovery the writer begins a fresh segment, or
 //! goes on in the last one where there is no room for another (see `replay`). This file must not perform: the caller writes the frames and says what became durable.
 
-use super::header::{self, BLOCK_BYTES, BatchHeader, BatchKind, FILL, HEADER_BYTES, NO_GROUP};
+use super::header::{self, BLOCK_BYTES, BatchHeader, BatchKind, HEADER_BYTES, NO_GROUP};
 use super::replay::Recovered;
 use super::{LogShape, SegmentEpoch, SegmentId};
 use crate::ids::{GroupId, Sequence};
@@ -251,7 +251,7 @@ impl LogWriter {
         let bytes = header::frame_bytes(payload.len());
         assert!(offset + bytes as u64 <= self.shape.segment_bytes, "a batch never spans segments");
         let frame = &mut frame[..bytes];
-        let payload_crc = fill(payload, frame);
+        let payload_crc = fill(payload, header::filler(open.epoch, sequence), frame);
         let too_high = kind == BatchKind::Entries && is_on(Mutant::DurableUptoTooHigh);
         let durable_upto = if too_high { Sequence(sequence.0 - 1) } else { durable_upto };
         let header = BatchHeader {
@@ -281,11 +281,13 @@ impl LogWriter {
 }
 
 /// Lays payload, fill and zeros behind the header's place and returns the payload CRC.
-fn fill(payload: &[u8], frame: &mut [u8]) -> u32 {
+pub(super) fn fill(payload: &[u8], filler: [u8; 4], frame: &mut [u8]) -> u32 {
     let covered = header::covered_bytes(payload.len());
     let end = HEADER_BYTES + payload.len();
     frame[HEADER_BYTES..end].copy_from_slice(payload);
-    frame[end..covered].fill(FILL);
+    for four in frame[end..covered].chunks_mut(filler.len()) {
+        four.copy_from_slice(&filler[..four.len()]);
+    }
     frame[covered..].fill(0);
     crc32c::crc32c(&frame[HEADER_BYTES..covered])
 }

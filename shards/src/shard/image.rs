@@ -400,15 +400,15 @@ impl ImageBuilder {
     fn take_start(&mut self, payload: &[u8]) -> Result<(), String> {
         let start = ArchivedStartV1::view(payload, &mut self.scratch).map_err(|error| error.to_string())?;
         // A start is written together with the batch that did not fit before it, and after that batch was handed over: the
-        // commit index in it may name entries of that batch. When a cut keeps the start and not the batch, they were never
-        // acknowledged, and nothing that this replica holds is committed beyond what came before the start.
-        let known = self.restored.entries.last().map_or(self.restored.snapshot_index, |entry| entry.index);
+        // commit index in it may name entries of that batch, also under an index that another entry has here, which the batch
+        // would have replaced. When a cut keeps the start and not the batch, that other entry must not count as committed. So
+        // the commit index is that of the batches; every batch tells its own, so nothing is missed.
         for group in start.groups.iter().filter(|group| group.group.to_native() == self.group.0) {
             let hard_state = &group.hard_state;
             self.restored.hard_state = HardState {
                 term: hard_state.term.to_native(),
                 vote: hard_state.vote.to_native(),
-                commit: hard_state.commit.to_native().min(known),
+                commit: self.restored.hard_state.commit,
                 ..HardState::default()
             };
             // Its members are those of the moment at which the segment began. Raft wants those of the snapshot and applies

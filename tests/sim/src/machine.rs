@@ -304,7 +304,8 @@ impl Machine {
     /// Puts good copies back where damage stands; false when there was none.
     pub fn repair(&mut self) -> bool {
         let mut mended = false;
-        for damage in std::mem::take(&mut self.damage) {
+        // The newest first: it may stand on an older one, which is what it keeps as the good copy.
+        for damage in std::mem::take(&mut self.damage).into_iter().rev() {
             if self.is_in_place(&damage) {
                 self.disk.damage(&damage.file, damage.offset, &damage.good);
                 mended = true;

@@ -189,7 +189,7 @@ fn is_bounded(plan: &Plan, burden: &Burden, recovered: usize) -> bool {
         && burden.waiting <= WAITING_MAX + 4 * plan.clients as usize * (1 + shards)
         && burden.transactions <= requests
         && burden.intents <= requests
-        && burden.backlog <= requests
+        && burden.backlog <= ENTRIES_MAX + requests
 }
 
 impl World {
