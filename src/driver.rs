@@ -70,6 +70,8 @@ pub struct Driver {
     commit_times: CommitTimes,
     turn_times: Windows,
     next_tick: Millis,
+    /// The engine was told of a newer term than it leads in.
+    is_outdated: bool,
     has_more_work: bool,
     /// Since when the meta state names no replica of the group here and no leader was heard of.
     unwanted_since: Option<Millis>,
@@ -114,6 +116,7 @@ impl Driver {
             commit_times: CommitTimes::new(),
             turn_times: Windows::new(),
             next_tick: Millis(0),
+            is_outdated: false,
             has_more_work: true,
             unwanted_since: None,
         }
@@ -156,6 +159,7 @@ impl Driver {
             if is_tick {
                 self.next_tick = Millis(now.0 + self.seat.settings.tick_ms);
                 self.report_figures();
+                self.report_term();
             }
             self.step()?;
             self.perform()?;
@@ -223,6 +227,16 @@ impl Driver {
     fn sync_soon(&mut self) {
         if let Some(wal) = &mut self.wal {
             wal.sync_now();
+        }
+    }
+
+    /// Tells a leader of a newer term that others speak of.
+    fn report_term(&mut self) {
+        let Some(peers) = &self.seat.peers else { return };
+        let (known, group) = (peers.known_term(), self.shard.group());
+        if group.is_leader() && (known > group.term() || self.is_outdated) {
+            self.is_outdated = known > group.term();
+            self.events.push(Event::Term(known));
         }
     }
 

@@ -49,6 +49,8 @@ pub enum Event {
     },
     /// Another replica leads this group now, as far as this node knows: what was said to the one before may be lost.
     Leader(GroupId),
+    /// This node knows of a newer term of the group than this leader's. To be said at every tick for as long as it is so.
+    Term(u64),
     /// The cluster's meta state is newer than this shard knew.
     Meta(Arc<Meta>),
     /// Hand leadership over if there is someone to take it: the process wants to stop by this time.

@@ -437,6 +437,7 @@ impl Shard {
                 Event::Unreachable(replica) => self.group.unreachable(replica),
                 Event::SnapshotFetched { index, image } => self.snapshot_fetched(index, image, effects)?,
                 Event::Leader(group) => self.hear_of_leader(group, effects),
+                Event::Term(term) => self.group.outdated_by(term),
                 Event::Meta(meta) => self.hear_meta(meta),
                 Event::Resign(until) => self.resign(until),
             }

@@ -138,6 +138,11 @@ impl PeerSide {
         }
     }
 
+    /// The newest term of its group that this node knows of.
+    pub(super) fn known_term(&self) -> u64 {
+        self.links.hub().view.leader(self.group).term
+    }
+
     /// Performs what concerns other nodes. Messages for groups that this node leads go by the mesh.
     pub(super) fn perform(&mut self, effects: &mut Effects, mesh: &mut ShardMesh<GroupMessage>) {
         for message in effects.raft.drain(..) {

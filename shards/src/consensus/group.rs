@@ -147,6 +147,8 @@ pub struct Group {
     settled_at: u64,
     /// The leader waits until this replica has written down what is committed.
     is_asked_to_keep: bool,
+    /// The tick at which this leader was first told that there is a newer term.
+    outdated_since: Option<u64>,
     /// Where the log goes on, to be told by the next batch: what stands in the log does not lead there.
     owed_reset: Option<(u64, u64)>,
 }
@@ -206,6 +208,7 @@ impl Group {
             durable_commit: commit,
             settled_at: 0,
             is_asked_to_keep: false,
+            outdated_since: None,
             owed_reset: needs_reset.then_some((snapshot_index, snapshot_term)),
         };
         group.steady_election_timeout();

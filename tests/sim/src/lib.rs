@@ -9,6 +9,7 @@ pub mod check;
 pub mod client;
 pub mod disk;
 pub mod fault;
+mod fetched;
 mod inject;
 pub mod machine;
 mod members;

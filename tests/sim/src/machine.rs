@@ -355,12 +355,13 @@ impl Machine {
             })
             .collect();
         format!(
-            "node {:?} up {} listening {} outstanding {} gathers {} shards {shards:#?}",
+            "node {:?} up {} listening {} outstanding {} gathers {} views {:?} shards {shards:#?}",
             self.node,
             self.is_up,
             self.is_listening,
             self.router.outstanding(),
-            self.router.gathers()
+            self.router.gathers(),
+            self.views
         )
     }
 }

@@ -18,16 +18,13 @@ use shards::log::manifest::ManifestError;
 use shards::log::payload::PayloadBuffer;
 use shards::log::{LogIdentity, LogShape, ReplayError};
 use shards::meta::Meta;
-use shards::shard::image::{
-    Founding, ImageIdentity, SnapshotImage, SnapshotIntake, encode_append, encode_start,
-};
+use shards::shard::image::{Founding, encode_append, encode_start};
 use shards::shard::{Floor, Left, Shard, ShardConfig};
 use shards::state::SessionLimits;
 use shards::storage::disk::{Disk as _, Open};
 use shards::storage::manifest::{MANIFEST_FILE, create_manifest};
 use shards::storage::recovery::RecoveryError;
 use shards::storage::shard::{ShardPlace, recover_shard};
-use shards::storage::snapshots::{SnapshotWriter, Verifier};
 use shards::storage::wal::{
     Append as LogAppend, BUFFERS_MIN, Full, Reaped, SyncPolicy, Wal, WalFailure, WalOptions,
 };
@@ -114,6 +111,10 @@ pub struct Strand {
     pub entries: BTreeMap<u64, (u64, u64)>,
     /// Entries that its log held when it started: all of them may wait to be applied at once.
     pub recovered: usize,
+    /// The newest term of its group that its machine knows of.
+    pub known_term: u64,
+    /// Whether it was told of a newer term than it leads in.
+    is_outdated: bool,
     /// The last index that was reported durable.
     pub durable_index: u64,
     /// Term and vote that were reported durable.
@@ -270,6 +271,8 @@ impl Strand {
             shard,
             handed: VecDeque::new(),
             recovered: entries.len(),
+            known_term: 0,
+            is_outdated: false,
             entries,
             durable_index,
             durable_vote,
@@ -328,6 +331,11 @@ impl Strand {
             if is_tick {
                 self.next_tick = Millis(now.wall.0 + TICK_MS);
                 self.report_disk();
+                let group = self.shard.group();
+                if group.is_leader() && (self.known_term > group.term() || self.is_outdated) {
+                    self.is_outdated = self.known_term > group.term();
+                    self.events.push(Event::Term(self.known_term));
+                }
             }
             let stepped = self.shard.step(now.wall, &mut self.events, &mut self.effects);
             stepped.map_err(|fault| Stop::Corrupt(fault.to_string()))?;
@@ -566,34 +574,4 @@ fn recovery_failed(error: &RecoveryError) -> Stop {
 /// The directory of a file.
 pub fn parent(file: &str) -> &str {
     file.rsplit_once('/').map_or("", |(parent, _)| parent)
-}
-
-/// Puts the bytes of another machine's snapshot on this machine's disk and loads them.
-pub fn take_snapshot(disk: &SimDisk, group: GroupId, index: u64, bytes: &[u8]) -> Event {
-    let image = load_snapshot(disk, group, index, bytes).map(Box::new);
-    Event::SnapshotFetched { index, image }
-}
-
-fn load_snapshot(disk: &SimDisk, group: GroupId, index: u64, bytes: &[u8]) -> Result<SnapshotImage, String> {
-    let mut writer =
-        SnapshotWriter::create(disk.clone(), &directory(group), index).map_err(|error| error.to_string())?;
-    writer.append(bytes).map_err(|error| error.to_string())?;
-    writer.finish(&mut AsTheyAre).map_err(|error| error.to_string())?;
-    let identity = ImageIdentity { cluster: CLUSTER, shard: group.0, group };
-    let mut intake = SnapshotIntake::new(identity, SessionLimits::default());
-    intake.feed(bytes).map_err(|error| error.to_string())?;
-    intake.finish().map_err(|error| error.to_string())
-}
-
-/// The bytes are checked when they are loaded.
-struct AsTheyAre;
-
-impl Verifier for AsTheyAre {
-    fn chunk(&mut self, _: &[u8]) -> Result<(), String> {
-        Ok(())
-    }
-
-    fn end(&mut self) -> Result<(), String> {
-        Ok(())
-    }
 }

@@ -1,7 +1,8 @@
 //! What leaves a shard, and what arrives at a machine: between its own threads, and over the links to others.
 
 use crate::fault::Fault;
-use crate::strand::{Out, take_snapshot};
+use crate::fetched::take_snapshot;
+use crate::strand::Out;
 use crate::world::{Happening, Packet, World};
 use raft::prelude::MessageType;
 use shards::batch::{NotLeader, ReplyBatch, RequestBatch};

@@ -469,6 +469,7 @@ impl World {
         let moment = machine.moment(now_us);
         let mut out = Out::default();
         let strand = machine.strands[shard].as_mut().expect("only a replica has turns");
+        strand.known_term = machine.views[shard].0;
         let turned = strand.turn(moment, &machine.disk, &mut machine.fuse, &mut out);
         let applied = strand.shard.group().commit_index();
         self.trace.note(&[2, number as u64, shard as u64, now_us, applied, out.messages.len() as u64]);

@@ -15,6 +15,9 @@ const TAKEN_WITHIN_TICKS: u64 = 4;
 /// Ticks for which leadership is not offered to who gave it away or did not take it: longer than a process that stops stays.
 const LEFT_ALONE_TICKS: u64 = 60;
 
+/// Ticks for which a newer term may be known before a leader stands back: longer than an election takes.
+const OUTDATED_TICKS: u64 = 60;
+
 impl Group {
     /// Whether a voter would take leadership, as far as this replica knows.
     pub(super) fn would_lead(&self, replica: u64) -> bool {
@@ -27,6 +30,24 @@ impl Group {
         self.note_settled(message);
         if message.get_msg_type() == MessageType::MsgTimeoutNow {
             self.heard.note_unfit(message.from, self.ticks + LEFT_ALONE_TICKS);
+        }
+    }
+
+    /// Takes note that this node knows of a newer term than the one in which this replica leads.
+    ///
+    /// Mostly an election is under way. But whoever was in that term may be gone: taken out of the group, or with its disk. The
+    /// nodes go by the newest term when they look for a leader, so they would find none for as long as this one leads on: it
+    /// stands back, and the next election is in a newer term still.
+    pub fn outdated_by(&mut self, term: u64) {
+        if !self.is_leader() || term <= self.term() {
+            self.outdated_since = None;
+            return;
+        }
+        let since = *self.outdated_since.get_or_insert(self.ticks);
+        if self.ticks - since >= OUTDATED_TICKS {
+            self.outdated_since = None;
+            self.node.raft.become_follower(term, raft::INVALID_ID);
+            self.steady_election_timeout();
         }
     }
 
@@ -96,6 +117,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Seed 10476 of the simulator: a term that only a replica had that was gone by then.
+    #[test]
+    fn a_leader_that_nobody_finds_for_a_newer_term_stands_for_one() {
+        let mut group = led_by_the_first();
+        group[0].outdated_by(7);
+        tick(&mut group, OUTDATED_TICKS - 1, &[]);
+        group[0].outdated_by(7);
+        assert!(group[0].is_leader() && group[0].term() == 1, "an election may be under way");
+        group[0].outdated_by(1);
+        tick(&mut group, 1, &[]);
+        group[0].outdated_by(7);
+        assert!(group[0].is_leader(), "that was over in between");
+        tick(&mut group, OUTDATED_TICKS, &[]);
+        group[0].outdated_by(7);
+        assert!(!group[0].is_leader());
+        tick(&mut group, 60, &[]);
+        assert_eq!(group.iter().filter(|one| one.is_leader()).count(), 1);
+        assert!(group.iter().all(|one| one.term() > 7));
     }
 
     fn led_by_the_first() -> Vec<Group> {
