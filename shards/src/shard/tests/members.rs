@@ -103,3 +103,42 @@ fn a_replica_that_was_let_go_waits_for_nothing() {
     assert!(text.contains("TIMEOUT") && text.contains("\"outcome\":\"unknown\""), "{text}");
     assert!(shard.is_quiet(), "nothing holds its seat");
 }
+
+/// Seed 7670 of the simulator: each REMOVE_NODE for a node that was leaving already was an entry of the log.
+#[test]
+fn a_node_that_leaves_already_is_not_logged_again() {
+    let (mut shard, mut now) = leader_of_three();
+    let node = |number, state| crate::meta::Node {
+        number: NodeNumber(number),
+        id: format!("node{number}"),
+        state,
+        ..crate::meta::Node::default()
+    };
+    let meta = |last| {
+        let mut nodes: Vec<_> = (1..=3).map(|number| node(number, crate::meta::NodeState::Member)).collect();
+        nodes.push(node(4, last));
+        crate::meta::Meta { version: 1, nodes, ..crate::meta::Meta::default() }
+    };
+    shard.cluster.take_over(meta(crate::meta::NodeState::Member));
+    let mut remove = |shard: &mut Shard| {
+        let mut value = Vec::new();
+        crate::meta::MetaChange::RemoveNode(NodeNumber(4)).encode(&mut value);
+        let mut batch = Box::<RequestBatch>::default();
+        Record::plain(Op::MetaChange, &[], &value).encode(&mut batch.bytes);
+        let length = batch.bytes.len() as u32;
+        let deadline = Millis(now.0 + 600_000);
+        batch.heads.push(RequestHead { token: Token(5), hash: hash_of(b""), deadline, start: 0, length });
+        now.0 += 1;
+        turn(shard, now, vec![Event::Requests { router: 0, batch }])
+    };
+    let first = remove(&mut shard);
+    let said = |effects: &Effects| {
+        let batch = effects.replies.first()?;
+        Some(String::from_utf8_lossy(batch.body(batch.heads.first()?)).into_owned())
+    };
+    assert_eq!((first.appends.len(), said(&first)), (1, None), "it is proposed");
+    shard.cluster.take_over(meta(crate::meta::NodeState::Leaving));
+    let again = remove(&mut shard);
+    assert!(again.appends.is_empty());
+    assert_eq!(again.replies[0].heads.len(), 1);
+}
