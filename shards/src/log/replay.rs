@@ -522,7 +522,7 @@ fn chain_of(starts: &[(SegmentId, BatchHeader)], statements: &Statements) -> Cha
     let mut broken = None;
     let mut head = statements.highest_epoch;
     while head != SegmentEpoch(0) {
-        let after = match chain_from(starts, head, statements.oldest_epoch) {
+        let after = match chain_from(starts, head, statements) {
             Ok(segments) => return Chain { segments, broken },
             Err(after) => after,
         };
@@ -543,7 +543,7 @@ fn chain_of(starts: &[(SegmentId, BatchHeader)], statements: &Statements) -> Cha
 fn chain_from(
     starts: &[(SegmentId, BatchHeader)],
     head: SegmentEpoch,
-    oldest: SegmentEpoch,
+    statements: &Statements,
 ) -> Result<Vec<(SegmentId, BatchHeader)>, Option<(SegmentId, SegmentEpoch)>> {
     let mut segments = Vec::new();
     let mut link = head;
@@ -551,7 +551,10 @@ fn chain_from(
         let (segment, start) = starts[place];
         segments.push((segment, start));
         link = start.previous_epoch;
-        if start.epoch <= oldest || link == SegmentEpoch(0) {
+        let may_be_first = start.epoch <= statements.oldest_epoch || link == SegmentEpoch(0);
+        // Only what is durable is cut off, so what came before the log's first segment was. Where nothing states that, the start
+        // is of a life that a recovery gave up, and what it follows was torn.
+        if may_be_first && start.sequence.0 <= statements.durable_upto.0 + 1 {
             segments.reverse();
             return Ok(segments);
         }

@@ -516,6 +516,22 @@ fn run(steps: &[Step]) -> (MemoryDisk, BTreeMap<u64, usize>, u64) {
     (log.crash(|| false), sizes, cut_upto)
 }
 
+#[test]
+fn a_start_of_a_life_given_up_is_no_head_although_it_is_older_than_the_oldest_needed() {
+    // Nothing is ever acknowledged. Of the second life only a batch survives, which says that nothing before that life is needed;
+    // the first life left the start of its second segment, and what that one follows is torn. Taken for a log whose beginning was
+    // cut off, it made six batches count as durable that nobody has.
+    let appends = |bytes: &[usize]| bytes.iter().copied().map(Step::Append).collect::<Vec<_>>();
+    let mut steps = appends(&[8065, 12_161, 0, 3969, 0, 8065, 0]);
+    steps.push(Step::Crash(2_124_414_543_264_283_350));
+    steps.extend(appends(&[0, 20_353, 12_161, 12_161]));
+    steps.extend([Step::Crash(15_182_342_207_286_338_913), Step::Crash(17_144_201_603_402_309_908)]);
+    let (mut disk, sizes, _) = run(&steps);
+    let (recovered, read) = read_back(&mut disk).unwrap();
+    assert!(read.is_empty() && sizes.is_empty(), "{read:?}");
+    assert_eq!(recovered.last_sequence, Sequence(0));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 192, max_shrink_iters: 400, ..ProptestConfig::default() })]
 

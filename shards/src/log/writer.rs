@@ -246,7 +246,9 @@ impl LogWriter {
         let offset = self.open_offset.expect("a segment is open");
         let open = *self.live.back().expect("the open segment is live");
         let sequence = self.next_sequence();
-        let oldest_epoch = self.live[0].epoch;
+        let LiveSegment { epoch: oldest_epoch, first, .. } = self.live[0];
+        // Recovery relies on it to tell the log's first segment from one that an earlier recovery gave up.
+        assert!(first.0 <= durable_upto.0 + 1, "what came before the oldest live segment is durable");
         let payload_bytes = u32::try_from(payload.len()).expect("a payload is shorter than a segment");
         let bytes = header::frame_bytes(payload.len());
         assert!(offset + bytes as u64 <= self.shape.segment_bytes, "a batch never spans segments");
