@@ -8,7 +8,7 @@
 //! Every header names the life of its segment (epoch) and the life before that, so the live chain is followed backwards from
 //! the highest epoch found, to a segment whose valid starts lead without a gap to the oldest one needed, and then walked
 //! forwards. A batch counts only if everything
-//! in its header agrees with its place: identity, file, epoch, offset, sequence, the CRC of the batch before it, and both
+//! in its header agrees with its place: identity, file, epoch, offset, sequence, the CRC of the batch before it, and all
 //! checksums. Where the next segment continues the log exactly at the batch just read, the walk goes over to it, whatever
 //! stands behind. Where the walk ends:
 //!
@@ -260,11 +260,10 @@ impl<'a, S: SegmentSource> Machine<'a, S> {
             return Ok(Some((Reason::Length, false)));
         }
         let covered = self.bytes(segment, offset, header::covered_bytes(payload_bytes))?;
-        if crc32c::crc32c(&covered[HEADER_BYTES..]) == header.payload_crc || is_on(Mutant::PayloadCrcSkipped)
-        {
+        if header.payload.fit(&covered[HEADER_BYTES..]) || is_on(Mutant::PayloadCrcSkipped) {
             return Ok(None);
         }
-        Ok(Some((Reason::PayloadCrc, repair::one_bit_payload(covered, header.payload_crc))))
+        Ok(Some((Reason::PayloadCrc, repair::one_bit_payload(covered, &header.payload))))
     }
 
     fn walk(

@@ -386,10 +386,10 @@ fn foreign_and_newer_files_are_refused() {
         Err(ReplayError::Foreign(SegmentId(1)))
     );
     let block = &mut disk.0.get_mut(&SegmentId(1)).unwrap()[..128];
-    block[8] = 2;
+    block[8] = 3;
     let crc = crc32c::crc32c(&block[..124]);
     block[124..].copy_from_slice(&crc.to_le_bytes());
-    assert_eq!(read_back(&mut disk).unwrap_err(), ReplayError::NewerFormat(SegmentId(1), 2));
+    assert_eq!(read_back(&mut disk).unwrap_err(), ReplayError::NewerFormat(SegmentId(1), 3));
 }
 
 #[test]

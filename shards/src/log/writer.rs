@@ -6,7 +6,7 @@
 //! recovery never looks for a segment that was already written over. After a recovery the writer begins a fresh segment, or
 //! goes on in the last one where there is no room for another (see `replay`). This file must not perform: the caller writes the frames and says what became durable.
 
-use super::header::{self, BLOCK_BYTES, BatchHeader, BatchKind, HEADER_BYTES, NO_GROUP};
+use super::header::{self, BLOCK_BYTES, BatchHeader, BatchKind, HEADER_BYTES, NO_GROUP, PayloadSums};
 use super::replay::Recovered;
 use super::{LogShape, SegmentEpoch, SegmentId};
 use crate::ids::{GroupId, Sequence};
@@ -253,7 +253,7 @@ impl LogWriter {
         let bytes = header::frame_bytes(payload.len());
         assert!(offset + bytes as u64 <= self.shape.segment_bytes, "a batch never spans segments");
         let frame = &mut frame[..bytes];
-        let payload_crc = fill(payload, header::filler(open.epoch, sequence), frame);
+        let payload = fill(payload, header::filler(open.epoch, sequence), frame);
         let too_high = kind == BatchKind::Entries && is_on(Mutant::DurableUptoTooHigh);
         let durable_upto = if too_high { Sequence(sequence.0 - 1) } else { durable_upto };
         let header = BatchHeader {
@@ -269,7 +269,7 @@ impl LogWriter {
             sequence,
             durable_upto,
             previous_crc: self.last_crc,
-            payload_crc,
+            payload,
         };
         let out = frame.first_chunk_mut().expect("a frame is at least a block");
         self.last_crc = header.encode(out);
@@ -282,8 +282,8 @@ impl LogWriter {
     }
 }
 
-/// Lays payload, fill and zeros behind the header's place and returns the payload CRC.
-pub(super) fn fill(payload: &[u8], filler: [u8; 4], frame: &mut [u8]) -> u32 {
+/// Lays payload, fill and zeros behind the header's place and returns what payload and fill sum up to.
+pub(super) fn fill(payload: &[u8], filler: [u8; 4], frame: &mut [u8]) -> PayloadSums {
     let covered = header::covered_bytes(payload.len());
     let end = HEADER_BYTES + payload.len();
     frame[HEADER_BYTES..end].copy_from_slice(payload);
@@ -291,5 +291,5 @@ pub(super) fn fill(payload: &[u8], filler: [u8; 4], frame: &mut [u8]) -> u32 {
         four.copy_from_slice(&filler[..four.len()]);
     }
     frame[covered..].fill(0);
-    crc32c::crc32c(&frame[HEADER_BYTES..covered])
+    PayloadSums::of(&frame[HEADER_BYTES..covered])
 }

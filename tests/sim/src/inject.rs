@@ -276,6 +276,8 @@ impl World {
     /// Writes the number of a later format into the head of a file, with the checksum that it would have.
     fn make_later(&mut self, number: usize, files: &[(String, usize)]) -> Option<Damage> {
         let (file, _) = self.rng.pick(files).clone();
+        /// No format has this number yet.
+        const LATER: u8 = 0x7f;
         // Where the number stands, how many bytes the checksum covers, which stands behind them: the byte maps of manifest,
         // snapshot and segment.
         let (format_at, covered) = match file.rsplit('/').next()? {
@@ -286,11 +288,11 @@ impl World {
         };
         let disk = &self.machines[number].disk;
         let good = disk.peek(&file, 0, covered + 4);
-        if good.len() < covered + 4 || good[..8].iter().all(|byte| *byte == 0) || good[format_at] != 1 {
+        if good.len() < covered + 4 || good[..8].iter().all(|byte| *byte == 0) || good[format_at] == LATER {
             return None;
         }
         let mut bad = good.clone();
-        bad[format_at] = 2;
+        bad[format_at] = LATER;
         let crc = crc32c::crc32c(&bad[..covered]);
         bad[covered..].copy_from_slice(&crc.to_le_bytes());
         Some(Damage { file, offset: 0, good, bad, is_later_format: true })

@@ -11,7 +11,7 @@ use crate::engine::{behaviour, class_of};
 use shards::command::entry::Entry;
 use shards::command::record::Record;
 use shards::ids::{GroupId, Sequence};
-use shards::log::header::{self, BLOCK_BYTES, BatchHeader, BatchKind, HEADER_BYTES};
+use shards::log::header::{self, BLOCK_BYTES, BatchHeader, BatchKind, HEADER_BYTES, PayloadSums};
 use shards::log::manifest::{ListedSegment, Manifest};
 use shards::log::payload::{ArchivedRecordV1, ArchivedStartV1, PayloadBuffer};
 use shards::log::replay::{ReplayedBatch, SegmentFile, SegmentSource, replay};
@@ -247,7 +247,7 @@ impl WalBatches {
         header[HEADER_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
     }
 
-    /// Changes a payload, and writes both checksums.
+    /// Changes a payload, and writes all checksums.
     fn forge_payload(&mut self, script: &mut Script<'_>) {
         let (place, changes) = (script.byte(), script.byte() % 4);
         let frames = &self.bases[self.chosen].frames;
@@ -261,8 +261,7 @@ impl WalBatches {
             }
         }
         let Ok((mut header, _)) = BatchHeader::decode(stored) else { return };
-        header.payload_crc =
-            crc32c::crc32c(&stored[HEADER_BYTES..header::covered_bytes(frame.payload.len())]);
+        header.payload = PayloadSums::of(&stored[HEADER_BYTES..header::covered_bytes(frame.payload.len())]);
         let head = stored.first_chunk_mut::<HEADER_BYTES>().expect("a frame has a header");
         header.encode(head);
     }
