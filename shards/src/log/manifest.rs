@@ -111,6 +111,12 @@ impl Manifest {
         Self { identity, generation: 0, epoch, durable_upto: Sequence(0), segments: Vec::new() }
     }
 
+    /// No segment before this epoch is needed, or 0 where that is not known: the log has no segment, or more than are listed.
+    pub fn oldest_epoch(&self) -> SegmentEpoch {
+        let first = self.segments.first().filter(|_| self.segments.len() < LISTED_MAX);
+        first.map_or(SegmentEpoch(0), |listed| listed.epoch)
+    }
+
     /// Where in the file this generation stands, in bytes.
     pub fn offset(&self) -> u64 {
         (self.generation % 2) * BLOCK_BYTES as u64

@@ -18,7 +18,8 @@
 //! - otherwise it is a torn tail, cut off by not being walked.
 //!
 //! Nothing is erased or written over after a torn tail. **The log goes on in a fresh segment after every recovery**, with an epoch
-//! above every epoch found in any sound header. Its start names the segment, the sequence and the CRC that it follows, so
+//! above every epoch found in any sound header, after the manifest has listed what is still needed: the statement that a
+//! segment is not may stand in one that is written over next. Its start names the segment, the sequence and the CRC that it follows, so
 //! every later recovery leaves the torn remains at that same point without judging them again, and no remains can be
 //! taken for a new batch: they carry another epoch or lie in a file that is left earlier. This is safer than continuing
 //! in the same file: a write still in flight when the old process died can land late without touching what follows. The
@@ -117,6 +118,7 @@ pub fn replay<S: SegmentSource>(
     for file in files {
         machine.survey(file.segment)?;
     }
+    machine.heed(manifest);
     let chain = chain_of(&starts, &machine.statements);
     let walk = machine.walk(&chain.segments, on_batch)?;
     machine.judge_manifest(files, manifest)?;
@@ -137,6 +139,8 @@ enum Front {
 struct Statements {
     durable_upto: Sequence,
     durable_in: SegmentId,
+    /// What the manifest says of the same.
+    manifest_upto: Sequence,
     oldest_epoch: SegmentEpoch,
     highest_epoch: SegmentEpoch,
     /// Which segment each one follows and which file it is in, of those of which any header is legible.
@@ -147,7 +151,7 @@ struct Statements {
 struct Walk {
     /// Number of chain segments whose start counted.
     reached: usize,
-    /// Chain segments that are needed: all up to the last one that holds entries.
+    /// Chain segments that are needed: all up to the last one that holds entries, and the first of a log that was cut.
     kept: usize,
     /// CRC of the last batch in the last kept segment.
     kept_crc: u32,
@@ -291,7 +295,9 @@ impl<'a, S: SegmentSource> Machine<'a, S> {
             let begun_at = expected.sequence;
             walk.stop = self.walk_segment(*segment, start, next, &mut expected, on_batch)?;
             walk.last_sequence = Sequence(expected.sequence.0 - 1);
-            if expected.sequence > begun_at {
+            // The first one says where the log goes on, if everything in it and before it was cut off or torn.
+            let goes_on_here = place == 0 && begun_at > Sequence(1);
+            if expected.sequence > begun_at || goes_on_here {
                 walk.kept = place + 1;
                 walk.kept_crc = expected.crc;
                 walk.kept_end = walk.stop.offset;
@@ -389,6 +395,13 @@ impl<'a, S: SegmentSource> Machine<'a, S> {
             offset += BLOCK_BYTES as u64;
         }
         Ok(())
+    }
+
+    /// Adds what the manifest states. It was true when it was written, like the rest.
+    fn heed(&mut self, manifest: &Manifest) {
+        let statements = &mut self.statements;
+        statements.manifest_upto = manifest.durable_upto;
+        statements.oldest_epoch = statements.oldest_epoch.max(manifest.oldest_epoch());
     }
 
     /// Whether every segment is there that the manifest lists and no statement gives up. The file of a new segment was there
@@ -553,7 +566,8 @@ fn chain_from(
         let may_be_first = start.epoch <= statements.oldest_epoch || link == SegmentEpoch(0);
         // Only what is durable is cut off, so what came before the log's first segment was. Where nothing states that, the start
         // is of a life that a recovery gave up, and what it follows was torn.
-        if may_be_first && start.sequence.0 <= statements.durable_upto.0 + 1 {
+        let durable = statements.durable_upto.max(statements.manifest_upto);
+        if may_be_first && start.sequence.0 <= durable.0 + 1 {
             segments.reverse();
             return Ok(segments);
         }

@@ -1,7 +1,7 @@
 //! The log as a whole: writer and replay over a disk in memory that keeps, tears, flips and reuses.
 
 use super::header::{self, BLOCK_BYTES, BatchKind, SECTOR_BYTES};
-use super::manifest::Manifest;
+use super::manifest::{ListedSegment, Manifest};
 use super::replay::{Recovered, SegmentFile, SegmentSource, replay};
 use super::writer::{Fit, FrameNumber, LogWriter, Placed};
 use super::*;
@@ -13,8 +13,9 @@ const SEGMENT_BYTES: u64 = 16 * BLOCK_BYTES as u64;
 const IDENTITY: LogIdentity = LogIdentity { cluster: 77, key: 99, shard: 2 };
 const START: &[u8] = b"state of every group";
 
+/// Segments, and the manifest as the last start wrote it before anything else: what later ones say is not relied upon.
 #[derive(Clone, Default)]
-struct MemoryDisk(BTreeMap<SegmentId, Vec<u8>>);
+struct MemoryDisk(BTreeMap<SegmentId, Vec<u8>>, Option<Manifest>);
 
 impl SegmentSource for MemoryDisk {
     type Error = String;
@@ -66,7 +67,8 @@ fn read_back(disk: &mut MemoryDisk) -> Result<(Recovered, Read), ReplayError<Str
         .collect();
     files.reverse();
     let mut read = Vec::new();
-    let recovered = replay(&shape(), &files, &unknown(), disk, &mut |batch| match batch.kind {
+    let manifest = disk.1.clone().unwrap_or_else(unknown);
+    let recovered = replay(&shape(), &files, &manifest, disk, &mut |batch| match batch.kind {
         BatchKind::Entries => read.push((batch.sequence.0, batch.payload.to_vec())),
         BatchKind::SegmentStart => assert_eq!(batch.payload, START),
         BatchKind::Seal => panic!("seals are not given"),
@@ -79,6 +81,9 @@ fn read_back(disk: &mut MemoryDisk) -> Result<(Recovered, Read), ReplayError<Str
 impl Log {
     fn open(mut disk: MemoryDisk) -> Result<(Self, Read), ReplayError<String>> {
         let (recovered, read) = read_back(&mut disk)?;
+        let mut manifest = disk.1.take().unwrap_or_else(unknown);
+        manifest.advance(recovered.last_sequence, recovered.live.iter().map(ListedSegment::from));
+        disk.1 = Some(manifest);
         let writer = LogWriter::resume(shape(), &recovered);
         let (durable, free) = (recovered.last_sequence, recovered.free);
         Ok((Self { disk, writer, durable, durable_frame: FrameNumber(0), pending: Vec::new(), free }, read))
@@ -195,7 +200,7 @@ fn small_log(sealed: bool) -> (MemoryDisk, BTreeMap<u64, usize>) {
         log.seal();
         log.sync();
     }
-    (log.crash(|| false), sizes)
+    (MemoryDisk(log.crash(|| false).0, None), sizes)
 }
 
 /// Whether the bit lies in bytes that a checksum covers.
@@ -454,6 +459,22 @@ fn what_a_recovery_left_behind_stays_left_behind_when_its_successor_is_torn() {
     let (log, read) = Log::open(log.crash(|| lose_start(&mut sectors))).unwrap();
     assert!(read.is_empty(), "{read:?}");
     assert_eq!((log.durable, log.writer.next_epoch()), (Sequence(0), SegmentEpoch(4)));
+}
+
+#[test]
+fn what_a_restart_found_to_be_needed_outlives_the_segment_that_said_so() {
+    // Batches 1 to 3 are acknowledged in two segments, then the first is cut off. Only the seal in a third one says so, which is
+    // torn otherwise: after a crash both are free, and a crash in the midst of writing over both must not bring the first back.
+    let appends = |bytes: &[usize]| bytes.iter().copied().map(Step::Append).collect::<Vec<_>>();
+    let mut steps = vec![Step::Append(1921), Step::Sync, Step::Crash(0)];
+    steps.extend(appends(&[0, 0]));
+    steps.extend([Step::Crash(569_644_152_434_977_824), Step::Cut(86), Step::Append(12_161), Step::Seal]);
+    steps.push(Step::Crash(1_088_935_869_085_649_562));
+    steps.extend(appends(&[12_161, 16_257, 3979, 16_895]));
+    steps.extend([Step::Seal, Step::Crash(5_013_419_962_907_074_362)]);
+    let (mut disk, sizes, cut_upto) = run(&steps);
+    assert_eq!((cut_upto, read_back(&mut disk).unwrap().0.last_sequence), (1, Sequence(3)));
+    assert!(sizes.len() == 3);
 }
 
 #[derive(Clone, Debug)]
