@@ -51,6 +51,7 @@ torture-tests: ## The tests of crashes, damage and bad input at length, a quarte
 	  STRAND_BATCH_MS=$${STRAND_BATCH_MS:-20000} STRAND_CLIENTS=$${STRAND_CLIENTS:-20000} \
 	  STRAND_IO_FAULTS=$${STRAND_IO_FAULTS:-500} STRAND_BYTE_STRIDE=$${STRAND_BYTE_STRIDE:-1}; \
 	  $(CARGO) test --locked -p shards --lib -- storage:: log:: && \
+	  PROPTEST_CASES=$${STRAND_HISTORIES:-20000} $(CARGO) test --locked -p shards --lib -- log::tests::any_history log::tests::damage_never && \
 	  $(CARGO) test --locked --test kill --test recovery --test bad_input --test durability --test order
 
 audit: ## Licences, bans, sources and advisories of every dependency (cargo-deny; advisories only when their database can be had)
