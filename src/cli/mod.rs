@@ -4,14 +4,19 @@
 //! code. Usage errors are clap's, with exit code 2.
 
 pub mod bench;
+mod cells;
 pub mod cluster;
 pub mod config;
 pub mod demo;
 pub mod doctor;
+mod dump;
+pub mod export;
 pub mod flags;
 mod hits;
+pub mod import;
 pub mod serve;
 pub mod shell;
+pub mod top;
 pub mod tune;
 
 use crate::fatal::{self, ExitCode, Fatal};
@@ -26,6 +31,7 @@ Examples:
   strand serve --set wal.sync=interval:100       any setting, by section and name
   strand config --origin                         what is in force, and who said so
   strand doctor                                  can this machine run it?
+  strand top                                     what a running server does
   echo '{\"command\":\"SET\",\"key\":\"foo\",\"value\":\"bar\"}' | nc -q1 localhost 8000
 
 Exit codes: 0 done, 1 failed, 2 usage, 70 data corruption, 75 try again, 78 bad configuration.";
@@ -54,6 +60,12 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Check whether this machine can run the server, and say what to change.
     Doctor(doctor::Arguments),
+    /// Write all keys of a running server to a file.
+    Export(export::Arguments),
+    /// Store what was exported, or lines of JSON from another program.
+    Import(import::Arguments),
+    /// Watch what a running server does.
+    Top(top::Arguments),
     /// Print a profile for this machine.
     Tune(tune::Arguments),
     /// Print the version.
@@ -78,6 +90,9 @@ pub fn run() -> ExitCode {
         Command::Cli(arguments) => return shell::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Export(arguments) => export::run(&arguments),
+        Command::Import(arguments) => import::run(&arguments),
+        Command::Top(arguments) => top::run(&arguments),
         Command::Tune(arguments) => tune::run(&arguments),
         Command::Version => print(&version()),
     };

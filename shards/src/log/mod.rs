@@ -10,6 +10,7 @@
 //! - [`writer`]: where the next batch goes, and which segments a cut sets free.
 //! - [`replay`]: reading a log back, and telling a torn tail from rot.
 
+mod chain;
 pub mod header;
 pub mod manifest;
 pub mod payload;

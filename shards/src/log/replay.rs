@@ -34,6 +34,7 @@
 //! page cache. This file must not write, and never lets a batch count
 //! that its checksums do not cover. On an error the caller must forget every batch it was given.
 
+use super::chain::{Chain, Statements, chain_of};
 use super::header::{self, BLOCK_BYTES, BatchHeader, BatchKind, HEADER_BYTES, HeaderError};
 use super::manifest::Manifest;
 use super::repair;
@@ -41,7 +42,6 @@ use super::writer::{LiveSegment, LogEnd};
 use super::{Corruption, LogShape, PayloadWindow, Proof, Reason, ReplayError, SegmentEpoch, SegmentId, Tail};
 use crate::ids::{GroupId, Sequence};
 use crate::mutants::{Mutant, is_on};
-use std::collections::BTreeMap;
 
 /// How much is read at once, in bytes.
 pub const WINDOW_BYTES: usize = 1 << 20;
@@ -132,19 +132,6 @@ enum Front {
     Start(SegmentId, BatchHeader),
     /// No valid start, and the header it would be if one flipped bit were set right.
     Bad(SegmentId, Reason, Option<BatchHeader>),
-}
-
-/// What sound headers state, wherever they were found.
-#[derive(Default)]
-struct Statements {
-    durable_upto: Sequence,
-    durable_in: SegmentId,
-    /// What the manifest says of the same.
-    manifest_upto: Sequence,
-    oldest_epoch: SegmentEpoch,
-    highest_epoch: SegmentEpoch,
-    /// Which segment each one follows and which file it is in, of those of which any header is legible.
-    links: BTreeMap<SegmentEpoch, (SegmentEpoch, SegmentId)>,
 }
 
 /// How far the walk came.
@@ -503,13 +490,6 @@ impl Front {
     }
 }
 
-/// Segments with valid starts that may be the live log, oldest first.
-struct Chain {
-    segments: Vec<(SegmentId, BatchHeader)>,
-    /// A newer segment that was passed over because the epoch it follows is missing.
-    broken: Option<(SegmentId, SegmentEpoch)>,
-}
-
 /// The valid starts by epoch.
 fn starts_of<E>(fronts: &[Front]) -> Result<Vec<(SegmentId, BatchHeader)>, ReplayError<E>> {
     let mut starts: Vec<(SegmentId, BatchHeader)> = fronts
@@ -524,55 +504,6 @@ fn starts_of<E>(fronts: &[Front]) -> Result<Vec<(SegmentId, BatchHeader)>, Repla
         Some(pair) => Err(corrupt(pair[1].0, 0, Reason::Twice(pair[1].1.epoch), Proof::File)),
         None => Ok(starts),
     }
-}
-
-/// The chain of the newest segment that leads back without a gap to a segment that is the oldest needed, or the first of all.
-/// A segment that a gap cuts off was never durable, or the statements found later prove otherwise. Heads are looked for along
-/// the links from the highest epoch of which anything is legible: a segment beside that path was left behind by an earlier
-/// recovery and never counts again, even if what came after it is torn. Where the path is lost, every older start may be one.
-fn chain_of(starts: &[(SegmentId, BatchHeader)], statements: &Statements) -> Chain {
-    let mut broken = None;
-    let mut head = statements.highest_epoch;
-    while head != SegmentEpoch(0) {
-        let after = match chain_from(starts, head, statements) {
-            Ok(segments) => return Chain { segments, broken },
-            Err(after) => after,
-        };
-        broken = broken.or(after);
-        head = match statements.links.get(&head) {
-            Some((previous, _)) => *previous,
-            None => {
-                let older = starts.iter().rev().map(|(_, start)| start.epoch).find(|epoch| *epoch < head);
-                older.unwrap_or(SegmentEpoch(0))
-            }
-        };
-    }
-    Chain { segments: Vec::new(), broken }
-}
-
-/// The chain that ends with segment `head`, or the segment in it whose predecessor is missing, with that one's epoch.
-#[expect(clippy::type_complexity, reason = "segments with their starts, or where they end")]
-fn chain_from(
-    starts: &[(SegmentId, BatchHeader)],
-    head: SegmentEpoch,
-    statements: &Statements,
-) -> Result<Vec<(SegmentId, BatchHeader)>, Option<(SegmentId, SegmentEpoch)>> {
-    let mut segments = Vec::new();
-    let mut link = head;
-    while let Ok(place) = starts.binary_search_by_key(&link, |(_, start)| start.epoch) {
-        let (segment, start) = starts[place];
-        segments.push((segment, start));
-        link = start.previous_epoch;
-        let may_be_first = start.epoch <= statements.oldest_epoch || link == SegmentEpoch(0);
-        // Only what is durable is cut off, so what came before the log's first segment was. Where nothing states that, the start
-        // is of a life that a recovery gave up, and what it follows was torn.
-        let durable = statements.durable_upto.max(statements.manifest_upto);
-        if may_be_first && start.sequence.0 <= durable.0 + 1 {
-            segments.reverse();
-            return Ok(segments);
-        }
-    }
-    Err(segments.last().map(|(segment, _)| (*segment, link)))
 }
 
 /// Segment `epoch`, which the one in `after` follows, is needed and not there. When a file is one bit from being it, or has later

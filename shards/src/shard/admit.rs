@@ -463,9 +463,10 @@ impl Shard {
     }
 
     /// Whether more requests should be brought: a driver that stops when there is no room slows the clients down before
-    /// writes must be refused.
+    /// writes must be refused. A replica that does not lead sends them on at once, whatever it holds; and the intents of one
+    /// that was taken out end only when somebody tells it.
     pub fn has_room(&self) -> bool {
-        self.outstanding_bytes() < self.config.outstanding_bytes_max / 2
+        !self.group.is_leader() || self.outstanding_bytes() < self.config.outstanding_bytes_max / 2
     }
 }
 

@@ -3,15 +3,10 @@
 //! Shows what the server told and computes only sums. Text from the server is drawn without control characters.
 
 use super::{array, nodes};
-use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table};
+use crate::cli::cells::{number, right, table, text, tinted};
+use comfy_table::{Cell, Color, Table};
 use serde_json::Value;
 use std::fmt::Write as _;
-
-/// A narrower terminal is not believed, in columns.
-const COLUMNS_MIN: u16 = 40;
-/// Width of a table for a terminal that is not believed, in columns.
-const COLUMNS_ASSUMED: u16 = 120;
 
 /// Draws both tables.
 pub(super) fn draw(status: &Value, coloured: bool) -> String {
@@ -33,20 +28,6 @@ pub(super) fn draw(status: &Value, coloured: bool) -> String {
         let _ = writeln!(out, "{leaderless} of {} groups have no leader", groups.len());
     }
     out
-}
-
-fn table(names: &[&str], coloured: bool) -> Table {
-    let mut table = Table::new();
-    if coloured {
-        table.enforce_styling();
-    }
-    table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
-    if table.width().is_none_or(|columns| columns < COLUMNS_MIN) {
-        // A terminal that does not say how wide it is, or says what cannot be read in.
-        table.set_width(COLUMNS_ASSUMED);
-    }
-    table.set_header(names);
-    table
 }
 
 fn node_table(status: &Value, groups: &[Value], coloured: bool) -> Table {
@@ -99,27 +80,6 @@ fn group_table(groups: &[Value], coloured: bool) -> Table {
         ]);
     }
     table
-}
-
-fn tinted(cell: Cell, coloured: bool, colour: Color) -> Cell {
-    if coloured { cell.fg(colour) } else { cell }
-}
-
-fn number(number: usize) -> Cell {
-    Cell::new(number).set_alignment(CellAlignment::Right)
-}
-
-fn right(value: &Value) -> Cell {
-    Cell::new(text(value)).set_alignment(CellAlignment::Right)
-}
-
-/// A value as a cell shows it.
-fn text(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.chars().filter(|c| !c.is_control()).collect(),
-        Value::Null => "-".to_owned(),
-        other => other.to_string(),
-    }
 }
 
 #[cfg(test)]
