@@ -81,7 +81,9 @@ fn an_export_comes_back_byte_for_byte_in_another_server() {
     let _timed = timed("export and import");
     let room = TemporaryDirectory::new("exchange");
     let file = room.path().join("all.jsonl");
-    let from = Setup::small("exchange-from").with(&["--shards", "3"]).start();
+    let (setup_from, setup_to) =
+        (Setup::small("exchange-from").with(&["--shards", "3"]), Setup::small("exchange-to"));
+    let from = setup_from.start();
     let items = fill(&from);
     done(&strand(&from, &["export", path(&file)], None));
     refused(&strand(&from, &["export", path(&file)], None), "is there already");
@@ -89,7 +91,7 @@ fn an_export_comes_back_byte_for_byte_in_another_server() {
     let users = done(&strand(&from, &["export", "--prefix", "n:24"], None));
     assert_eq!(users.lines().filter(|line| line.starts_with("{\"key\":\"n:24")).count(), 101);
 
-    let to = Setup::small("exchange-to").with(&["--shards", "2"]).start();
+    let to = setup_to.start();
     // A file that is not whole changes nothing.
     let bytes = fs::read(&file).expect("it was written");
     let broken = room.path().join("broken.jsonl");
@@ -131,7 +133,8 @@ fn an_export_comes_back_byte_for_byte_in_another_server() {
 #[test]
 fn lines_of_another_program_are_taken_and_bad_ones_named() {
     let _timed = timed("import of other lines");
-    let server = Setup::small("exchange-lines").start();
+    let setup = Setup::small("exchange-lines");
+    let server = setup.start();
     let lines = b"{\"key\":\"a\",\"value\":[1, 2]}\n\n{\"value\":null,\"key\":\"b\",\"ttl_ms\":60000}";
     done(&strand(&server, &["import", "-"], Some(lines)));
     assert_eq!(server.get(&json!({"command": "GET", "key": "a"})), json!([1, 2]));
@@ -146,7 +149,8 @@ fn lines_of_another_program_are_taken_and_bad_ones_named() {
 #[test]
 fn top_shows_the_shards_and_what_they_do() {
     let _timed = timed("top");
-    let server = Setup::small("exchange-top").with(&["--shards", "2"]).start();
+    let setup = Setup::small("exchange-top");
+    let server = setup.start();
     server.get(&json!({"command": "SET", "key": "a", "value": 1}));
     let drawn = done(&strand(&server, &["top", "--count", "1"], None));
     assert!(drawn.contains("1 keys") && drawn.matches("leader").count() == 2, "{drawn}");
