@@ -40,10 +40,10 @@ cluster: ## Build for speed and run three nodes on 127.0.0.1:8000 to 8002 until 
 test: part-format part-lint part-rust part-python ## Run everything that CI runs: format, lints, all tests
 	@echo "All parts passed."
 
-torture: ## Real nodes under faults, judged by what clients saw: MINUTES=10 (also PARTS= SEED= CUTS= WRITES= POINTS= KILLS=); docs/TORTURE.md
+torture: ## Real nodes under faults, judged by what clients saw: MINUTES=10 (also PARTS= SEED= CUTS= WRITES= POINTS= KILLS= KEYS=); docs/TORTURE.md
 	@$(CARGO) build --locked --release -p stranddb -p strand-torture --bin strand --bin strand-torture
 	@$(CARGO) build --locked --release -p strand-torture-clock
-	@exec $(dir $(BINARY))strand-torture $(foreach name,MINUTES PARTS SEED CUTS WRITES POINTS OPERATIONS KILLS SERVERS,$(if $($(name)),$(name)=$($(name))))
+	@exec $(dir $(BINARY))strand-torture $(foreach name,MINUTES PARTS SEED CUTS WRITES POINTS OPERATIONS KILLS KEYS SERVERS,$(if $($(name)),$(name)=$($(name))))
 
 torture-tests: ## The tests of crashes, damage and bad input at length, a quarter of an hour (more: STRAND_KILL_ROUNDS=, STRAND_FLIPS=, STRAND_SEED=)
 	@export STRAND_KILL_ROUNDS=$${STRAND_KILL_ROUNDS:-50} STRAND_FLIPS=$${STRAND_FLIPS:-1000} \

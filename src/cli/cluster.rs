@@ -8,10 +8,11 @@ mod recover;
 mod table;
 
 use crate::fatal::Fatal;
+use crate::tuning::peers;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use std::io::{self, IsTerminal, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use strand_client::{Client, ClientOptions};
 
 const EXAMPLES: &str = "\
@@ -88,6 +89,9 @@ struct Wait {
 /// Between two looks at a change under way.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
+/// How long a node that is to be added may need to ask for it.
+const ADD_AGAIN_FOR: Duration = Duration::from_secs(5);
+
 /// Runs the subcommand.
 ///
 /// # Errors
@@ -104,7 +108,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Fatal> {
             show(arguments, &status)
         }
         Action::Add { node, wait } => {
-            ask(&mut client, &json!({ "command": "ADD_NODE", "node": node }))?;
+            ask_to_add(&mut client, node)?;
             let id = node.split_once('@').map_or(node.as_str(), |(id, _)| id);
             follow(arguments, &mut client, wait, |status| Progress::of_addition(status, id))
         }
@@ -181,6 +185,20 @@ fn replicas_of<'s>(status: &'s Value, id: &str) -> Vec<&'s Value> {
 }
 
 /// Sends a command; an error reply ends the subcommand with its text.
+/// ADD_NODE, asked again for a moment while it is refused: a node that was started just before may not have asked to join yet.
+fn ask_to_add(client: &mut Client, node: &str) -> Result<(), Fatal> {
+    let begun = Instant::now();
+    // What is no name of a node is refused for good.
+    let may_come = !node.contains(':') || peers::parse(node).is_ok();
+    loop {
+        let asked = ask(client, &json!({ "command": "ADD_NODE", "node": node }));
+        if asked.is_ok() || !may_come || begun.elapsed() > ADD_AGAIN_FOR {
+            return asked;
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
 fn ask(client: &mut Client, command: &Value) -> Result<(), Fatal> {
     let reply = client.send_command(command).map_err(failed)?;
     if reply["status"] == "success" {

@@ -9,7 +9,7 @@
 //! plain text and need not fetch a key for a hit; Strand gets JSON and answers with keys.
 //!
 //! `strand-tantivy-bench watch SECONDS CLASS FILE...` runs Strand alone, on one class of queries or on `indexing`, for a profiler
-//! to look at, and prints what each took.
+//! to look at, and prints what each took. `beside` instead of `watch` asks tantivy the same in turns.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a measuring tool reads the clock")]
 
 mod corpus;
@@ -28,10 +28,16 @@ pub type Outcome<T> = Result<T, Box<dyn Error>>;
 
 fn main() -> Outcome<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [word, seconds, class, files @ ..] = &arguments[..]
-        && word == "watch"
-    {
-        return watch(seconds.parse()?, class, &corpus::read(files)?);
+    if let [word, seconds, class, files @ ..] = &arguments[..] {
+        if word == "watch" {
+            return watch(seconds.parse()?, class, &corpus::read(files)?);
+        }
+        if word == "beside" {
+            let documents = corpus::read(files)?;
+            let peer = peer::fill(&documents, peer::Words::All, peer::Commits::AtTheEnd)?;
+            let time = Duration::from_secs(seconds.parse()?);
+            return queries::beside(&strand::fill(&documents), &peer, class, time);
+        }
     }
     let [rounds, files @ ..] = &arguments[..] else {
         return Err("strand-tantivy-bench ROUNDS FILE...".into());

@@ -2,6 +2,7 @@
 
 use crate::Outcome;
 use crate::indexing::Indexed;
+use crate::peer::Peer;
 use crate::strand;
 use shards::index::text::TextIndex;
 use std::time::{Duration, Instant};
@@ -136,6 +137,28 @@ pub fn watch(index: &TextIndex, class: &str, time: Duration) -> Outcome<()> {
         let each: Vec<String> =
             queries.iter().zip(times).map(|(q, t)| format!("{q}: {:.1}", median(t))).collect();
         println!("{name}: {}", each.join(", "));
+    }
+    Ok(())
+}
+
+/// As [`watch`], with tantivy in turns: for each query Strand's median, tantivy's, and their ratio.
+pub fn beside(index: &TextIndex, peer: &Peer, class: &str, time: Duration) -> Outcome<()> {
+    for (name, queries) in CLASSES.iter().filter(|(name, _)| name.starts_with(class)) {
+        println!("{name}");
+        for query in queries.iter() {
+            let (mut own, mut others) = (Vec::new(), Vec::new());
+            let end = Instant::now() + time / queries.len() as u32;
+            while Instant::now() < end {
+                let start = Instant::now();
+                strand::search(index, query, LIMIT)?;
+                let middle = Instant::now();
+                peer.search(query, LIMIT)?;
+                own.push(us(middle - start));
+                others.push(us(middle.elapsed()));
+            }
+            let (own, other) = (median(own), median(others));
+            println!("  {query}: {own:.1} : {other:.1} = {:.2}", own / other);
+        }
     }
     Ok(())
 }

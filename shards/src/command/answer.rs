@@ -166,7 +166,7 @@ fn write_failure(failure: &Failure, out: &mut Vec<u8>) {
             error(out, Code::Overloaded, text);
         }
         Failure::Timeout { unknown: true } => {
-            let text = "no answer in time; the write may still apply, so retry with the same client and seq";
+            let text = "no answer in time, or the leader changed meanwhile; the write may still apply, so retry with the same client and seq";
             error(out, Code::Timeout, text);
             out.extend_from_slice(br#","outcome":"unknown""#);
         }

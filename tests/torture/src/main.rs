@@ -8,7 +8,7 @@ use std::time::Duration;
 use strand_torture::cluster::{Cluster, Plan, clock_file};
 use strand_torture::network::Network;
 use strand_torture::report::{Report, summary};
-use strand_torture::{cutpoints, fault, founding, keeper, kills, powercut, rolling, storm};
+use strand_torture::{cutpoints, fault, founding, keeper, kills, members, powercut, rolling, storm};
 
 /// Nodes of the largest cluster here.
 const NODES_MAX: usize = 5;
@@ -20,7 +20,8 @@ const PARTS: &[(&str, u64)] = &[
     ("powercuts", 15),
     ("kills", 15),
     ("rolling", 5),
-    ("storm3", 20),
+    ("members", 5),
+    ("storm3", 15),
     ("storm5", 20),
 ];
 
@@ -42,6 +43,7 @@ impl Options {
             "POINTS",
             "OPERATIONS",
             "KILLS",
+            "KEYS",
             "SERVERS",
         ];
         let mut words = Vec::new();
@@ -144,6 +146,7 @@ impl Run<'_> {
             "powercuts" => self.powercuts(within),
             "kills" => self.kills(within),
             "rolling" => self.rolling(),
+            "members" => self.members(),
             "storm3" => self.storm(part, 3, 3, within),
             _ => self.storm(part, 5, 3, within),
         }
@@ -318,6 +321,25 @@ impl Run<'_> {
             summary(&done.longest),
             summary(&done.ends)
         ));
+        Ok(())
+    }
+
+    fn members(&self) -> Result<(), String> {
+        let keys = self.options.number("KEYS", 1_000_000)?;
+        for (name, second) in [("members", members::Second::Drained), ("membersdead", members::Second::Dead)]
+        {
+            let settings = vec!["snapshot.every_s=10".to_owned()];
+            let plan = Plan { settings, has_disks: false, ..self.plan(name, 5, 3, 16)? };
+            let mut cluster = Cluster::prepare(&plan)?;
+            let done = members::run(&mut cluster, keys, second, self.seed, self.report)?;
+            self.report.say(&done.text());
+            if let Some((what, _, longest)) = done.steps.iter().find(|step| step.2 > members::PAUSE_MAX) {
+                return Err(format!(
+                    "{what}: a request took {longest:?}, the bar is {:?}",
+                    members::PAUSE_MAX
+                ));
+            }
+        }
         Ok(())
     }
 

@@ -158,6 +158,16 @@ impl Process {
         self.child.id()
     }
 
+    /// Bytes of memory that it has resident.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn resident_bytes(&self) -> io::Result<u64> {
+        let text = fs::read_to_string(format!("/proc/{}/statm", self.pid()))?;
+        let pages = text.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
+        pages.map(|pages| pages * 4096).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
     /// How it ended, if it did.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()

@@ -14,7 +14,7 @@ use super::maxscore::{TermPlan, contribution};
 use super::offering::Offering;
 use super::part::{Lengths, Open};
 use super::phrase::Occurrences;
-use super::score::Weigher;
+use super::score::{PairSieve, Weigher};
 use super::segment::BLOCK;
 use crate::index::Units;
 use smallvec::SmallVec;
@@ -83,6 +83,12 @@ impl Conjunction {
         (!made.required.is_empty()).then_some(made)
     }
 
+    /// Whether two terms of one field are all that counts.
+    fn is_pair(&self) -> bool {
+        let &[first, second] = &self.required[..] else { return false };
+        first.field == second.field && self.phrases.is_empty() && self.optional.is_empty()
+    }
+
     fn add_phrase(&mut self, terms: &[(u32, u32)], slop: u32, field: FieldId, weigher: Weigher) {
         let first = self.required.len();
         let mut places = Vec::with_capacity(terms.len());
@@ -130,6 +136,15 @@ pub(super) struct Meeting {
     frequencies: Vec<u32>,
     scores: Vec<i64>,
     met: Vec<(u32, u32)>,
+    /// For two terms of one field, and nothing else that counts: which documents need not be scored.
+    sieve: Option<PairSieve>,
+}
+
+impl Meeting {
+    /// Forgets what was found of another query's terms.
+    pub(super) fn begin(&mut self) {
+        self.sieve = None;
+    }
 }
 
 /// A phrase opened on a part.
@@ -151,6 +166,8 @@ struct Opened<'a, 'p> {
     optional_bound: i64,
     /// The end of the range whose bound was found last.
     bounded_to: u32,
+    /// The lengths in a byte each, where [`PairSieve`] judges by them.
+    short: Option<&'a [u8]>,
 }
 
 /// Offers a part's documents from `from` on, until the budget is spent; returns where to go on, or [`END`].
@@ -163,6 +180,11 @@ pub(super) fn search(
 ) -> u32 {
     offering.units.spend(plan.required.len() as u64 * 8);
     let Some(mut opened) = Opened::new(plan, open, from) else { return END };
+    if opened.short.is_some() && meeting.sieve.is_none() {
+        let weigher = |n: usize| plan.required[n].weigher;
+        meeting.sieve =
+            weigher(0).zip(weigher(1)).and_then(|(first, second)| PairSieve::new([first, second]));
+    }
     match plan.phrases.is_empty() {
         true => search_blocks(&mut opened, meeting, offering),
         false => search_documents(&mut opened, offering),
@@ -194,7 +216,7 @@ fn search_blocks(
                 continue;
             }
         }
-        opened.meet_block(meeting, offering.units);
+        opened.meet_block(meeting, threshold, offering.units);
         if threshold == i64::MIN && opened.optional.is_empty() && opened.excluded.is_empty() {
             let met = meeting.documents.iter().copied().zip(meeting.scores.iter().copied());
             offering.offer_best_first(&mut met.collect::<SmallVec<[(u32, i64); BLOCK]>>());
@@ -271,7 +293,12 @@ impl<'a, 'p> Opened<'a, 'p> {
             lengths: open.lengths(plan.field),
             occurrences: Occurrences::new(plan.terms.len()),
         });
+        let short = match required[0].lengths {
+            Lengths::Sealed(short, _) if plan.is_pair() => Some(short),
+            _ => None,
+        };
         let mut opened = Self {
+            short,
             order,
             phrases: phrases.collect(),
             optional_bound: optional
@@ -348,10 +375,10 @@ impl<'a, 'p> Opened<'a, 'p> {
     }
 
     /// Finds the documents that all required lists hold among what is left of the leader's block, with their scores, and
-    /// moves the leader behind the block.
-    fn meet_block(&mut self, meeting: &mut Meeting, units: &mut Units) {
-        let Self { required, order, norms, .. } = self;
-        let Meeting { places, documents, frequencies, scores, met } = meeting;
+    /// moves the leader behind the block. Some that do not reach the threshold are left out.
+    fn meet_block(&mut self, meeting: &mut Meeting, threshold: i64, units: &mut Units) {
+        let Self { required, order, norms, short, .. } = self;
+        let Meeting { places, documents, frequencies, scores, met, sieve } = meeting;
         let leader = &mut required[order[0]];
         let taken = leader.cursor.take_below(END);
         let (block, block_frequencies) = leader.cursor.run(taken);
@@ -368,6 +395,19 @@ impl<'a, 'p> Opened<'a, 'p> {
             met.clear();
             leg.cursor.meet(documents, places, met);
             units.spend(met.len() as u64 + 8);
+            if let (Some(short), Some(sieve)) = (*short, sieve.as_mut()) {
+                sieve.need(threshold);
+                // The sieve knows the terms as the query names them.
+                let is_swapped = order[0] > *n;
+                met.retain(|(at, frequency)| {
+                    let at = *at as usize;
+                    let mut pair = [frequencies[at], *frequency];
+                    if is_swapped {
+                        pair.reverse();
+                    }
+                    sieve.may(pair, short[documents[at] as usize])
+                });
+            }
             for (kept, (at, frequency)) in met.iter().enumerate() {
                 let at = *at as usize;
                 let document = documents[at];

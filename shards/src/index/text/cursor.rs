@@ -14,13 +14,19 @@ pub(crate) const END: u32 = u32::MAX;
 
 /// Stands on one posting at a time. Documents rise.
 pub(crate) struct Cursor<'a> {
-    documents: [u32; BLOCK],
-    frequencies: [u32; BLOCK],
+    /// Apart, so that cursors are cheap to move and to allocate.
+    unpacked: Box<Unpacked>,
     at: usize,
     length: usize,
     /// Where the packed frequencies of a sealed block stand, until somebody asks for one.
     packed: Option<PackedFrequencies>,
     source: Source<'a>,
+}
+
+/// The postings of one block.
+struct Unpacked {
+    documents: [u32; BLOCK],
+    frequencies: [u32; BLOCK],
 }
 
 enum Source<'a> {
@@ -72,8 +78,8 @@ impl<'a> Cursor<'a> {
     }
 
     fn new(source: Source<'a>) -> Self {
-        let (documents, frequencies) = ([0; BLOCK], [0; BLOCK]);
-        let mut cursor = Self { documents, frequencies, at: 0, length: 0, packed: None, source };
+        let unpacked = Box::new(Unpacked { documents: [0; BLOCK], frequencies: [0; BLOCK] });
+        let mut cursor = Self { unpacked, at: 0, length: 0, packed: None, source };
         match &mut cursor.source {
             Source::Sealed(_) => cursor.load(0),
             Source::Tail(_) => cursor.load_tail(),
@@ -89,8 +95,8 @@ impl<'a> Cursor<'a> {
         self.length = if block > sealed.list.blocks { 0 } else { sealed.list.block_length(block) };
         self.packed = None;
         if self.length > 0 {
-            self.packed =
-                sealed.list.read_block(sealed.packer, block, &mut self.documents, &mut self.frequencies);
+            let Unpacked { documents, frequencies } = &mut *self.unpacked;
+            self.packed = sealed.list.read_block(sealed.packer, block, documents, frequencies);
             sealed.position_at = sealed.list.positions_of(block);
             sealed.position_index = 0;
         }
@@ -108,8 +114,8 @@ impl<'a> Cursor<'a> {
                 tail.documents_end = 0;
                 return;
             }
-            self.documents[self.length] = document;
-            self.frequencies[self.length] = frequency;
+            self.unpacked.documents[self.length] = document;
+            self.unpacked.frequencies[self.length] = frequency;
             self.length += 1;
             tail.starts.push(tail.positions.len() as u32);
             let mut position = 0;
@@ -133,14 +139,14 @@ impl<'a> Cursor<'a> {
     /// The document that the cursor stands on, or [`END`].
     #[inline]
     pub(crate) fn document(&self) -> u32 {
-        if self.at < self.length { self.documents[self.at] } else { END }
+        if self.at < self.length { self.unpacked.documents[self.at] } else { END }
     }
 
     /// How often the term stands in the document.
     #[inline]
     pub(crate) fn frequency(&mut self) -> u32 {
         self.unpack_frequencies();
-        self.frequencies[self.at]
+        self.unpacked.frequencies[self.at]
     }
 
     /// Whoever only looks for documents never pays for the frequencies of a block.
@@ -149,7 +155,7 @@ impl<'a> Cursor<'a> {
         if let Some(packed) = self.packed.take()
             && let Source::Sealed(sealed) = &self.source
         {
-            sealed.list.read_frequencies(sealed.packer, packed, &mut self.frequencies);
+            sealed.list.read_frequencies(sealed.packer, packed, &mut self.unpacked.frequencies);
         }
     }
 
@@ -158,6 +164,14 @@ impl<'a> Cursor<'a> {
         match &self.source {
             Source::Sealed(sealed) => sealed.list.count,
             Source::Tail(tail) => tail.count,
+        }
+    }
+
+    /// Bounds over all postings.
+    pub(crate) fn bounds(&self) -> Bounds {
+        match &self.source {
+            Source::Sealed(sealed) => sealed.list.bounds_of_all(),
+            Source::Tail(tail) => tail.reader.bounds().bounds(),
         }
     }
 
@@ -176,7 +190,7 @@ impl<'a> Cursor<'a> {
         if self.document() >= document {
             return;
         }
-        if self.documents[self.length - 1] < document {
+        if self.unpacked.documents[self.length - 1] < document {
             self.load_containing(document);
             if self.document() >= document {
                 return;
@@ -184,8 +198,8 @@ impl<'a> Cursor<'a> {
         }
         // Lists of like density move a posting or two at a time.
         self.at += 1;
-        if self.documents[self.at..self.length].first().is_some_and(|next| *next < document) {
-            let rest = &self.documents[self.at..self.length];
+        if self.unpacked.documents[self.at..self.length].first().is_some_and(|next| *next < document) {
+            let rest = &self.unpacked.documents[self.at..self.length];
             self.at += rest.partition_point(|other| *other < document);
         }
         if self.at >= self.length {
@@ -209,7 +223,7 @@ impl<'a> Cursor<'a> {
                 self.load(low);
             }
             Source::Tail(_) => {
-                while self.length > 0 && self.documents[self.length - 1] < document {
+                while self.length > 0 && self.unpacked.documents[self.length - 1] < document {
                     self.load_tail();
                 }
             }
@@ -221,7 +235,7 @@ impl<'a> Cursor<'a> {
     #[inline]
     pub(crate) fn take_below(&mut self, end: u32) -> Taken {
         self.unpack_frequencies();
-        let rest = &self.documents[self.at..self.length];
+        let rest = &self.unpacked.documents[self.at..self.length];
         let count = if rest.last().is_some_and(|last| *last < end) {
             rest.len()
         } else {
@@ -234,7 +248,10 @@ impl<'a> Cursor<'a> {
     #[inline]
     pub(crate) fn taken(&self, taken: Taken) -> impl Iterator<Item = (u32, u32)> + '_ {
         let range = taken.from..taken.to;
-        self.documents[range.clone()].iter().copied().zip(self.frequencies[range].iter().copied())
+        self.unpacked.documents[range.clone()]
+            .iter()
+            .copied()
+            .zip(self.unpacked.frequencies[range].iter().copied())
     }
 
     /// Moves past what was taken.
@@ -322,7 +339,7 @@ impl<'a> Cursor<'a> {
                 return;
             }
             let first = met.len();
-            let here = &self.documents[..self.length];
+            let here = &self.unpacked.documents[..self.length];
             let mut at = self.at;
             let last = here[here.len() - 1];
             let end = next + wanted[next..].partition_point(|document| *document <= last);
@@ -341,7 +358,7 @@ impl<'a> Cursor<'a> {
             if met.len() > first {
                 self.unpack_frequencies();
                 for (_, at) in &mut met[first..] {
-                    *at = self.frequencies[*at as usize];
+                    *at = self.unpacked.frequencies[*at as usize];
                 }
             }
             self.at = at;
@@ -357,7 +374,7 @@ impl<'a> Cursor<'a> {
     /// What was taken: documents, and as many frequencies.
     #[inline]
     pub(crate) fn run(&self, taken: Taken) -> (&[u32], &[u32]) {
-        (&self.documents[taken.from..taken.to], &self.frequencies[taken.from..taken.to])
+        (&self.unpacked.documents[taken.from..taken.to], &self.unpacked.frequencies[taken.from..taken.to])
     }
 
     /// Reads the term's positions in the document.
@@ -366,7 +383,7 @@ impl<'a> Cursor<'a> {
         let frequency = self.frequency();
         match &mut self.source {
             Source::Sealed(sealed) => {
-                sealed.seek_positions(self.at, &self.frequencies);
+                sealed.seek_positions(self.at, &self.unpacked.frequencies);
                 let stream = sealed.list.position_stream();
                 let mut position = 0;
                 for _ in 0..frequency {
@@ -388,7 +405,7 @@ impl<'a> Cursor<'a> {
         let frequency = self.frequency();
         match &mut self.source {
             Source::Sealed(sealed) => {
-                sealed.seek_positions(self.at, &self.frequencies);
+                sealed.seek_positions(self.at, &self.unpacked.frequencies);
                 let start = sealed.position_at;
                 let stream = sealed.list.position_stream();
                 skip_varints(stream, &mut sealed.position_at, frequency);
@@ -406,6 +423,9 @@ impl<'a> Cursor<'a> {
         }
     }
 }
+
+/// Pairs of places that can be noted: a power of two above the length of a block, so that no place needs to be checked.
+const PAIRS: usize = BLOCK * 2;
 
 /// Documents that a table of places spans.
 const PLACES: usize = 16 << 10;
@@ -444,11 +464,11 @@ impl Places {
         for (place, document) in (1..).zip(wanted) {
             table[(document - first) as usize % PLACES] = place;
         }
-        let mut pairs = [(0u8, 0u8); BLOCK + 1];
+        let mut pairs = [(0u8, 0u8); PAIRS];
         let mut count = 0;
         for (right, document) in (0..).zip(here) {
             let place = table[(document - first) as usize % PLACES];
-            pairs[count] = (place, right);
+            pairs[count % PAIRS] = (place, right);
             count += usize::from(place > 0);
         }
         for document in wanted {

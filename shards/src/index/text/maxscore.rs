@@ -6,7 +6,8 @@
 //! threshold does not rule a document out, for ties go by key. Long queries add everything up without bounds.
 //!
 //! Where a single term is essential, its postings are judged as they come, and blocks of it that cannot reach the threshold
-//! are passed over without being unpacked. A part whose bounds together do not reach it is not opened at all. A query of one
+//! are passed over without being unpacked. Nothing is added up there, so such windows are wide: a block of the term as a whole.
+//! Of its documents those that need another term to get in are scored only once that was found. A part whose bounds together do not reach it is not opened at all. A query of one
 //! term goes by [`super::single`].
 //!
 //! Source: Turtle and Flood, "Query evaluation: strategies and optimizations" (1995); Ding and Suel, "Faster top-k document
@@ -24,6 +25,10 @@ use smallvec::SmallVec;
 
 /// Documents in a window at most.
 const WINDOW: u32 = 4096;
+/// Documents in a window at most in which one term alone is essential: nothing is added up there.
+const WIDE: u32 = 64 << 10;
+/// Windows that are not tried wide at most, after a wide one had several essential terms.
+const PAUSE_MAX: u32 = 16;
 /// Windows end where a block does, so that the bounds of one block are those of the window; but not before so many documents.
 const WINDOW_MIN: u32 = 1024;
 /// Queries with more terms would have their windows cut into too many pieces.
@@ -59,10 +64,17 @@ type Scored = SmallVec<[(u32, i64); BLOCK]>;
 struct Lookup {
     places: Places,
     wanted: Vec<u32>,
+    /// Of the documents wanted, in the list that they come from.
+    frequencies: Vec<u32>,
     met: Vec<(u32, u32)>,
 }
 
 impl Sums {
+    /// Forgets what was found of another query's terms.
+    pub(super) fn begin(&mut self) {
+        self.tables.clear();
+    }
+
     fn prepare(&mut self) {
         if self.scores.is_empty() {
             self.scores.resize(WINDOW as usize, 0);
@@ -99,6 +111,8 @@ struct Term<'a> {
     weigher: Weigher,
     lengths: Lengths<'a>,
     norms: &'a [f32],
+    /// Most that the term can add anywhere in the part.
+    highest: i64,
     /// Most that the term can add in the current window.
     bound: i64,
     /// Position in the plan.
@@ -154,7 +168,8 @@ pub(super) fn search(
         let mut cursor = open.cursor(term.id, false)?;
         cursor.advance(from);
         let lengths = open.lengths(term.field);
-        Some(Term { cursor, weigher: term.weigher, lengths, norms, bound: 0, number })
+        let highest = term.weigher.bound(&cursor.bounds());
+        Some(Term { cursor, weigher: term.weigher, lengths, norms, highest, bound: 0, number })
     });
     let mut terms: Vec<Term<'_>> = terms.collect();
     offering.units.spend(plan.len() as u64 * 8);
@@ -163,6 +178,7 @@ pub(super) fn search(
     let mut base = from;
     // One window is always done, so that a query whose opening takes the whole budget comes to its end too.
     let mut is_first = true;
+    let mut wide = Wide::default();
     loop {
         let first = terms.iter().map(|term| term.cursor.document()).min().unwrap_or(END);
         base = base.max(first);
@@ -173,10 +189,17 @@ pub(super) fn search(
             return base;
         }
         is_first = false;
-        let end = window_end(&mut terms, base, offering.best.threshold()).min(open.documents());
-        order.clear();
-        below.clear();
-        let essential = partition(&mut terms, base, end, offering.best.threshold(), &mut order, &mut below);
+        let threshold = offering.best.threshold();
+        let mut end = wide.end(&mut terms, base, threshold).unwrap_or(0).min(open.documents());
+        let mut essential = 0;
+        if end > base {
+            essential = partition(&mut terms, base, end, threshold, &mut order, &mut below);
+            offering.units.spend(order.len() as u64 + u64::from((end - base) / WINDOW));
+        }
+        if end <= base || !wide.suits(order.len() - essential) {
+            end = window_end(&mut terms, base, threshold).min(open.documents());
+            essential = partition(&mut terms, base, end, threshold, &mut order, &mut below);
+        }
         offering.units.spend(order.len() as u64 + 8);
         let (others, essentials) = order.split_at(essential);
         if let [single] = essentials {
@@ -192,6 +215,39 @@ pub(super) fn search(
             offer_sums(&mut terms, others, &below, base, sums, offering);
         }
         base = end;
+    }
+}
+
+/// Whether windows are tried that are wider than sums are kept for: where one term alone is essential, a block of it is best
+/// taken as a whole.
+#[derive(Clone, Copy, Debug, Default)]
+struct Wide {
+    /// Windows until the next try.
+    pause: u32,
+    /// Of the next pause.
+    next_pause: u32,
+}
+
+impl Wide {
+    /// Where a wide window ends: with the block of the term that can add most; `None` if none is tried.
+    fn end(&mut self, terms: &mut [Term<'_>], base: u32, threshold: i64) -> Option<u32> {
+        if threshold == i64::MIN || terms.len() > CUTTING_TERMS_MAX {
+            return None;
+        }
+        if self.pause > 0 {
+            self.pause -= 1;
+            return None;
+        }
+        let living = terms.iter_mut().filter(|term| term.cursor.document() != END);
+        let lead = living.max_by_key(|term| term.highest)?;
+        Some(lead.cursor.block_end(base).clamp(base.saturating_add(WINDOW_MIN), base.saturating_add(WIDE)))
+    }
+
+    /// Whether so many essential terms suit it; the next try comes later where they do not.
+    fn suits(&mut self, essential: usize) -> bool {
+        self.next_pause = if essential > 1 { (self.next_pause * 2).clamp(1, PAUSE_MAX) } else { 0 };
+        self.pause = self.next_pause;
+        essential <= 1
     }
 }
 
@@ -226,6 +282,8 @@ fn partition(
     order: &mut Vec<usize>,
     below: &mut Vec<i64>,
 ) -> usize {
+    order.clear();
+    below.clear();
     if threshold == i64::MIN || terms.len() > BOUNDED_TERMS_MAX {
         order.extend((0..terms.len()).filter(|n| terms[*n].cursor.document() < end));
         return 0;
@@ -300,7 +358,7 @@ fn complete(
     meeting: &mut Lookup,
     offering: &mut Offering<'_, '_, '_>,
 ) {
-    let Lookup { places, wanted, met } = meeting;
+    let Lookup { places, wanted, met, .. } = meeting;
     for n in (0..others.len()).rev() {
         let needed = offering.best.threshold().saturating_sub(below[n]);
         scored.retain(|(_, score)| *score >= needed);
@@ -318,7 +376,8 @@ fn complete(
             *score += contribution(term.weigher, term.lengths, term.norms, *document, *frequency);
         }
     }
-    for (document, score) in scored.iter() {
+    let threshold = offering.best.threshold();
+    for (document, score) in scored.iter().filter(|(_, score)| *score >= threshold) {
         offering.offer_whole(*document, *score);
     }
 }
@@ -334,6 +393,7 @@ fn judge_single(
     offering: &mut Offering<'_, '_, '_>,
 ) {
     let mut sieve = Sieve::new(terms[single].weigher);
+    let mut alone = Sieve::new(terms[single].weigher);
     let rest = below.last().copied().unwrap_or(0);
     terms[single].cursor.advance(base);
     let mut scored = Scored::new();
@@ -362,19 +422,51 @@ fn judge_single(
         sieve.need(needed);
         let (documents, frequencies) = term.cursor.run(taken);
         let count = sieve.pass(documents, frequencies, lengths, &mut passed);
-        for n in &passed[..count] {
-            let (document, frequency) = (documents[usize::from(*n)], frequencies[usize::from(*n)]);
-            let score = contribution(weigher, lengths, norms, document, frequency);
-            if score >= needed {
-                scored.push((document, score));
+        let places = passed[..count].iter().map(|n| usize::from(*n));
+        let Some((first, fewer)) = others.split_last() else {
+            for n in places {
+                let score = contribution(weigher, lengths, norms, documents[n], frequencies[n]);
+                if score >= needed {
+                    scored.push((documents[n], score));
+                }
             }
+            term.cursor.pass(taken);
+            if threshold == i64::MIN {
+                offering.offer_best_first(&mut scored);
+            } else {
+                complete(&mut scored, terms, &[], below, lookup, offering);
+            }
+            continue;
+        };
+        // Of the documents that may get in with the others' help, most do not have it: these are scored only where they may get
+        // in without.
+        let Lookup { places: table, wanted, frequencies: own, met } = lookup;
+        wanted.clear();
+        own.clear();
+        for n in places {
+            wanted.push(documents[n]);
+            own.push(frequencies[n]);
         }
         term.cursor.pass(taken);
-        if others.is_empty() && threshold == i64::MIN {
-            offering.offer_best_first(&mut scored);
-            continue;
+        let needed = threshold.saturating_sub(fewer.len().checked_sub(1).map_or(0, |n| below[n]));
+        met.clear();
+        let other = &mut terms[*first];
+        other.cursor.meet(wanted, table, met);
+        offering.units.spend(wanted.len() as u64 / 2 + met.len() as u64 + 4);
+        alone.need(needed);
+        let mut met = met.iter().peekable();
+        for ((at, document), frequency) in (0..).zip(&*wanted).zip(&*own) {
+            let more = match met.next_if(|(place, _)| *place == at) {
+                Some((_, more)) => contribution(other.weigher, other.lengths, other.norms, *document, *more),
+                None if alone.may(*document, *frequency, lengths) => 0,
+                None => continue,
+            };
+            let score = contribution(weigher, lengths, norms, *document, *frequency) + more;
+            if score >= needed {
+                scored.push((*document, score));
+            }
         }
-        complete(&mut scored, terms, others, below, lookup, offering);
+        complete(&mut scored, terms, fewer, below, lookup, offering);
     }
 }
 

@@ -27,6 +27,7 @@ pub mod search;
 pub(crate) mod segment;
 mod single;
 pub mod store;
+mod tables;
 pub(crate) mod tail;
 pub(crate) mod top;
 mod upkeep;
@@ -93,6 +94,7 @@ pub struct TextIndex {
     relocations: Vec<Relocation>,
     embedder: Option<&'static dyn Embedder>,
     scratch: Scratch,
+    spare: tables::Spare,
     /// The tail is sealed when it has this many documents.
     tail_documents_max: usize,
     /// A long value that is half indexed.
@@ -156,6 +158,7 @@ impl TextIndex {
             relocations: Vec::new(),
             embedder: None,
             scratch: Scratch::default(),
+            spare: tables::Spare::default(),
             tail_documents_max: tail::DOCUMENTS_MAX,
             large: None,
             large_bytes_min: large::LARGE_BYTES_MIN,

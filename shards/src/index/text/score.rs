@@ -207,6 +207,26 @@ impl Sieve {
         }
     }
 
+    /// Whether a posting may reach what is needed.
+    #[inline]
+    pub(crate) fn may(&mut self, document: u32, frequency: u32, lengths: Lengths<'_>) -> bool {
+        match lengths {
+            Lengths::Sealed(short, _) if !self.weigher.is_cosine() && self.needed > 0 => {
+                u32::from(short[document as usize]) < self.limit(class_of(frequency))
+            }
+            _ => true,
+        }
+    }
+
+    /// The limit of a class of frequencies.
+    #[inline]
+    fn limit(&mut self, class: usize) -> u32 {
+        if self.limits[class] == UNKNOWN {
+            self.limits[class] = self.weigher.lengths_reaching(class as u32, self.needed, 256);
+        }
+        self.limits[class]
+    }
+
     /// Notes the places of the postings that may reach what is needed, and perhaps of others; returns how many these are.
     /// There are no more postings than a block has.
     #[inline]
@@ -225,15 +245,11 @@ impl Sieve {
                 return documents.len();
             }
         };
-        let class = |frequency: u32| frequency.min(SIEVED as u32) as usize;
         let mut classes = 0u32;
-        frequencies.iter().for_each(|frequency| classes |= 1 << class(*frequency));
+        frequencies.iter().for_each(|frequency| classes |= 1 << class_of(*frequency));
         while classes != 0 {
-            let class = classes.trailing_zeros() as usize;
+            self.limit(classes.trailing_zeros() as usize);
             classes &= classes - 1;
-            if self.limits[class] == UNKNOWN {
-                self.limits[class] = self.weigher.lengths_reaching(class as u32, self.needed, 256);
-            }
         }
         // Without branches, for which posting passes cannot be foretold; and those that do are few, so they are noted as bits.
         let mut count = 0;
@@ -241,7 +257,7 @@ impl Sieve {
         for (from, (documents, frequencies)) in (0u8..).step_by(RUN).zip(runs) {
             let mut bits = 0u32;
             for (document, frequency) in documents.iter().zip(frequencies).rev() {
-                let limit = self.limits[class(*frequency)];
+                let limit = self.limits[class_of(*frequency)];
                 bits = bits << 1 | u32::from(u32::from(lengths[*document as usize]) < limit);
             }
             while bits != 0 {
@@ -252,6 +268,81 @@ impl Sieve {
         }
         count
     }
+}
+
+/// Frequencies of each term that a sieve of pairs has limits for, with those below.
+const PAIRED: usize = 8;
+/// A limit that no length in a byte reaches.
+const NO_LIMIT: u32 = 256;
+
+/// As [`Sieve`], for documents that hold two terms of one field: for each pair of frequencies there is a length from which on
+/// documents are too long.
+#[derive(Clone, Debug)]
+pub(crate) struct PairSieve {
+    weighers: [Weigher; 2],
+    needed: i64,
+    /// By the frequencies of both; where not fresh, of something lower that was needed before.
+    limits: [[u32; PAIRED]; PAIRED],
+    /// A bit for each limit.
+    fresh: u64,
+}
+
+impl PairSieve {
+    /// `None` for scores that do not go by length.
+    pub(crate) fn new(weighers: [Weigher; 2]) -> Option<Self> {
+        let has_lengths = !weighers.iter().any(|weigher| weigher.is_cosine());
+        let limits = [[NO_LIMIT; PAIRED]; PAIRED];
+        has_lengths.then_some(Self { weighers, needed: i64::MIN, limits, fresh: u64::MAX })
+    }
+
+    /// From now on so much is needed: more than before, or a search begins again.
+    pub(crate) fn need(&mut self, needed: i64) {
+        if needed < self.needed {
+            self.limits = [[NO_LIMIT; PAIRED]; PAIRED];
+        }
+        if needed != self.needed {
+            self.needed = needed;
+            self.fresh = 0;
+        }
+    }
+
+    /// Whether a document of this length in a byte that holds the terms so often may reach what is needed.
+    #[inline]
+    pub(crate) fn may(&mut self, frequencies: [u32; 2], length: u8) -> bool {
+        let [first, second] = frequencies.map(|frequency| frequency as usize);
+        if first >= PAIRED || second >= PAIRED {
+            return true;
+        }
+        if self.fresh >> (first * PAIRED + second) & 1 == 0 {
+            self.refresh(first, second);
+        }
+        u32::from(length) < self.limits[first][second]
+    }
+
+    #[cold]
+    fn refresh(&mut self, first: usize, second: usize) {
+        let [left, right] = self.weighers;
+        let reaches = |length: u32| {
+            left.by_length(first as f64, length) + right.by_length(second as f64, length) >= self.needed
+        };
+        let (mut low, mut high) = (0, self.limits[first][second]);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if reaches(middle) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        self.limits[first][second] = low;
+        self.fresh |= 1 << (first * PAIRED + second);
+    }
+}
+
+/// Frequencies with one limit.
+#[inline]
+fn class_of(frequency: u32) -> usize {
+    frequency.min(SIEVED as u32) as usize
 }
 
 /// No limit is known but that of frequencies beyond those sieved: all of them pass.
@@ -302,6 +393,24 @@ mod tests {
                 let is_sieved = (*frequency as usize) < SIEVED && needed > 0;
                 prop_assert!(score >= needed || !passed.contains(&n) || !is_sieved, "and of the others few");
             }
+        }
+
+        /// What is needed rises from one question to the next.
+        #[test]
+        fn a_sieve_of_pairs_keeps_what_reaches(
+            asked in prop::collection::vec((1u32..12, 1u32..12, 1u8..=255, 0i64..1 << SCORE_BITS), 1..200), other in 0.1f64..9.0,
+        ) {
+            let weighers = [Weigher::bm25(7.0, 100, 2000), Weigher::bm25(other, 100, 2000)];
+            let mut sieve = PairSieve::new(weighers).unwrap();
+            let mut needed = 0;
+            for (first, second, length, more) in asked {
+                needed += more / 16;
+                sieve.need(needed);
+                let score: i64 = weighers.iter().zip([first, second]).map(|(w, f)| w.by_length(f64::from(f), length.into())).sum();
+                let is_paired = (first.max(second) as usize) < PAIRED;
+                prop_assert_eq!(sieve.may([first, second], length), score >= needed || !is_paired);
+            }
+            prop_assert!(PairSieve::new([weighers[0], Weigher::cosine(1.0)]).is_none());
         }
 
         #[test]

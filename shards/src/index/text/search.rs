@@ -5,13 +5,14 @@
 //! score for score. A view stays valid for as long as it is held and costs the memory of what has been replaced since.
 
 use super::boolean::{Plan, Scorer};
-use super::conjunction::{self, Conjunction, Meeting};
+use super::conjunction::{self, Conjunction};
 use super::cursor::END;
 use super::dictionary::FieldId;
-use super::maxscore::{self, Sums, TermPlan};
+use super::maxscore::{self, TermPlan};
 use super::offering::{Accept, Best, Offering};
 use super::part::PartView;
 use super::score::{Weigher, bm25_idf, cosine_idf, document_weight};
+use super::tables::{Held, Spare, Tables};
 use super::top::Hit;
 use super::{TextIndex, WHOLE};
 use crate::index::codec::{Corrupt, Reader, put_bytes, put_varint_u64};
@@ -158,6 +159,7 @@ pub struct View {
     fields: Vec<Option<FieldId>>,
     leaves: Vec<Option<u32>>,
     expansions: Vec<BTreeMap<Vec<u8>, u32>>,
+    spare: Spare,
 }
 
 impl View {
@@ -227,7 +229,8 @@ impl TextIndex {
         let parts =
             self.parts.list.iter().map(super::Part::view).filter(|part| part.documents > part.dead.count());
         let fields = fields.iter().map(|field| field.map(|field| field.id)).collect();
-        (View { parts: parts.collect(), fields, leaves, expansions }, stats)
+        let spare = self.spare.clone();
+        (View { parts: parts.collect(), fields, leaves, expansions, spare }, stats)
     }
 }
 
@@ -237,8 +240,7 @@ pub struct Search {
     view: View,
     plan: Prepared,
     best: Best,
-    sums: Sums,
-    meeting: Meeting,
+    held: Held,
     /// The parts in the order in which they are searched, each with what its documents cannot exceed; empty before the first
     /// step.
     order: Vec<(i64, u32)>,
@@ -292,11 +294,10 @@ impl Search {
             },
         };
         Ok(Self {
+            held: view.spare.take(),
             view,
             plan,
             best: Best::new(limit),
-            sums: Sums::default(),
-            meeting: Meeting::default(),
             order: Vec::new(),
             is_judging: false,
             judged: None,
@@ -333,7 +334,8 @@ impl Search {
     }
 
     fn run(&mut self, units: &mut Units, accept: &mut Accept<'_>) -> bool {
-        let Self { view, plan, best, sums, meeting, order, part, next, .. } = self;
+        let Self { view, plan, best, held, order, part, next, .. } = self;
+        let Tables { sums, meeting } = held.tables();
         if order.is_empty() {
             *order = plan.order(view, units);
         }
