@@ -216,7 +216,7 @@ fn run(name: &str, index: &VectorIndex, queries: &[Vec<f32>]) -> Vec<Vec<Box<[u8
         while !search.step(index, &mut Units::new(4096), &mut |_| true) {}
         let hits = merge_vector_hits(vec![search.into_hits(index)], 10);
         times.push(begun.elapsed().as_secs_f64() * 1e6);
-        all.push(hits.into_iter().map(|hit| hit.key).collect());
+        all.push(hits.into_iter().map(|hit| hit.key[..].into()).collect());
     }
     times.sort_by(f64::total_cmp);
     println!("{name}: p50 {:.0} us, p99 {:.0} us", times[times.len() / 2], times[times.len() * 99 / 100]);

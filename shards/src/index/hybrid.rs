@@ -133,7 +133,7 @@ impl HybridSearch {
 
     fn candidate(&mut self, hit: &Hit) -> &mut Candidate {
         self.found.entry(hit.place).or_insert_with(|| Candidate {
-            key: hit.key.clone(),
+            key: hit.key[..].into(),
             bm25: None,
             similarity: None,
         })

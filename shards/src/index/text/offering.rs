@@ -6,18 +6,13 @@
 
 use super::bitmap::Bitmap;
 use super::part::{Open, PartView};
-use super::top::Hit;
+use super::top::{Hit, Key};
 use crate::index::{ACCEPT_UNITS, Units};
-use smallvec::SmallVec;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 /// Judges the documents that would be hits; `None` takes all.
 pub(crate) type Accept<'a> = Option<&'a mut dyn FnMut(&[u8]) -> bool>;
-
-/// Keys up to this length are compared without an allocation.
-const KEY_INLINE_BYTES: usize = 24;
-type Key = SmallVec<[u8; KEY_INLINE_BYTES]>;
 
 /// A document that may be a hit.
 #[derive(Clone, Copy, Debug)]
@@ -111,11 +106,8 @@ impl Best {
     /// The hits so far, best first.
     pub(crate) fn hits(&mut self, parts: &[PartView]) -> Vec<Hit> {
         self.thin(parts);
-        let hit = |found: &Found| Hit {
-            score: found.score,
-            key: key_of(parts, found.place)[..].into(),
-            place: found.place,
-        };
+        let hit =
+            |found: &Found| Hit { score: found.score, key: key_of(parts, found.place), place: found.place };
         let mut hits: Vec<Hit> = self.found.iter().map(hit).collect();
         hits.sort_unstable();
         hits

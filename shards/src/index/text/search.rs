@@ -21,7 +21,7 @@ use crate::index::query::{CompiledQuery, QueryField};
 use crate::index::{ACCEPT_UNITS, Units};
 use std::collections::BTreeMap;
 
-pub use super::top::Hit as SearchHit;
+pub use super::top::{Hit as SearchHit, Key as HitKey};
 
 /// Figures of one field.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -226,11 +226,12 @@ impl TextIndex {
             expansions.push(ids);
             stats.expansions.push(terms);
         }
-        let parts =
-            self.parts.list.iter().map(super::Part::view).filter(|part| part.documents > part.dead.count());
+        let mut parts = Vec::with_capacity(self.parts.list.len());
+        let views = self.parts.list.iter().map(super::Part::view);
+        parts.extend(views.filter(|part| part.documents > part.dead.count()));
         let fields = fields.iter().map(|field| field.map(|field| field.id)).collect();
         let spare = self.spare.clone();
-        (View { parts: parts.collect(), fields, leaves, expansions, spare }, stats)
+        (View { parts, fields, leaves, expansions, spare }, stats)
     }
 }
 
@@ -414,9 +415,9 @@ impl Prepared {
             }
         };
         units.spend(view.parts.len() as u64 * 2);
-        let order = view.parts.iter().map(bound).zip(0..);
         // Parts without any of the terms are not looked at again.
-        let mut order: Vec<(i64, u32)> = order.filter(|(bound, _)| *bound > i64::MIN).collect();
+        let mut order: Vec<(i64, u32)> = Vec::with_capacity(view.parts.len());
+        order.extend(view.parts.iter().map(bound).zip(0..).filter(|(bound, _)| *bound > i64::MIN));
         // Of equal bounds the larger part, and then the older one: what is searched first does not change what is found.
         order.sort_by_key(|(bound, part)| std::cmp::Reverse((*bound, view.parts[*part as usize].documents)));
         order

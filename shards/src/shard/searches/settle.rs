@@ -132,7 +132,7 @@ impl Scorer {
 
 /// A hit with one score, which stands where a candidate has that of BM25.
 fn alone(hit: &SearchHit) -> Candidate {
-    Candidate { key: hit.key.clone(), bm25: Some(hit.score), similarity: None }
+    Candidate { key: hit.key[..].into(), bm25: Some(hit.score), similarity: None }
 }
 
 /// The hits of a search, and how many of them were looked at.
