@@ -163,11 +163,11 @@ def restart(port):
     print(f"| restart : indexing | {whole_s / indexed_s:.2f} |")
 
 
-def reads(port, seconds, rate):
-    """`strand bench` reading at a steady rate; latencies in microseconds."""
+def reads(port, seconds, rate, is_loading=False):
+    """`strand bench` reading at a steady rate keys that it wrote itself; latencies in microseconds."""
     command = [str(TARGET / "release" / "strand"), "bench", "mixed", "--address", f"127.0.0.1:{port}", "--read-ratio", "1"]
     command += ["--rate", str(rate), "--connections", "4", "--depth", "16", "--keys", "10000", "--duration", str(seconds)]
-    command += ["--warm-up", "0.5", "--no-load", "--json"]
+    command += ["--warm-up", "0.5", "--json"] + ([] if is_loading else ["--no-load"])
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -183,7 +183,7 @@ def building(port):
     count = 200_000
     server = Server("building", port, ["--shards", "1"])
     load(server, count)
-    send_all(server.port, [set_line(f"key:{n:012}", json.dumps("v" * 64)) for n in range(10_000)])
+    latencies(reads(server.port, 1, 2000, is_loading=True))
     rows = []
     for name, seconds in (("nothing else", 5), ("the index being built", None), ("the index there", 5)):
         if seconds is None:
