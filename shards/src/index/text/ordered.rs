@@ -1,8 +1,8 @@
-//! The terms of a dictionary in byte order, for prefix and fuzzy queries: a few `fst` sets and what came since.
+//! The terms of a dictionary in byte order, for prefix and fuzzy queries: a few runs of `fst` sets and what came since.
 //!
 //! May hold terms that live no more, and one in several places; the caller says which live. New terms gather in a small
-//! B-tree, which is then made a set in slices, together with those sets that are not much larger than it: so there are few
-//! sets, each several times as large as the next, and a term goes through about three builders for each of them over the
+//! B-tree, which is then made a run in slices, together with those runs that are not much larger than it: so there are few
+//! runs, each several times as large as the next, and a term goes through about three builders for each of them over the
 //! life of the index (a log-structured merge).
 
 use super::dictionary::FieldId;
@@ -12,15 +12,17 @@ use fst::{Automaton, IntoStreamer, Set, SetBuilder, Streamer};
 use std::collections::BTreeSet;
 use std::ops::Bound;
 
-/// So many new terms are made a set: queries look at each of them.
+/// So many new terms are made a run: queries look at each of them.
 const RECENT_MAX: usize = 2048;
-/// A set that is less than so many times as large as what is built goes into it.
+/// A run that is less than so many times as large as what is built goes into it.
 const RATIO: usize = 4;
+/// Terms of one set. Its builder remembers up to 20,000 nodes, each with an allocation, and is given back whole: with all of
+/// them that took two milliseconds and more.
+const PIECE_MAX: usize = 4096;
 
-#[derive(Default)]
 pub(crate) struct Ordered {
     /// Each more than [`RATIO`] times as large as the next, about.
-    sets: Vec<Set<Vec<u8>>>,
+    runs: Vec<Run>,
     /// Terms since the running build began, or since the last one.
     recent: BTreeSet<Box<[u8]>>,
     recent_bytes: usize,
@@ -29,41 +31,100 @@ pub(crate) struct Ordered {
     build: Option<Build>,
     /// What was built last, and goes a little at a time: to free many thousand terms at once takes long.
     retired: BTreeSet<Box<[u8]>>,
+    /// [`PIECE_MAX`], but in tests.
+    piece_max: usize,
+}
+
+impl Default for Ordered {
+    fn default() -> Self {
+        Self {
+            runs: Vec::new(),
+            recent: BTreeSet::new(),
+            recent_bytes: 0,
+            frozen: BTreeSet::new(),
+            build: None,
+            retired: BTreeSet::new(),
+            piece_max: PIECE_MAX,
+        }
+    }
+}
+
+/// Terms in order, in one set behind the other.
+#[derive(Default)]
+struct Run {
+    pieces: Vec<Set<Vec<u8>>>,
+    /// By piece: none of its terms is higher, and all of the next are.
+    ends: Vec<Box<[u8]>>,
+    terms: usize,
+}
+
+impl Run {
+    /// The first piece that may hold a term after this one.
+    fn piece_after(&self, term: &[u8]) -> usize {
+        self.ends.partition_point(|end| **end <= *term)
+    }
+
+    fn bytes(&self) -> usize {
+        let pieces: usize = self.pieces.iter().map(|piece| piece.as_fst().size()).sum();
+        pieces + self.ends.iter().map(|end| end.len() + 16).sum::<usize>()
+    }
 }
 
 struct Build {
-    builder: SetBuilder<Vec<u8>>,
-    /// The sets from here on become one.
+    /// Of the next piece.
+    builder: Option<SetBuilder<Vec<u8>>>,
+    /// Terms in it.
+    count: usize,
+    run: Run,
+    /// The runs from here on become one.
     from: usize,
     /// The last key that was looked at.
     last: Vec<u8>,
 }
 
-/// One of the sets of a build, and its next key.
+impl Build {
+    fn end_piece(&mut self) {
+        let Some(builder) = self.builder.take().filter(|_| self.count > 0) else { return };
+        self.run.pieces.push(builder.into_set());
+        self.run.ends.push(self.last[..].into());
+        self.run.terms += std::mem::take(&mut self.count);
+    }
+}
+
+/// One of the runs of a build, and its next key.
 struct Source<'s> {
-    stream: Stream<'s>,
+    run: &'s Run,
+    /// The next piece.
+    piece: usize,
+    stream: Option<Stream<'s>>,
     head: Option<Vec<u8>>,
 }
 
 impl<'s> Source<'s> {
-    fn new(set: &'s Set<Vec<u8>>, after: &[u8]) -> Self {
-        let mut source = Self { stream: set.range().gt(after).into_stream(), head: Some(Vec::new()) };
+    fn new(run: &'s Run, after: &[u8]) -> Self {
+        let piece = run.piece_after(after);
+        let stream = run.pieces.get(piece).map(|set| set.range().gt(after).into_stream());
+        let mut source = Self { run, piece: piece + 1, stream, head: Some(Vec::new()) };
         source.step();
         source
     }
 
     fn step(&mut self) {
-        match (self.stream.next(), &mut self.head) {
-            (Some(key), Some(head)) => key.clone_into(head),
-            _ => self.head = None,
+        while let Some(stream) = &mut self.stream {
+            if let Some(key) = stream.next() {
+                return key.clone_into(self.head.get_or_insert_default());
+            }
+            self.stream = self.run.pieces.get(self.piece).map(|set| set.stream());
+            self.piece += 1;
         }
+        self.head = None;
     }
 }
 
 impl std::fmt::Debug for Ordered {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let sets: Vec<usize> = self.sets.iter().map(Set::len).collect();
-        f.debug_struct("Ordered").field("sets", &sets).field("recent", &self.recent.len()).finish()
+        let runs: Vec<usize> = self.runs.iter().map(|run| run.terms).collect();
+        f.debug_struct("Ordered").field("runs", &runs).field("recent", &self.recent.len()).finish()
     }
 }
 
@@ -88,12 +149,12 @@ impl Ordered {
     fn begin(&mut self) -> Build {
         self.frozen = std::mem::take(&mut self.recent);
         self.recent_bytes = 0;
-        let (mut from, mut size) = (self.sets.len(), self.frozen.len());
-        while from > 0 && self.sets[from - 1].len() < size * RATIO {
+        let (mut from, mut size) = (self.runs.len(), self.frozen.len());
+        while from > 0 && self.runs[from - 1].terms < size * RATIO {
             from -= 1;
-            size += self.sets[from].len();
+            size += self.runs[from].terms;
         }
-        Build { builder: SetBuilder::memory(), from, last: Vec::new() }
+        Build { builder: None, count: 0, run: Run::default(), from, last: Vec::new() }
     }
 
     /// Goes on with a build by about `units` terms, leaving out those that are not in use.
@@ -109,25 +170,35 @@ impl Ordered {
             Some(build) => build,
             None => return self.build = Some(self.begin()),
         };
-        match self.add_some(&mut build, units, in_use) {
-            true => self.finish(build),
-            false => self.build = Some(build),
+        // To make a builder and to give it back take long enough to be all that is done.
+        if build.count >= self.piece_max {
+            build.end_piece();
+        } else if build.builder.is_none() {
+            build.builder = Some(SetBuilder::memory());
+        } else if self.add_some(&mut build, units, in_use) {
+            return self.finish(build);
         }
+        self.build = Some(build);
     }
 
     /// Adds about `units` terms to what is built; true when all are in.
     fn add_some(&self, build: &mut Build, units: u32, in_use: impl Fn(FieldId, &[u8]) -> bool) -> bool {
-        let Build { builder, from, last } = build;
+        let Build { builder, count, from, last, .. } = build;
+        let builder = builder.as_mut().expect("a builder was made before");
         let mut sources: Vec<Source<'_>> =
-            self.sets[*from..].iter().map(|set| Source::new(set, last)).collect();
+            self.runs[*from..].iter().map(|run| Source::new(run, last)).collect();
         let mut new = self.frozen.range::<[u8], _>((Bound::Excluded(&last[..]), Bound::Unbounded));
         let mut newest = new.next();
         for _ in 0..units {
+            if *count >= self.piece_max {
+                return false;
+            }
             let oldest = sources.iter().filter_map(|source| source.head.as_deref()).min();
             let Some(next) = oldest.into_iter().chain(newest.map(|key| &key[..])).min() else { return true };
             next.clone_into(last);
             if in_use(u16::from_be_bytes([last[0], last[1]]), &last[2..]) {
                 builder.insert(&*last).expect("keys come in order into memory");
+                *count += 1;
             }
             if newest.is_some_and(|key| key[..] == last[..]) {
                 newest = new.next();
@@ -139,9 +210,12 @@ impl Ordered {
         false
     }
 
-    fn finish(&mut self, build: Build) {
-        self.sets.truncate(build.from);
-        self.sets.push(build.builder.into_set());
+    fn finish(&mut self, mut build: Build) {
+        build.end_piece();
+        self.runs.truncate(build.from);
+        if build.run.terms > 0 {
+            self.runs.push(build.run);
+        }
         self.retired = std::mem::take(&mut self.frozen);
     }
 
@@ -155,13 +229,19 @@ impl Ordered {
     ) -> Vec<(Vec<u8>, u32)> {
         let from = key_of(field, prefix);
         let mut found = Vec::new();
-        for set in &self.sets {
-            let mut stream = set.range().ge(&from).into_stream();
+        for run in &self.runs {
             let mut left = limit;
-            while let Some(key) = stream.next().filter(|key| left > 0 && key.starts_with(&from)) {
-                if let Some(id) = live(&key[2..]) {
-                    found.push((key[2..].to_vec(), id));
-                    left -= 1;
+            let first = run.ends.partition_point(|end| **end < *from);
+            'run: for piece in &run.pieces[first..] {
+                let mut stream = piece.range().ge(&from).into_stream();
+                while let Some(key) = stream.next() {
+                    if left == 0 || !key.starts_with(&from) {
+                        break 'run;
+                    }
+                    if let Some(id) = live(&key[2..]) {
+                        found.push((key[2..].to_vec(), id));
+                        left -= 1;
+                    }
                 }
             }
         }
@@ -188,8 +268,8 @@ impl Ordered {
     ) -> Vec<(Vec<u8>, u8, u32)> {
         let automaton = Levenshtein::new(field, word, edits_max);
         let mut found: Vec<(u8, Vec<u8>, u32)> = Vec::new();
-        for set in &self.sets {
-            let mut stream = set.search_with_state(&automaton).into_stream();
+        for piece in self.runs.iter().flat_map(|run| &run.pieces) {
+            let mut stream = piece.search_with_state(&automaton).into_stream();
             while let Some((key, state)) = stream.next() {
                 if let Some((edits, id)) = automaton.edits(&state).zip(live(&key[2..])) {
                     found.push((edits, key[2..].to_vec(), id));
@@ -215,8 +295,8 @@ impl Ordered {
 
     pub(crate) fn bytes(&self) -> usize {
         // A B-tree entry is a fat pointer, an allocation with its header, and a share of half-empty nodes.
-        let sets: usize = self.sets.iter().map(|set| set.as_fst().size()).sum();
-        sets + self.recent_bytes + (self.recent.len() + self.frozen.len() + self.retired.len()) * 48
+        let runs: usize = self.runs.iter().map(Run::bytes).sum();
+        runs + self.recent_bytes + (self.recent.len() + self.frozen.len() + self.retired.len()) * 48
     }
 }
 
@@ -244,13 +324,13 @@ mod tests {
             assert!(ordered.has_work(), "a build ends with what it retires");
             ordered.work(64, |_, _| true);
         }
-        assert_eq!((ordered.retired.len(), ordered.sets[0].len()), (RECENT_MAX + 1, RECENT_MAX + 1));
+        assert_eq!((ordered.retired.len(), ordered.runs[0].terms), (RECENT_MAX + 1, RECENT_MAX + 1));
         ordered.work(64, |_, _| true);
         assert_eq!(ordered.retired.len(), RECENT_MAX + 1 - 64, "as many as were asked for");
         while ordered.has_work() {
             ordered.work(64, |_, _| true);
         }
-        assert!(ordered.retired.is_empty() && ordered.bytes() < ordered.sets[0].as_fst().size() + 48);
+        assert!(ordered.retired.is_empty() && ordered.bytes() < ordered.runs[0].bytes() + 48);
     }
 
     proptest! {
@@ -258,7 +338,7 @@ mod tests {
         fn prefixes_and_neighbours_agree_with_a_scan(
             terms in prop::collection::btree_set("[abé]{1,5}", 0..60), dead in "[abé]{1,5}", word in "[abé]{1,5}", cut in 0usize..60, limit in 1usize..20,
         ) {
-            let mut ordered = Ordered::default();
+            let mut ordered = Ordered { piece_max: limit % 5 + 1, ..Ordered::default() };
             let mut all: Vec<&String> = terms.iter().collect();
             all.sort_by_key(|term| xxhash_rust::xxh3::xxh3_64(term.as_bytes()));
             for (n, term) in all.iter().enumerate() {
@@ -274,7 +354,7 @@ mod tests {
                     ordered.work(1, |_, _| true);
                 }
             }
-            prop_assert!(ordered.sets.is_sorted_by(|a, b| a.len() > b.len()), "{:?}", ordered);
+            prop_assert!(ordered.runs.is_sorted_by(|a, b| a.terms > b.terms), "{:?}", ordered);
             let live = |term: &[u8]| (term != dead.as_bytes()).then_some(7u32);
             let expected: Vec<(Vec<u8>, u32)> = terms.iter().filter(|t| t.starts_with(word.chars().next().unwrap()) && **t != dead)
                 .map(|t| (t.clone().into_bytes(), 7)).take(limit).collect();
