@@ -96,6 +96,12 @@ fn a_copy_of_a_data_directory_is_refused_beside_its_original() {
         node.until_it_answers();
         node.ask_until_success(&json!({"command": "INCR", "key": "n"}));
     }
+    // A node that has not heard the original yet takes the first that calls: OPERATIONS.md says what may be lost then.
+    for node in [&nodes[0], &nodes[2]] {
+        eventually("the original is heard", Duration::from_secs(20), || {
+            node.ask(&json!({"command": "CLUSTER"}))["result"]["nodes"][1]["heard_ms_ago"].is_u64()
+        });
+    }
     let refusals = || {
         let figure = |node: &support::cluster::Node| {
             node.ask(&json!({"command": "INFO"}))["result"]["peers"]["refused_stranger"].as_u64()
