@@ -184,23 +184,27 @@ fn replicas_of<'s>(status: &'s Value, id: &str) -> Vec<&'s Value> {
     replicas.filter(|replica| replica["node"] == id).collect()
 }
 
-/// Sends a command; an error reply ends the subcommand with its text.
 /// ADD_NODE, asked again for a moment while it is refused: a node that was started just before may not have asked to join yet.
 fn ask_to_add(client: &mut Client, node: &str) -> Result<(), Fatal> {
     let begun = Instant::now();
     // What is no name of a node is refused for good.
     let may_come = !node.contains(':') || peers::parse(node).is_ok();
     loop {
-        let asked = ask(client, &json!({ "command": "ADD_NODE", "node": node }));
-        if asked.is_ok() || !may_come || begun.elapsed() > ADD_AGAIN_FOR {
-            return asked;
+        let reply = client.send_command(&json!({ "command": "ADD_NODE", "node": node })).map_err(failed)?;
+        let is_early = may_come && reply["code"] == "BAD_REQUEST" && begun.elapsed() < ADD_AGAIN_FOR;
+        if !is_early {
+            return judge(&reply);
         }
         std::thread::sleep(LOOK_EVERY);
     }
 }
 
+/// Sends a command; an error reply ends the subcommand with its text.
 fn ask(client: &mut Client, command: &Value) -> Result<(), Fatal> {
-    let reply = client.send_command(command).map_err(failed)?;
+    judge(&client.send_command(command).map_err(failed)?)
+}
+
+fn judge(reply: &Value) -> Result<(), Fatal> {
     if reply["status"] == "success" {
         return Ok(());
     }

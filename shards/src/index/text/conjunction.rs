@@ -166,8 +166,6 @@ struct Opened<'a, 'p> {
     optional_bound: i64,
     /// The end of the range whose bound was found last.
     bounded_to: u32,
-    /// The lengths in a byte each, where [`PairSieve`] judges by them.
-    short: Option<&'a [u8]>,
 }
 
 /// Offers a part's documents from `from` on, until the budget is spent; returns where to go on, or [`END`].
@@ -180,7 +178,7 @@ pub(super) fn search(
 ) -> u32 {
     offering.units.spend(plan.required.len() as u64 * 8);
     let Some(mut opened) = Opened::new(plan, open, from) else { return END };
-    if opened.short.is_some() && meeting.sieve.is_none() {
+    if plan.is_pair() && meeting.sieve.is_none() {
         let weigher = |n: usize| plan.required[n].weigher;
         meeting.sieve =
             weigher(0).zip(weigher(1)).and_then(|(first, second)| PairSieve::new([first, second]));
@@ -293,12 +291,7 @@ impl<'a, 'p> Opened<'a, 'p> {
             lengths: open.lengths(plan.field),
             occurrences: Occurrences::new(plan.terms.len()),
         });
-        let short = match required[0].lengths {
-            Lengths::Sealed(short, _) if plan.is_pair() => Some(short),
-            _ => None,
-        };
         let mut opened = Self {
-            short,
             order,
             phrases: phrases.collect(),
             optional_bound: optional
@@ -377,7 +370,7 @@ impl<'a, 'p> Opened<'a, 'p> {
     /// Finds the documents that all required lists hold among what is left of the leader's block, with their scores, and
     /// moves the leader behind the block. Some that do not reach the threshold are left out.
     fn meet_block(&mut self, meeting: &mut Meeting, threshold: i64, units: &mut Units) {
-        let Self { required, order, norms, short, .. } = self;
+        let Self { required, order, norms, .. } = self;
         let Meeting { places, documents, frequencies, scores, met, sieve } = meeting;
         let leader = &mut required[order[0]];
         let taken = leader.cursor.take_below(END);
@@ -395,7 +388,7 @@ impl<'a, 'p> Opened<'a, 'p> {
             met.clear();
             leg.cursor.meet(documents, places, met);
             units.spend(met.len() as u64 + 8);
-            if let (Some(short), Some(sieve)) = (*short, sieve.as_mut()) {
+            if let (Lengths::Sealed(short, _), Some(sieve)) = (leg.lengths, sieve.as_mut()) {
                 sieve.need(threshold);
                 // The sieve knows the terms as the query names them.
                 let is_swapped = order[0] > *n;

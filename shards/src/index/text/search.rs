@@ -336,7 +336,7 @@ impl Search {
 
     fn run(&mut self, units: &mut Units, accept: &mut Accept<'_>) -> bool {
         let Self { view, plan, best, held, order, part, next, .. } = self;
-        let Tables { sums, meeting } = held.tables();
+        let Tables { sums, meeting } = &mut held.tables;
         if order.is_empty() {
             *order = plan.order(view, units);
         }

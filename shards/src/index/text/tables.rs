@@ -25,28 +25,22 @@ impl Spare {
         let mut tables = self.0.borrow_mut().pop().unwrap_or_default();
         tables.sums.begin();
         tables.meeting.begin();
-        Held { tables: Some(tables), spare: self.clone() }
+        Held { tables, spare: self.clone() }
     }
 }
 
 /// Tables in use; they go back when this is dropped.
 #[derive(Debug)]
 pub(super) struct Held {
-    tables: Option<Tables>,
+    pub(super) tables: Tables,
     spare: Spare,
-}
-
-impl Held {
-    pub(super) fn tables(&mut self) -> &mut Tables {
-        self.tables.as_mut().expect("they are held until the end")
-    }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         let mut spare = self.spare.0.borrow_mut();
         if spare.len() < SPARE_MAX {
-            spare.extend(self.tables.take());
+            spare.push(std::mem::take(&mut self.tables));
         }
     }
 }
