@@ -509,3 +509,30 @@ fn golden_statistics() {
         assert!(Stats::decode(&bytes[..length]).is_err());
     }
 }
+
+/// Two required words, whichever leads: the best few are the first of all.
+#[test]
+fn pairs_of_required_words_lose_nothing_to_the_sieve() {
+    let mut index = TextIndex::new();
+    assert!(index.add_field(super::WHOLE, crate::index::analyze::AnalyzerKind::Standard));
+    for n in 0..6000u32 {
+        let (rare, often) = if n % 7 == 0 { (1 + n % 5, 1 + n % 6) } else { (n % 2 * 2, n % 3) };
+        let words = [("alpha ", rare), ("beta ", often), ("filler ", n % 40)];
+        let text: String = words.iter().map(|(word, count)| word.repeat(*count as usize)).collect();
+        index.put(format!("k{n:05}").as_bytes(), format!("\"{text}\"").as_bytes(), &mut Units::new(0));
+    }
+    while index.has_work() {
+        index.work(&mut Units::new(20_000));
+    }
+    for text in ["+alpha +beta", "+beta +alpha"] {
+        let fields = index.query_fields();
+        let query = CompiledQuery::new(&crate::index::query::parse(text, &|_| false), &fields, &fields);
+        let best = |limit: usize| {
+            let (view, stats) = index.pin(&query);
+            let mut search = Search::new(view, &query, &stats, Model::Bm25, limit).unwrap();
+            while !search.step(&mut Units::new(4096), &mut |_| true) {}
+            search.into_hits()
+        };
+        assert_eq!(best(10), best(10_000)[..10], "{text}");
+    }
+}
